@@ -1,0 +1,1 @@
+"""Everything outside: traces, stores and feeds."""
