@@ -1,0 +1,89 @@
+"""The only file that knows numba: `@kernel` marks a plain function that the twin compiles and the gateway may not.
+
+While numba is not loaded, or with BASELOAD_JIT=0, `@kernel` returns the plain Python function, so that a gateway worker
+or `--help` pays for nothing. `enable()` loads numba; call it before the modules with kernels are first imported.
+
+Numba's on-disk cache does not see edits in a *callee's* file, so the folder's name carries a hash of the sources of all
+compiled rooms: an edit anywhere in them starts a fresh folder, and an unchanged tree starts warm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COMPILED_ROOMS = ("policies", "simulate", "jit.py")
+
+
+def sources_digest() -> str:
+    """Return a hash over the sources that are compiled, and the versions that compile them."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    digest.update(sys.version.encode())
+    for room in COMPILED_ROOMS:
+        path = root / room
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in files:
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Return where compiled code is kept between runs; it may be deleted at any time."""
+    base = os.environ.get("BASELOAD_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "baseload" / "jit" / sources_digest()
+
+
+def enable() -> bool:
+    """Load numba, with its cache in our folder; return whether kernels are compiled from here on."""
+    if os.environ.get("BASELOAD_JIT") == "0":
+        return False
+    if "numba" not in sys.modules:
+        os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+        folder = cache_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+        except OSError:
+            os.environ["BASELOAD_JIT_NO_CACHE"] = "1"  # read-only home: compile in memory
+        import numba
+
+        numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR", "")
+    return True
+
+
+def compiled() -> bool:
+    """Say whether `@kernel` compiles in this process."""
+    return "numba" in sys.modules and os.environ.get("BASELOAD_JIT") != "0"
+
+
+def kernel(function: F) -> F:
+    """Mark `function` as compilable: compiled when numba is loaded, the plain function otherwise.
+
+    No fastmath, so that both forms agree bit for bit.
+    """
+    if not compiled():
+        return function
+    import numba
+
+    cache = "BASELOAD_JIT_NO_CACHE" not in os.environ
+    wrapped: F = numba.njit(cache=cache, nogil=True, error_model="numpy")(function)
+    return wrapped
+
+
+def kernel_inline(function: F) -> F:
+    """Like `kernel`, for small helpers: LLVM is told to inline them into their caller."""
+    if not compiled():
+        return function
+    import numba
+
+    cache = "BASELOAD_JIT_NO_CACHE" not in os.environ
+    wrapped: F = numba.njit(cache=cache, nogil=True, error_model="numpy", forceinline=True)(function)
+    return wrapped
