@@ -1,0 +1,66 @@
+# Few words. `make demo` and `make test` need nothing but python3 (3.11 to 3.14) and make.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PY := .venv/bin/python
+
+DEMO_FLEET ?= examples/three-sites/fleet.yaml
+DEMO_TRACE ?= azure-conv
+DEMO_OUT ?= runs/demo
+N ?= 100000
+PYTEST_ARGS ?=
+
+.PHONY: help venv venv-run demo test check bench accuracy fuzz docs lock clean
+
+help:
+	@echo 'make demo               simulate examples/three-sites on a real trace; writes runs/demo/report.html'
+	@echo 'make test               run the tests; says at the end what was skipped and why'
+	@echo 'make check              ruff, mypy --strict, import contract, house rules'
+	@echo 'make bench              speed, in CPU seconds and as ratios (QUICK=1 for a short look)'
+	@echo 'make accuracy [DATA=D]  errors against measured data; D holds the data that may not ship'
+	@echo 'make fuzz [N=100000]    mutated fleet files and traces: an error or a run, never a traceback'
+	@echo 'make docs               write docs/reference from the code'
+	@echo 'make venv               only set up .venv        make lock   resolve the two lock files anew'
+
+venv:
+	@scripts/setup.sh dev
+
+venv-run:
+	@scripts/setup.sh run
+
+demo: venv-run
+	rm -rf $(DEMO_OUT) $(DEMO_OUT).partial
+	.venv/bin/baseload simulate $(DEMO_FLEET) --trace $(DEMO_TRACE) --out $(DEMO_OUT)
+
+test: venv
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+check: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) -m pytest -q -p no:cacheprovider tests/test_tidy.py
+
+bench: venv-run
+	$(PY) bench/run.py $(if $(QUICK),--quick)
+
+accuracy: venv-run
+	$(PY) -m baseload.app.accuracy $(if $(DATA),--data $(DATA))
+
+fuzz: venv
+	$(PY) -m tests.fuzz.run --count $(N)
+
+docs: venv-run
+	$(PY) -m baseload.app.docs
+
+# Resolves pyproject.toml as of [tool.uv] exclude-newer. uv.lock itself stays out of the repository:
+# it names the hosts it was resolved from; the exported files hold names, versions and hashes only.
+lock:
+	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
+	uv lock
+	uv export -q --format requirements-txt --no-header --no-emit-project --no-default-groups --group build \
+		-o requirements.lock
+	uv export -q --format requirements-txt --no-header --no-emit-project --all-groups -o requirements-dev.lock
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache build dist
