@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-COMPILED_ROOMS = ("policies", "simulate", "jit.py")
+COMPILED_ROOMS = ("policies", "simulate", "jit.py", "records.py", "units.py")
+EXTRA_SOURCES: dict[str, str] = {}
+"""Digests of an operator's own policy files, by name: they are compiled into the kernel, so the cache must know them."""
 
 
 def sources_digest() -> str:
@@ -32,6 +34,8 @@ def sources_digest() -> str:
         for file in files:
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
+    for name, file_digest in sorted(EXTRA_SOURCES.items()):
+        digest.update(f"{name}={file_digest}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -78,12 +82,11 @@ def kernel(function: F) -> F:
     return wrapped
 
 
-def kernel_inline(function: F) -> F:
-    """Like `kernel`, for small helpers: LLVM is told to inline them into their caller."""
+def kernel_uncached(function: F) -> F:
+    """Compile a function from outside the package; it is cached only as a part of the kernel that calls it."""
     if not compiled():
         return function
     import numba
 
-    cache = "BASELOAD_JIT_NO_CACHE" not in os.environ
-    wrapped: F = numba.njit(cache=cache, nogil=True, error_model="numpy", forceinline=True)(function)
+    wrapped: F = numba.njit(nogil=True, error_model="numpy")(function)
     return wrapped

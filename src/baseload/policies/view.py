@@ -46,3 +46,12 @@ class Columns(NamedTuple):
     kv_free_ratio: Column  # (replica,) float64: as last scraped
     cost_per_mtok: Column  # (replica,) float64: marginal cost of a million tokens there now
     carbon_g_per_mtok: Column  # (replica,) float64: grams CO2 of a million tokens there now
+
+
+class Tunables(NamedTuple):
+    """Numbers of the fleet file's `policy` section that the rules may use."""
+
+    load_guard: float
+    admit_factor: float
+    target_utilisation: float
+    scale_down_s: float
