@@ -55,10 +55,8 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_secrets_or_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide settings of whoever runs the tests, so that the same tests say the same everywhere."""
-    for name in [name for name in os.environ if name.startswith("BASELOAD_") and name != "BASELOAD_DATA"]:
-        monkeypatch.delenv(name)
+def _same_terminal_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw tables for the same plain terminal, whoever runs the tests and wherever."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
 
