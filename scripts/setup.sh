@@ -31,7 +31,8 @@ find_python() {
             return
         fi
     done
-    fail "Python 3.11, 3.12, 3.13 or 3.14 is needed, and ${PYTHON:-python3} is $(${PYTHON:-python3} --version 2>&1 || true)." \
+    found=$(${PYTHON:-python3} --version 2>/dev/null || echo "not there")
+    fail "Python 3.11, 3.12, 3.13 or 3.14 is needed, and ${PYTHON:-python3} is $found." \
         "Install one (Debian, Ubuntu: apt install python3.11 python3.11-venv; macOS: brew install python@3.12)," \
         "or name one: make PYTHON=/path/to/python3.12 ..."
 }
