@@ -253,8 +253,9 @@ def _read(name: str) -> bytes:
 def _find(kind: str, key: str, asked: str, table: Mapping[str, T], keys: Mapping[str, str]) -> T:
     if key in keys:
         return table[keys[key]]
-    near = dict.fromkeys(keys[match] for match in get_close_matches(key, keys, n=5, cutoff=0.5))
-    mend = f"did you mean {', '.join(near)}?" if near else f"`baseload catalog {kind}s` lists them"
+    near = dict.fromkeys(keys[match] for match in get_close_matches(key, keys, n=5, cutoff=0.6))
+    listed = "sites" if kind == "place" else f"{kind}s"
+    mend = f"did you mean {', '.join(near)}?" if near else f"`baseload catalog {listed}` lists them"
     raise CatalogError(f"the catalogue has no {kind} {asked!r}; {mend}")
 
 

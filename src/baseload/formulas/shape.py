@@ -329,11 +329,12 @@ def decode_flops_per_token(shape: ModelShape, context: float) -> float:
     >>> round(decode_flops_per_token(llama_8b, 1024) / 1e9, 2)
     15.55
     """
-    read = min(context, shape.index_topk) if shape.index_topk else context
+    attended = context + 1.0  # those before it, and itself
+    read = min(attended, shape.index_topk) if shape.index_topk else attended
     width = 2 * shape.kv_lora_rank + shape.qk_rope_head_dim if shape.kv_lora_rank else 2 * shape.head_dim
     scores = 2.0 * shape.n_heads * width * full_layers(shape) * read
-    windowed = min(context, shape.sliding_window_tokens)
-    return 2.0 * active_parameters(shape) + scores + _other_attention_flops(shape, context, windowed, 1.0)
+    windowed = min(attended, shape.sliding_window_tokens)
+    return 2.0 * active_parameters(shape) + scores + _other_attention_flops(shape, attended, windowed, 1.0)
 
 
 def _other_attention_flops(shape: ModelShape, attended: float, windowed: float, n_tokens: float) -> float:
