@@ -128,7 +128,12 @@ def ecologits_gpus(total_parameters_b: float, bits: int = 16, gpu_gb: float = 80
 
 
 def ecologits_request_wh(
-    output_tokens: float, active_parameters_b: float, total_parameters_b: float, *, pue: float, batch: float = 64.0
+    output_tokens: float,
+    active_parameters_b: float,
+    total_parameters_b: float,
+    *,
+    pue: float,
+    batch: float = 64.0,
 ) -> float:
     """Return EcoLogits' Wh at the meter for one request: its GPUs, and its share of the server, times PUE.
 

@@ -104,7 +104,9 @@ def ladder(raw_mw: Mapping[str, float], reasons: Mapping[str, str] | None = None
     for name in RUNGS:
         raw = float(raw_mw.get(name, above))
         mw, excess = min(raw, above), max(0.0, raw - above)
-        rungs.append(Rung(name=name, raw_mw=raw, mw=mw, lost_mw=above - mw, reason=why[name], excess_mw=excess))
+        rungs.append(
+            Rung(name=name, raw_mw=raw, mw=mw, lost_mw=above - mw, reason=why[name], excess_mw=excess)
+        )
         above = mw
     return rungs
 
@@ -170,7 +172,7 @@ def _rates(rungs: Sequence[Rung], known: Mapping[str, float], per_mw: float) -> 
         rate = known.get(rung.name, below_rate + (rung.mw - below_mw) * extra_per_mw)
         rates.append(rate)
         below_mw, below_rate = rung.mw, rate
-        if rung is lowest or rung.name in known:
+        if rung.name in known:
             extra_per_mw = per_mw
     return rates[::-1]
 

@@ -68,7 +68,9 @@ def straight_line_depreciation(capex: float, years: float, salvage: float = 0.0)
     return (capex - salvage) / years
 
 
-def after_tax_cash(revenue: float, opex: float, depreciation: float, tax_rate: float, capex: float = 0.0) -> float:
+def after_tax_cash(
+    revenue: float, opex: float, depreciation: float, tax_rate: float, capex: float = 0.0
+) -> float:
     """Return a year's cash: (revenue - opex)(1 - tax) + tax * depreciation - capex.
 
     >>> after_tax_cash(100.0, opex=40.0, depreciation=20.0, tax_rate=0.25)
@@ -155,7 +157,10 @@ def billed_demand_kw(
     425000.0
     """
     assert min(peak_kw, contract_kw, past_peak_kw) >= 0.0, (peak_kw, contract_kw, past_peak_kw)
-    assert 0.0 <= minimum_bill_ratio <= 1.0 and 0.0 <= ratchet_ratio <= 1.0, (minimum_bill_ratio, ratchet_ratio)
+    assert 0.0 <= minimum_bill_ratio <= 1.0 and 0.0 <= ratchet_ratio <= 1.0, (
+        minimum_bill_ratio,
+        ratchet_ratio,
+    )
     return max(peak_kw, ratchet_ratio * past_peak_kw, minimum_bill_ratio * contract_kw)
 
 
@@ -175,7 +180,11 @@ def take_or_pay_cost(used: float, committed: float, unit_price: float, floor_rat
     >>> take_or_pay_cost(60.0, committed=100.0, unit_price=2.0, floor_ratio=0.8)
     160.0
     """
-    assert min(used, committed, unit_price) >= 0.0 and 0.0 <= floor_ratio <= 1.0, (used, committed, floor_ratio)
+    assert min(used, committed, unit_price) >= 0.0 and 0.0 <= floor_ratio <= 1.0, (
+        used,
+        committed,
+        floor_ratio,
+    )
     return max(used, floor_ratio * committed) * unit_price
 
 
