@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import combinations
 from math import asin, cos, radians, sin, sqrt
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -254,3 +255,19 @@ def test_the_catalogue_loads_without_heavy_imports():
         "c.place('oslo'); sys.exit(bool({'numpy', 'numba', 'duckdb'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_documentation_lists_every_guess():
+    """docs/catalogue.md names each accelerator's and place's modelled figures, and every model."""
+    text = (Path(__file__).parents[2] / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for a in catalog.accelerators().values():
+        row = f"| `{a.accelerator_id}` | {', '.join(catalog.modelled_figures(a.provenance))} |"
+        assert row in lines, f"docs/catalogue.md should say: {row}"
+    for p in catalog.places().values():
+        guesses = f" {', '.join(catalog.modelled_figures(p.provenance)) or '-'} |"
+        assert any(line.startswith(f"| `{p.place_id}` |") and line.endswith(guesses) for line in lines), (
+            p.place_id
+        )
+    for model_id in catalog.models():
+        assert f"| `{model_id}` |" in text, model_id
