@@ -34,12 +34,12 @@ demo: venv-run
 test: venv
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-check: venv
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
-	$(PY) -m pytest -q -p no:cacheprovider tests/test_tidy.py
+check: venv  # all five, even when an early one fails
+	@failed=; \
+	for step in "ruff check ." "ruff format --check --diff ." mypy lint-imports "python -m pytest -q tests/test_tidy.py"; do \
+		echo "== $$step"; .venv/bin/$$step || failed="$$failed [$$step]"; \
+	done; \
+	test -z "$$failed" || { echo "make check failed:$$failed" >&2; exit 1; }
 
 bench: venv-run
 	$(PY) bench/run.py $(if $(QUICK),--quick)
