@@ -163,17 +163,21 @@ def with_tokens(
 
 
 def _rates(rungs: Sequence[Rung], known: Mapping[str, float], per_mw: float) -> list[float]:
-    # From the bottom: each unknown rung is the one below plus its extra MW at the declared mix.
+    # From the bottom: each unknown rung is the one below plus its extra MW at the declared mix. Below all known
+    # ones it is its share of the lowest known one.
     lowest = next((rung for rung in reversed(rungs) if rung.name in known and rung.mw > 0.0), None)
-    below_per_mw = known[lowest.name] / lowest.mw if lowest else per_mw
     rates: list[float] = []
-    below_mw, below_rate, extra_per_mw = 0.0, 0.0, below_per_mw
+    below_mw, below_rate, below_all_known = 0.0, 0.0, lowest is not None
     for rung in reversed(rungs):
-        rate = known.get(rung.name, below_rate + (rung.mw - below_mw) * extra_per_mw)
+        below_all_known = below_all_known and rung.name not in known
+        if rung.name in known:
+            rate = known[rung.name]
+        elif below_all_known and lowest:
+            rate = known[lowest.name] * (rung.mw / lowest.mw)
+        else:
+            rate = below_rate + (rung.mw - below_mw) * per_mw
         rates.append(rate)
         below_mw, below_rate = rung.mw, rate
-        if rung.name in known:
-            extra_per_mw = per_mw
     return rates[::-1]
 
 

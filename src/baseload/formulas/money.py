@@ -8,6 +8,7 @@ float64 arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import expm1, log1p
 
 from baseload.formulas.elementwise import Real, holds, larger
 from baseload.units import HOURS_PER_YEAR, S_PER_HOUR, TOKENS_PER_MTOK
@@ -22,10 +23,9 @@ def capital_recovery_factor(rate: float, years: float) -> float:
     (0.25046, 0.2)
     """
     assert rate >= 0.0 and years > 0.0, (rate, years)
-    if rate * years < 1e-9:
+    if rate * years < 1e-12:
         return 1.0 / years
-    growth: float = (1.0 + rate) ** years
-    return rate * growth / (growth - 1.0)
+    return rate / -expm1(-years * log1p(rate))  # the same, and exact for small rates
 
 
 def annualised_cost(capex: float, rate: float, years: float, salvage: float = 0.0) -> float:
@@ -229,10 +229,10 @@ def split_by_seconds(
     busy_s = prefill_s + decode_s
     if busy_s == 0.0:
         return 0.0, 0.0
-    per_second = cost / busy_s * TOKENS_PER_MTOK
+    million = cost * TOKENS_PER_MTOK
     return (
-        per_second * prefill_s / input_tokens if prefill_s else 0.0,
-        per_second * decode_s / output_tokens if decode_s else 0.0,
+        million * (prefill_s / busy_s) / input_tokens if prefill_s else 0.0,
+        million * (decode_s / busy_s) / output_tokens if decode_s else 0.0,
     )
 
 
