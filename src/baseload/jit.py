@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COMPILED_ROOMS = ("policies", "simulate", "jit.py", "records.py", "units.py")
 EXTRA_SOURCES: dict[str, str] = {}
-"""Digests of an operator's own policy files, by name: they are compiled into the kernel, so the cache must know them."""
+"""Digests of an operator's own policy files, by name: compiled into the kernel, so the cache must know them."""
 
 
 def sources_digest() -> str:
@@ -89,4 +89,14 @@ def kernel_uncached(function: F) -> F:
     import numba
 
     wrapped: F = numba.njit(nogil=True, error_model="numpy")(function)
+    return wrapped
+
+
+def inlined(function: F) -> F:
+    """Like `kernel`, inlined where it is called: for hot functions with many arrays and one call site."""
+    if not compiled():
+        return function
+    import numba
+
+    wrapped: F = numba.njit(nogil=True, error_model="numpy", inline="always")(function)
     return wrapped

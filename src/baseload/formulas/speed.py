@@ -71,6 +71,7 @@ class SpeedConstants:
         return cls(**{name: float(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, float]:
+        """Return the constants by name, as a fleet file holds them."""
         return asdict(self)
 
 

@@ -59,6 +59,7 @@ class Parallelism:
 
     @property
     def accelerators(self) -> int:
+        """Return how many accelerators one replica occupies."""
         return self.tp * self.pp * self.dp
 
 

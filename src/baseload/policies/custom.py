@@ -37,7 +37,7 @@ def install(spec: str, base_folder: Path, digests: dict[str, str]) -> None:
     pinned = digests.get(name)
     if pinned is not None and pinned != digest:
         raise PolicyError(
-            f"policy.digest.{name}: the file's SHA-256 is {digest}, not {pinned}; check the file, then update the digest"
+            f"policy.digest.{name}: the file's SHA-256 is {digest}, not {pinned}; check the file, then renew the digest"
         )
     if "baseload.simulate.kernel" in sys.modules and jit.EXTRA_SOURCES.get(name) != digest:
         raise PolicyError(
