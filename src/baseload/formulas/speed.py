@@ -40,18 +40,18 @@ VISIBLE_MEMORY = (
 class SpeedConstants:
     """What datasheets do not say, in twelve numbers; the defaults are the published fit (docs/accuracy.md)."""
 
-    memory_efficiency: float = 0.885  # of the datasheet's bandwidth, reading weights
-    math_efficiency: float = 0.69  # of the datasheet's dense FLOPs, matrix products of a dense layer
-    expert_math_ratio: float = 0.385  # the grouped products of experts, relative to that
-    attention_efficiency: float = 0.525  # of bandwidth and FLOPs, attention over the context
-    activation_passes: float = 14.5  # times a layer moves its hidden states through memory
-    layer_s: float = 50e-6  # launches, norms, rotary, host: per layer and step
-    extra_layer_s: float = 26e-6  # on top: routing and permutation of a mixture; low-rank projections of MLA
-    collective_s: float = 12e-6  # latency of one collective over 8 accelerators; grows with log2 of the group
-    first_token_s: float = 9.5e-3  # tokenising, HTTP, detokenising
-    first_token_steps: float = 7.0  # closed loop: steps between a free seat and the first chunk
-    queued_prefill: float = 0.029  # closed loop: share of others' prefill met while queueing, chunked prefill
-    queued_prefill_alone: float = 0.36  # the same for engines that run prefill in steps of its own
+    memory_efficiency: float = 0.902  # of the datasheet's bandwidth, reading weights
+    math_efficiency: float = 0.699  # of the datasheet's dense FLOPs, matrix products of a dense layer
+    expert_math_ratio: float = 0.387  # the grouped products of experts, relative to that
+    attention_efficiency: float = 0.534  # of bandwidth and FLOPs, attention over the context
+    activation_passes: float = 14.6  # times a layer moves its hidden states through memory
+    layer_s: float = 50.6e-6  # launches, norms, rotary, host: per layer and step
+    extra_layer_s: float = 26.5e-6  # on top: routing and permutation of a mixture; low-rank projections of MLA
+    collective_s: float = 12.3e-6  # latency of one collective over 8 accelerators; grows with log2 of the group
+    first_token_s: float = 9.24e-3  # tokenising, HTTP, detokenising
+    first_token_steps: float = 6.79  # closed loop: steps between a free seat and the first chunk
+    queued_prefill: float = 0.0289  # closed loop: share of others' prefill met while queueing, chunked prefill
+    queued_prefill_alone: float = 0.363  # the same for engines that run prefill in steps of its own
 
     def __post_init__(self) -> None:
         assert all(np.isfinite(v) and v >= 0.0 for v in asdict(self).values()), self
