@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baseload.formulas import power
 
-# Frontier as ExaDigiT/RAPS describes it (config/frontier.yaml at 6490d3a, Apache-2.0/MIT): 74 racks of 128 nodes.
+# Frontier as ExaDigiT/RAPS describes it (config/frontier.yaml at 6490d3a): 74 racks of 128 nodes.
 RACKS, NODES_PER_RACK, NODES_PER_RECTIFIER, SWITCHES_PER_RACK, CDUS = 74, 128, 4, 32, 25
 NODES = RACKS * NODES_PER_RACK
 MEMORY_W, NIC_W, NVME_W, SWITCH_W, CDU_W = 74.26, 4 * 20.0, 30.0, 250.0, 8473.47

@@ -13,7 +13,7 @@ from baseload.formulas import training
 # and 419 not, and effective training time above 90 %.
 GPUS, DAYS, UNPLANNED, PLANNED, EFFECTIVE = 16_384, 54.0, 419, 47, 0.90
 
-# Table 5 of the paper: what the 419 were. Rates per 1,000 GPU-days as published by third parties from it.
+# The paper's table of what the 419 were; rates per 1,000 GPU-days from glennklockwood.com (component reliability).
 CAUSES = {
     "faulty GPU": (148, 0.16728), "GPU HBM3": (72, 0.08138), "software": (54, 0.06104),
     "switch or cable": (35, 0.03956), "host maintenance": (32, 0.03617), "GPU SRAM": (19, 0.02148),
