@@ -197,7 +197,7 @@ def _power_warnings(notes: Notes, at: Path, site: Site, day: date, racks_mw: flo
         )
     if dates.announced_mw(site, day) > 0 and dates.energised_mw(site, day) == 0:
         notes.warning((*at, "grid"), f"power is announced, and none is energised on {day}")
-    for later in dates.milestones(site):
+    for later in sorted(rack.in_service for rack in site.racks.values() if rack.in_service is not None):
         then = dates.site_on(site, later)
         if later > day and resolve.racks_power_mw(then) > dates.drawable_mw(site, later) + _SLACK:
             notes.warning(
