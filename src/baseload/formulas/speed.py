@@ -188,20 +188,20 @@ def prefill_attention_s(costs: StepCosts, n_tokens: int, context: int) -> float:
 
 
 def time_parts_s(work: StepWork, constants: SpeedConstants, n_tokens: Any) -> tuple[Any, Any, Any]:
-    """Return the seconds a step of `n_tokens` waits for memory, for arithmetic, and for launches and links.
+    """Return the seconds a step of `n_tokens` waits for memory and links, for arithmetic, and for launches.
 
     The three add up: kernels of one step run one after the other and overlap little.
     """
     c = constants
     touched = 1.0 - (1.0 - work.expert_hit) ** (n_tokens / work.micro_batches)
     read = work.attention_read_s + work.dense_read_s + work.experts_read_s * touched
-    memory_s = read / c.memory_efficiency + work.activation_s * c.activation_passes * n_tokens
+    moved = work.activation_s * c.activation_passes + work.wire_s
+    memory_s = read / c.memory_efficiency + moved * n_tokens
     dense = work.attention_math_s + work.dense_math_s + work.experts_math_s / c.expert_math_ratio
     math_s = dense * n_tokens / c.math_efficiency
     extra_layers = work.n_moe_layers + work.n_latent_layers
     launch_s = work.n_layers * c.layer_s + extra_layers * c.extra_layer_s
-    launch_s = launch_s + work.hops / 3.0 * c.collective_s + work.wire_s * n_tokens
-    return memory_s, math_s, launch_s
+    return memory_s, math_s, launch_s + work.hops / 3.0 * c.collective_s
 
 
 def base_step_s(work: StepWork, constants: SpeedConstants, n_tokens: Any) -> Any:
