@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 _TEMPLATE = """\
 # A fleet of two small sites. Change it, then:
 #   baseload check {name}.yaml
 #   baseload simulate {name}.yaml --trace azure-conv --out runs/first
-# Every key, with its unit and default: docs/reference/fleet.md. Names of hardware, models and places: `baseload catalog`.
+# Every key, with its unit and default: docs/reference/fleet.md. Hardware, models and places: `baseload catalog`.
 baseload: 1            # version of this format
 name: {name}
 
@@ -83,9 +85,10 @@ failures:              # 0 turns a kind off
 
 
 def template(name: str = "my-fleet") -> str:
-    """Return a commented fleet file of that name.
+    """Return a commented fleet file of that name; what a name may not hold becomes a dash.
 
     >>> template("demo").splitlines()[5]
     'name: demo'
     """
-    return _TEMPLATE.format(name=name)
+    allowed = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64]
+    return _TEMPLATE.format(name=allowed or "my-fleet")

@@ -156,6 +156,7 @@ class _Walker:
     def __init__(self, root: Node) -> None:
         self.root = root
         self.problems: list[Problem] = []
+        self.seen: set[tuple[int, int]] = set()  # an alias leads to the same node: told once
 
     def note(self, path: Path, what: str, mend: str = "") -> None:
         file, line = locate(self.root, path)
@@ -164,8 +165,9 @@ class _Walker:
 
     def value(self, node: Node, kind: inspect.Type, path: Path) -> None:
         """Note what is wrong with one value and all below it."""
-        if len(self.problems) > MAX_PROBLEMS:
+        if len(self.problems) > MAX_PROBLEMS or (id(node), id(kind)) in self.seen:
             return
+        self.seen.add((id(node), id(kind)))
         kind = choose(kind, node)
         if isinstance(kind, inspect.NoneType):
             return
