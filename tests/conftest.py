@@ -68,9 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse a BASELOAD_DATA that is no folder, and make room for the list of what was not run."""
     folder = os.environ.get("BASELOAD_DATA")
     if folder and not Path(folder).is_dir():
-        raise pytest.UsageError(
-            f"BASELOAD_DATA={folder}: no such folder; unset it, or name the data's folder"
-        )
+        raise pytest.UsageError(f"BASELOAD_DATA={folder}: no such folder; unset it, or name the data's folder")
     config.stash[NOT_RUN] = set()
 
 
@@ -78,10 +76,7 @@ NOT_RUN = pytest.StashKey[set[str]]()
 
 
 def _wants_data(item: pytest.Item) -> bool:
-    return (
-        "data_folder" in getattr(item, "fixturenames", ())
-        or item.get_closest_marker("needs_data") is not None
-    )
+    return "data_folder" in getattr(item, "fixturenames", ()) or item.get_closest_marker("needs_data") is not None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,9 +18,7 @@ HEAVY = {"numpy", "numba", "llvmlite", "duckdb", "jinja2", "scipy", "pandas"}
 def modules_after(code: str) -> set[str]:
     """Return the packages a fresh interpreter has loaded once it has run `code`."""
     program = f"import sys\n{code}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
-    answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(answer.stdout.splitlines()[-1].removeprefix("LOADED ").split())
 
 

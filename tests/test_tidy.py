@@ -123,9 +123,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def functions(
-    tree: ast.AST, prefix: str = ""
-) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Yield every function of a module or class with its dotted name; not those inside functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -168,9 +166,7 @@ def test_no_module_can_run_foreign_text_or_bytes():
     wrong = []
     for path, tree in sources().items():
         wrong += [
-            f"{path}:{line}: imports {name}"
-            for name, line in imported(tree)
-            if name.split(".")[0] in FORBIDDEN_MODULES
+            f"{path}:{line}: imports {name}" for name, line in imported(tree) if name.split(".")[0] in FORBIDDEN_MODULES
         ]
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
@@ -204,10 +200,7 @@ def test_nothing_listens_on_every_address():
 def test_no_star_imports():
     """Every imported name is spelled out."""
     wrong = [
-        f"{path}:{line}"
-        for path, tree in sources().items()
-        for name, line in imported(tree)
-        if name.endswith(".*")
+        f"{path}:{line}" for path, tree in sources().items() for name, line in imported(tree) if name.endswith(".*")
     ]
 
     assert not wrong, "\n".join(["", *wrong])
@@ -245,9 +238,7 @@ def test_the_shelf_imports_no_room():
 
 def test_every_room_has_its_import_contract():
     """A folder of the package that no contract in pyproject.toml speaks of cannot come in unseen."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     held = {module for contract in contracts for module in contract["source_modules"]}
     rooms = {f"baseload.{path.split('/')[0]}" for path in sources() if "/" in path}
 
@@ -322,9 +313,7 @@ def test_every_public_thing_says_what_it_is_for():
         wrong += [
             f"{path}::{node.name}"
             for node in tree.body
-            if isinstance(node, ast.ClassDef)
-            and not node.name.startswith("_")
-            and not ast.get_docstring(node)
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node)
         ]
         wrong += [
             f"{path}::{name}"

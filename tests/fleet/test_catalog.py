@@ -35,9 +35,7 @@ NVIDIA_SYSTEMS = {
     "rtx-pro-6000": (102641958912, 1.792e12, 4.678e14, 9.356e14, 1.8712e15, 600),
 }
 
-every_accelerator = pytest.mark.parametrize(
-    "a", catalog.accelerators().values(), ids=lambda a: a.accelerator_id
-)
+every_accelerator = pytest.mark.parametrize("a", catalog.accelerators().values(), ids=lambda a: a.accelerator_id)
 every_place = pytest.mark.parametrize("p", catalog.places().values(), ids=lambda p: p.place_id)
 
 
@@ -266,8 +264,6 @@ def test_the_documentation_lists_every_guess():
         assert row in lines, f"docs/catalogue.md should say: {row}"
     for p in catalog.places().values():
         guesses = f" {', '.join(catalog.modelled_figures(p.provenance)) or '-'} |"
-        assert any(line.startswith(f"| `{p.place_id}` |") and line.endswith(guesses) for line in lines), (
-            p.place_id
-        )
+        assert any(line.startswith(f"| `{p.place_id}` |") and line.endswith(guesses) for line in lines), p.place_id
     for model_id in catalog.models():
         assert f"| `{model_id}` |" in text, model_id

@@ -47,9 +47,7 @@ def test_market_and_location_agree_without_contracts(kwh: float, intensity: floa
     """Without a contract both methods agree; a clean one removes its share, all of it at most."""
     by_place = carbon.location_based_kg(kwh, intensity)
     assert carbon.market_based_kg(kwh, intensity) == pytest.approx(by_place)
-    assert carbon.market_based_kg(kwh, intensity, green_ratio=green) == pytest.approx(
-        (1 - green) * by_place, abs=1e-9
-    )
+    assert carbon.market_based_kg(kwh, intensity, green_ratio=green) == pytest.approx((1 - green) * by_place, abs=1e-9)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 1e6), st.floats(0.0, 1e6)), min_size=1, max_size=30), intensities)
@@ -65,9 +63,7 @@ def test_hourly_matching_is_never_kinder_than_yearly(hours: list[tuple[float, fl
 @given(energies, st.floats(0.0, 3.0), st.floats(1.0, 2.0), st.floats(0.0, 10.0))
 def test_water_counts_pue_once(kwh: float, on_site: float, pue: float, off_site: float):
     """On-site litres are per IT kWh, off-site per kWh at the meter."""
-    assert carbon.water_l(kwh, on_site, pue, off_site) == pytest.approx(
-        kwh * on_site + (kwh * pue) * off_site
-    )
+    assert carbon.water_l(kwh, on_site, pue, off_site) == pytest.approx(kwh * on_site + (kwh * pue) * off_site)
 
 
 def test_units():

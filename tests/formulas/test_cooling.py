@@ -49,9 +49,7 @@ def test_wet_bulb_of_published_points(temperature_c: float, humidity_pct: float,
         ("air_legacy", TEMPERATE, 0.5, 1.56, "Uptime Institute survey mean, 1.55-1.58"),
     ],
 )
-def test_pue_of_published_fleets(
-    kind: str, climate: NDArray[np.float64], load: float, published: float, whose: str
-):
+def test_pue_of_published_fleets(kind: str, climate: NDArray[np.float64], load: float, published: float, whose: str):
     """A year of our plants lies within 0.03 of the fleets they stand for (0.05 for the survey's mean room)."""
     ours = float(np.mean(cooling.pue(climate, load, PLANTS[kind])))
     assert ours == pytest.approx(published, abs=0.05 if kind == "air_legacy" else 0.03), whose
@@ -59,18 +57,14 @@ def test_pue_of_published_fleets(
 
 def test_part_load_of_the_survey_room():
     """The same legacy room at 30 % load is far worse than at 80 %: most surveyed rooms are half empty."""
-    worse, better = (
-        float(np.mean(cooling.pue(TEMPERATE, load, PLANTS["air_legacy"]))) for load in (0.3, 0.8)
-    )
+    worse, better = (float(np.mean(cooling.pue(TEMPERATE, load, PLANTS["air_legacy"]))) for load in (0.3, 0.8))
     assert worse - better > 0.15
 
 
 def test_liquid_saves_what_the_study_found():
     """Three quarters of the heat in liquid lowers PUE by 1-8 %; Vertiv and NVIDIA (ASME 2023) found 3.3 %."""
     air = float(np.mean(cooling.pue(TEMPERATE, 0.8, PLANTS["air"])))
-    liquid = float(
-        np.mean(cooling.pue(TEMPERATE, 0.8, cooling.with_liquid_share(PLANTS["direct_to_chip"], 0.75)))
-    )
+    liquid = float(np.mean(cooling.pue(TEMPERATE, 0.8, cooling.with_liquid_share(PLANTS["direct_to_chip"], 0.75))))
     assert 0.01 < 1 - liquid / air < 0.08
 
 
@@ -103,9 +97,7 @@ def test_pue_rises_at_part_load(kind: str, wetbulb: float, a: float, b: float):
 def test_two_numbers_hold_an_hour(kind: str, wetbulb: float, load: float):
     """Overhead is affine in load, so that a loop over many bins may carry two floats an hour."""
     fixed, per_it = cooling.overhead_parts(wetbulb, PLANTS[kind])
-    assert fixed + per_it * load == pytest.approx(
-        cooling.overhead_share(wetbulb, load, PLANTS[kind]), rel=1e-9
-    )
+    assert fixed + per_it * load == pytest.approx(cooling.overhead_share(wetbulb, load, PLANTS[kind]), rel=1e-9)
 
 
 @given(wetbulbs, loads, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
@@ -179,7 +171,5 @@ def test_wet_bulbs_of_measured_weather(data_folder: Path):
     """A year of hours in twelve zones: our wet bulb agrees with the published column to its rounding."""
     with gzip.open(data_folder / "grid" / "hourly_2023.csv.gz", "rt") as text:
         rows = [row for row in csv.DictReader(text) if row["wetbulb_c"]]
-    dry, humidity, wet = (
-        np.array([float(row[k]) for row in rows]) for k in ("temp_c", "rh_pct", "wetbulb_c")
-    )
+    dry, humidity, wet = (np.array([float(row[k]) for row in rows]) for k in ("temp_c", "rh_pct", "wetbulb_c"))
     assert np.abs(cooling.wetbulb_c(dry, humidity) - wet).max() < 0.06

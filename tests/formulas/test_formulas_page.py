@@ -10,16 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "formulas.md"
-MODULES = sorted(
-    path for path in (ROOT / "src" / "baseload" / "formulas").glob("*.py") if path.stem != "__init__"
-)
+MODULES = sorted(path for path in (ROOT / "src" / "baseload" / "formulas").glob("*.py") if path.stem != "__init__")
 
 
 def rows_of(section: str) -> set[str]:
     """Return the function names in the first column of the tables under `## section`."""
-    found = re.search(
-        rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
-    )
+    found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return set(re.findall(r"^\| `(\w+)` \|", found.group(1), re.MULTILINE)) if found else set()
 
 

@@ -18,9 +18,7 @@ rates = st.dictionaries(st.sampled_from(("racked", "healthy", "within_slo", "sol
 
 def test_a_campus_from_announcement_to_sale():
     """A 100 MW campus: each step with its loss, in the order and for the reason an owner would tell it."""
-    declared = ladder.it_equivalents(
-        {"announced": 100.0, "contracted": 60.0, "energised": 50.0}, pue_peak=1.25
-    )
+    declared = ladder.it_equivalents({"announced": 100.0, "contracted": 60.0, "energised": 50.0}, pue_peak=1.25)
     raw = declared | {
         "coolable": ladder.coolable_mw(50.0, 1.25, "N+1", 4),
         "racked": 24.0, "healthy": 23.5, "within_slo": 20.0, "sold": 15.0,
@@ -69,9 +67,7 @@ def test_tokens_never_rise_either(raw: dict[str, float], known: dict[str, float]
 def test_unracked_megawatts_use_the_declared_mix():
     """Power without racks is worth the mix; racks are worth what they did."""
     mix = ladder.mix_tokens_per_s_per_mw([1.0, 3.0], [2e6, 1e6])
-    rungs = ladder.ladder(
-        {"announced": 10.0, "coolable": 8.0, "racked": 5.0, "healthy": 5.0, "within_slo": 4.0}
-    )
+    rungs = ladder.ladder({"announced": 10.0, "coolable": 8.0, "racked": 5.0, "healthy": 5.0, "within_slo": 4.0})
     done = {r.name: r for r in ladder.with_tokens(rungs, {"racked": 7e6, "within_slo": 5e6}, mix)}
     assert mix == 1.25e6
     assert done["racked"].tokens_per_s == 7e6 and not done["racked"].modelled

@@ -32,9 +32,7 @@ def test_cost_of_a_thousand_gpus_for_five_years(price: float, watts: float, acqu
     """aiinframap's sheet: 1,024 GPUs at 70 %, PUE 1.2, $0.08/kWh: acquisition, and power over five years."""
     it_kwh = 1024 * watts / 1000 * 0.7 * 5 * 8760
     assert 1024 * price == acquired
-    assert money.energy_cost(power.site_power_kw(it_kwh, 1.2), price_per_mwh=80.0) == pytest.approx(
-        powered, rel=1e-3
-    )
+    assert money.energy_cost(power.site_power_kw(it_kwh, 1.2), price_per_mwh=80.0) == pytest.approx(powered, rel=1e-3)
 
 
 def test_cost_of_two_thousand_h100_nodes():
@@ -105,9 +103,7 @@ def test_split_parts_add_up(cost: float, prefill_s: float, decode_s: float, inpu
         cost, prefill_s=prefill_s, decode_s=decode_s, input_tokens=inputs, output_tokens=outputs
     )
     somebody = (prefill_s > 0 and inputs > 0) or (decode_s > 0 and outputs > 0)
-    assert (per_in * inputs + per_out * outputs) / 1e6 == pytest.approx(
-        cost if somebody else 0.0, rel=1e-6, abs=1e-9
-    )
+    assert (per_in * inputs + per_out * outputs) / 1e6 == pytest.approx(cost if somebody else 0.0, rel=1e-6, abs=1e-9)
 
 
 @given(amounts, st.floats(0.0, 1.0))

@@ -106,9 +106,7 @@ def test_token_energy_is_one_quantity_in_many_units(watts: float, tokens_per_s: 
     """J, Wh, kWh per million and tokens per kWh are the same fact; doubling both power and rate changes nothing."""
     joules = power.joules_per_token(watts, tokens_per_s)
     assert power.wh_per_token(watts, tokens_per_s) * 3600.0 == pytest.approx(joules)
-    assert power.kwh_per_million_tokens(watts, tokens_per_s) * power.tokens_per_kwh(joules) == pytest.approx(
-        1e6
-    )
+    assert power.kwh_per_million_tokens(watts, tokens_per_s) * power.tokens_per_kwh(joules) == pytest.approx(1e6)
     assert power.joules_per_token(2 * watts, 2 * tokens_per_s) == pytest.approx(joules)
     assert power.tokens_per_s_per_kw(tokens_per_s, watts / 1000.0) * joules == pytest.approx(1000.0)
 
@@ -117,9 +115,7 @@ def test_hours_at_once_equal_hours_one_by_one():
     """An array of hours gives what a loop over floats gives."""
     load = np.linspace(0.0, 1.0, 11)
     at_once = power.server_power_w(power.accelerator_power_w(load, 88.0, 560.0, 0.7), 4, host_w=300.0)
-    singly = [
-        power.server_power_w(power.accelerator_power_w(float(u), 88.0, 560.0, 0.7), 4, 300.0) for u in load
-    ]
+    singly = [power.server_power_w(power.accelerator_power_w(float(u), 88.0, 560.0, 0.7), 4, 300.0) for u in load]
     assert at_once == pytest.approx(np.array(singly))
 
 

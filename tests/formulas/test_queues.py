@@ -62,9 +62,7 @@ def test_the_special_cases_meet():
         assert queues.mmc_wait_s(rho, 1.0, 1) == pytest.approx(queues.mm1_wait_s(rho, 1.0))
         assert queues.md1_wait_s(rho, 1.0) == pytest.approx(queues.mm1_wait_s(rho, 1.0) / 2)
         assert queues.mgc_wait_s(rho, 1.0, 1, cv2=3.0) == pytest.approx(queues.mg1_wait_s(rho, 1.0, cv2=3.0))
-        assert queues.processor_sharing_sojourn_s(rho, 1.0) == pytest.approx(
-            queues.mm1_wait_s(rho, 1.0) + 1.0
-        )
+        assert queues.processor_sharing_sojourn_s(rho, 1.0) == pytest.approx(queues.mm1_wait_s(rho, 1.0) + 1.0)
 
 
 @given(st.integers(1, 40), st.floats(0.1, 50.0), st.floats(0.05, 5.0))
@@ -123,9 +121,7 @@ def test_littles_law_on_a_drawn_queue():
     inside = np.cumsum(np.where(order < n, 1, -1))
     span_s = float(times[order][-1])
     counted = float((inside[:-1] * np.diff(times[order])).sum()) / span_s
-    assert queues.littles_number(n / span_s, float((leave - arrive).mean())) == pytest.approx(
-        counted, rel=1e-9
-    )
+    assert queues.littles_number(n / span_s, float((leave - arrive).mean())) == pytest.approx(counted, rel=1e-9)
 
 
 def test_kingmans_shape():

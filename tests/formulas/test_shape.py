@@ -40,9 +40,7 @@ shapes = st.sampled_from(sorted(catalog.models())).map(shape_of)
 def test_size_agrees_with_the_published_one(model_id: str):
     """The count from the architecture is the published size, to the precision that was published."""
     row = catalog.model(model_id)
-    assert parameters(shape_of(model_id)) / 1e9 == pytest.approx(
-        row.published_parameters_b, rel=row.size_tolerance
-    )
+    assert parameters(shape_of(model_id)) / 1e9 == pytest.approx(row.published_parameters_b, rel=row.size_tolerance)
 
 
 @every_model
@@ -85,11 +83,7 @@ def test_hybrids_keep_the_context_in_few_layers():
     """Full-attention layers as the configurations list them: 10 of 40, 6 of 52, 5 of 30, 18 of 36."""
     names = ["qwen3.5-35b-a3b", "nemotron-3-nano-30b-a3b", "gemma-4-26b-a4b", "gpt-oss-120b"]
     assert [full_layers(shape_of(name)) for name in names] == [10, 6, 5, 18]
-    assert (
-        state_bytes_per_sequence(shape_of("qwen3.5-35b-a3b"))
-        > 0
-        == state_bytes_per_sequence(shape_of("phi-4"))
-    )
+    assert state_bytes_per_sequence(shape_of("qwen3.5-35b-a3b")) > 0 == state_bytes_per_sequence(shape_of("phi-4"))
 
 
 def test_tensor_parallel_splits_heads_and_copies_a_latent():
@@ -113,9 +107,7 @@ def test_a_prompt_in_chunks_costs_as_much_as_in_one(shape: ModelShape, first: in
 def test_a_decoded_token_costs_what_a_one_token_prompt_costs(shape: ModelShape, context: int):
     """Decode and prefill are one computation, but for MLA, which decodes on the latent."""
     decode, prefill = decode_flops_per_token(shape, context), prefill_flops(shape, 1, context)
-    assert (
-        decode >= prefill * (1 - 1e-12) if shape.kv_lora_rank else decode == pytest.approx(prefill, rel=1e-12)
-    )
+    assert decode >= prefill * (1 - 1e-12) if shape.kv_lora_rank else decode == pytest.approx(prefill, rel=1e-12)
 
 
 @given(shapes, st.integers(1, 4096))
@@ -153,8 +145,7 @@ def test_the_catalogue_spells_shapes_as_the_formulas_do():
     """Field names and defaults are the same on both sides, so that a shape needs no translation."""
     here = {f.name: ... if f.default is MISSING else f.default for f in fields(ModelShape)}
     there = {
-        f.name: ... if f.default is msgspec.NODEFAULT else f.default
-        for f in msgspec.structs.fields(catalog.Shape)
+        f.name: ... if f.default is msgspec.NODEFAULT else f.default for f in msgspec.structs.fields(catalog.Shape)
     }
     assert here == there
 

@@ -76,9 +76,7 @@ def test_llama3_gpu_hours():
     assert seconds * GPUS / 3600 == pytest.approx(30.84e6, rel=0.08)
 
 
-def drawn_goodput(
-    interval_s: float, checkpoint_s: float, restart_s: float, mtbf_s: float, seed: int
-) -> float:
+def drawn_goodput(interval_s: float, checkpoint_s: float, restart_s: float, mtbf_s: float, seed: int) -> float:
     """Return the goodput of a job whose failures are drawn one by one."""
     dice = np.random.default_rng(seed)
     clock_s, kept_s = 0.0, 0.0
@@ -93,9 +91,7 @@ def drawn_goodput(
     return kept_s / clock_s
 
 
-@pytest.mark.parametrize(
-    ("interval_s", "checkpoint_s", "restart_s"), [(472.0, 10.0, 300.0), (3600.0, 120.0, 900.0)]
-)
+@pytest.mark.parametrize(("interval_s", "checkpoint_s", "restart_s"), [(472.0, 10.0, 300.0), (3600.0, 120.0, 900.0)])
 def test_goodput_of_drawn_failures(interval_s: float, checkpoint_s: float, restart_s: float):
     """The closed form is what twenty thousand drawn failures leave, within 1 %."""
     drawn = drawn_goodput(interval_s, checkpoint_s, restart_s, 11_135.0, seed=3)
@@ -137,9 +133,7 @@ def test_time_and_utilisation_are_inverse(flops: float, n: int, mfu: float, good
     """The MFU over the whole time is MFU times goodput; twice the accelerators take half the time."""
     seconds = training.training_time_s(flops, n, 989e12, mfu=mfu, goodput=goodput)
     assert training.model_flops_utilisation(flops, seconds, n, 989e12) == pytest.approx(mfu * goodput)
-    assert training.training_time_s(flops, 2 * n, 989e12, mfu=mfu, goodput=goodput) == pytest.approx(
-        seconds / 2
-    )
+    assert training.training_time_s(flops, 2 * n, 989e12, mfu=mfu, goodput=goodput) == pytest.approx(seconds / 2)
 
 
 def test_a_job_that_never_finishes_a_segment():

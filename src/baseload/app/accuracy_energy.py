@@ -39,9 +39,7 @@ Array = NDArray[np.float64]
 MLENERGY = "energy/mlenergy_lm-arena-chat.csv.gz"
 CHAT_PROMPT_TOKENS = 300.0  # not in the file: the mean of LMArena conversations, a guess
 SMALLEST_CURVE = 5  # batch sizes a configuration needs, so that an unseen one lies between seen ones
-SEATS_PER_ACCELERATOR = (
-    2048  # MLPerf end to end: sequences in flight, where memory allows; the rows do not say
-)
+SEATS_PER_ACCELERATOR = 2048  # MLPerf end to end: sequences in flight, where memory allows; the rows do not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -331,9 +331,7 @@ class _PlaceFile(_Fact, frozen=True, kw_only=True):
     places: list[_PlaceRow]
 
 
-def _join(
-    row: _AcceleratorRow | _PlaceRow, sources: Mapping[str, Provenance], **more: str
-) -> dict[str, object]:
+def _join(row: _AcceleratorRow | _PlaceRow, sources: Mapping[str, Provenance], **more: str) -> dict[str, object]:
     """Return the fields of a row: its names, its figures' values, and the provenance of each figure."""
     fields: dict[str, object] = {k: getattr(row, k) for k in row.__struct_fields__ if k != "figures"}
     fields |= {name: value for name, (value, _) in row.figures.items()}
@@ -396,8 +394,5 @@ def _series(key: str) -> HourlySeries:
 def _rtt_matrix() -> Mapping[tuple[str | None, str | None], float]:
     header, *rows = csv.reader(_read("azure_rtt_ms.csv").decode().splitlines())
     return {
-        (row[0], region): float(cell)
-        for row in rows
-        for region, cell in zip(header[1:], row[1:], strict=True)
-        if cell
+        (row[0], region): float(cell) for row in rows for region, cell in zip(header[1:], row[1:], strict=True) if cell
     }

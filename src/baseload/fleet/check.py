@@ -54,9 +54,7 @@ def _sizes(notes: Notes) -> None:
     fleet = notes.fleet
     for key in ("sites", "models", "deployments", "regions", "tenants"):
         if len(getattr(fleet, key)) > MAX_NAMES:
-            notes.problem(
-                (key,), f"{len(getattr(fleet, key)):,} names", f"at most {MAX_NAMES:,} are possible"
-            )
+            notes.problem((key,), f"{len(getattr(fleet, key)):,} names", f"at most {MAX_NAMES:,} are possible")
     for key, mend in (
         ("sites", "name a data centre and what stands in it"),
         ("models", "name a model, e.g. `chat: {catalog: llama-3.1-8b}`"),

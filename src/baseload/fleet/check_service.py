@@ -135,9 +135,7 @@ def _parallel(notes: Notes, at: Path, deployment: Deployment) -> None:
     shape = _heads_layers_experts(notes.fleet, deployment.model)
     n_accelerators = resolve.replica_accelerators(deployment)
     if deployment.ep > n_accelerators:
-        notes.problem(
-            (*at, "ep"), f"{deployment.ep} is more than the tp x pp = {n_accelerators} of a replica"
-        )
+        notes.problem((*at, "ep"), f"{deployment.ep} is more than the tp x pp = {n_accelerators} of a replica")
     if shape is None:
         return
     n_heads, n_layers, n_experts = shape
@@ -149,9 +147,7 @@ def _parallel(notes: Notes, at: Path, deployment: Deployment) -> None:
         notes.problem((*at, "ep"), f"{deployment.model} has no experts to spread", "remove it")
 
 
-def _on_accelerator(
-    notes: Notes, at: Path, deployment: Deployment, known: catalog.Accelerator, day: date
-) -> None:
+def _on_accelerator(notes: Notes, at: Path, deployment: Deployment, known: catalog.Accelerator, day: date) -> None:
     for precision, speed in (("fp8", known.fp8_tflops), ("fp4", known.fp4_tflops)):
         if deployment.precision == precision and speed is None:
             others = "bf16" if known.fp8_tflops is None else "bf16 or fp8"
@@ -169,9 +165,7 @@ def _on_accelerator(
         if today is not None and known.accelerator_id not in today:
             ever = known.accelerator_id in (_racked(site) or {})
             what = f"no {known.accelerator_id} is racked there" + (f" on {day}" if ever else "")
-            mend = (
-                "look at in_service, until and demand.start" if ever else nearest(known.accelerator_id, today)
-            )
+            mend = "look at in_service, until and demand.start" if ever else nearest(known.accelerator_id, today)
             notes.problem((*at, "sites", name), what, mend)
 
 
@@ -252,10 +246,7 @@ def _tenant(notes: Notes, at: Path, tenant: Tenant, today: Fleet) -> None:
                 blocs = ", ".join(catalog.BLOCS)
                 mend = f"write an ISO 3166 code such as NO, or one of {blocs}"
                 notes.problem((*at, key, str(i)), f"`{code}` is neither a country nor a bloc", mend)
-    if (
-        tenant.price.cached_per_mtok is not None
-        and tenant.price.cached_per_mtok > tenant.price.input_per_mtok
-    ):
+    if tenant.price.cached_per_mtok is not None and tenant.price.cached_per_mtok > tenant.price.input_per_mtok:
         notes.warning((*at, "price", "cached_per_mtok"), "cached tokens cost more than fresh ones")
     if tenant.budget_per_month is not None and tenant.budget_per_month < tenant.committed_per_month:
         notes.warning((*at, "budget_per_month"), "is below committed_per_month")
@@ -308,9 +299,7 @@ def _served(notes: Notes, today: Fleet) -> None:
     called = {name for tenant in tenants for name in called_models(tenant, fleet)}
     for name in fleet.models:
         if name in called and name not in _deployed(today):
-            notes.problem(
-                ("models", name), "tenants call it, and no deployment serves it on the day of the run"
-            )
+            notes.problem(("models", name), "tenants call it, and no deployment serves it on the day of the run")
         elif name not in called:
             notes.warning(("models", name), "no tenant calls it")
     if fleet.tenants and not sum(tenant.share for tenant in tenants) > 0:
@@ -342,9 +331,7 @@ def _trace(notes: Notes, at: Path, name: str | None) -> None:
         return
     looks_like_file = "/" in name or name.lower().endswith(_FILE_ENDINGS)
     if not looks_like_file:
-        notes.problem(
-            at, f"there is no trace `{name}`", f"name a file, or one of {', '.join(SHIPPED_TRACES)}"
-        )
+        notes.problem(at, f"there is no trace `{name}`", f"name a file, or one of {', '.join(SHIPPED_TRACES)}")
     elif not _is_file(notes, name):
         notes.problem(at, f"there is no file `{name}`", "name it relative to the fleet file")
 
@@ -379,6 +366,4 @@ def _policies(notes: Notes, policies: Mapping[str, Collection[str]] | None) -> N
 def _money(notes: Notes) -> None:
     money = notes.fleet.money
     if money.currency != "USD" and money.usd_rate == 1.0:
-        notes.warning(
-            ("money", "usd_rate"), f"catalogue prices count as {money.currency}", "write units per US dollar"
-        )
+        notes.warning(("money", "usd_rate"), f"catalogue prices count as {money.currency}", "write units per US dollar")

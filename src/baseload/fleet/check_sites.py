@@ -52,9 +52,7 @@ def _place(notes: Notes, at: Path, name: str, site: Site) -> None:
     for key in ("jurisdiction", "operator_jurisdiction"):
         code = getattr(site, key)
         if code is not None and code not in resolve.COUNTRIES:
-            notes.problem(
-                (*at, key), f"`{code}` is no country", "write an ISO 3166 code of two letters, e.g. NO"
-            )
+            notes.problem((*at, key), f"`{code}` is no country", "write an ISO 3166 code of two letters, e.g. NO")
 
 
 def _series(notes: Notes, at: Path, site: Site) -> None:
@@ -72,9 +70,7 @@ def _series(notes: Notes, at: Path, site: Site) -> None:
         return  # said already
     for path, value, kind in wanted:
         if value is None and site.place is None:
-            notes.problem(
-                (*at, *path), "is not known", "write a number or a series here, or the site's `place`"
-            )
+            notes.problem((*at, *path), "is not known", "write a number or a series here, or the site's `place`")
             continue
         if isinstance(value, Series):
             _one_source(notes, (*at, *path), value)
@@ -114,9 +110,7 @@ def _order(notes: Notes, at: Path, site: Site) -> None:
         if limit.until_h <= limit.start_h:
             notes.problem((*path, "until_h"), f"{limit.until_h:g} is not after start_h {limit.start_h:g}")
         elif limit.every_h is not None and limit.every_h < limit.until_h - limit.start_h:
-            notes.problem(
-                (*path, "every_h"), "is shorter than the limit itself", "it would overlap with itself"
-            )
+            notes.problem((*path, "every_h"), "is shorter than the limit itself", "it would overlap with itself")
     if site.redundancy == "N+1" and site.power_modules < 2:
         notes.problem((*at, "power_modules"), "N+1 needs at least 2, one of them spare", "raise it")
 
@@ -192,9 +186,7 @@ def _power_warnings(notes: Notes, at: Path, site: Site, day: date, racks_mw: flo
             "policy.cap decides what happens when all are busy",
         )
     if site.racks and not dates.site_on(site, day).racks:
-        notes.warning(
-            (*at, "racks"), f"none is in service on {day}", "look at in_service, until and demand.start"
-        )
+        notes.warning((*at, "racks"), f"none is in service on {day}", "look at in_service, until and demand.start")
     if dates.announced_mw(site, day) > 0 and dates.energised_mw(site, day) == 0:
         notes.warning((*at, "grid"), f"power is announced, and none is energised on {day}")
     for later in sorted(rack.in_service for rack in site.racks.values() if rack.in_service is not None):

@@ -107,9 +107,7 @@ def override_tree(root: Node, override: str) -> Node:
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
-        raise FleetError(
-            Problem(file=source, what="not of the form key=value", mend="e.g. --set demand.scale=2")
-        )
+        raise FleetError(Problem(file=source, what="not of the form key=value", mend="e.g. --set demand.scale=2"))
     if not text.strip():
         raise FleetError(Problem(file=source, what="no value after the `=`", mend="write one, or null"))
     try:
@@ -170,20 +168,14 @@ class _Setter:
             raise self.fail((*done, parts[0]), "no such name in the file", nearest(parts[0], node.value))
         return self._with(node, ".".join(parts), kind.value_type, (), done)
 
-    def _in_list(
-        self, node: Node, kind: inspect.ListType | inspect.TupleType, parts: Path, done: Path
-    ) -> Node:
+    def _in_list(self, node: Node, kind: inspect.ListType | inspect.TupleType, parts: Path, done: Path) -> Node:
         items = list(node.value) if isinstance(node.value, list) else []
-        if not (
-            parts[0].isascii() and parts[0].isdecimal() and len(parts[0]) < 7 and int(parts[0]) < len(items)
-        ):
+        if not (parts[0].isascii() and parts[0].isdecimal() and len(parts[0]) < 7 and int(parts[0]) < len(items)):
             there = f"it has entries 0 to {len(items) - 1}" if items else "the list is empty"
             raise self.fail((*done, parts[0]), "no such entry", there)
         i = int(parts[0])
         item = (
-            kind.item_type
-            if isinstance(kind, inspect.ListType)
-            else kind.item_types[min(i, len(kind.item_types) - 1)]
+            kind.item_type if isinstance(kind, inspect.ListType) else kind.item_types[min(i, len(kind.item_types) - 1)]
         )
         items[i] = self.put(items[i], item, parts[1:], (*done, parts[0]))
         return replace(node, value=items)

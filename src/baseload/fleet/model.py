@@ -62,9 +62,7 @@ class Series(Record, frozen=True):
     ] = None
     column: Annotated[str | None, D("column of the file; the last one unless said")] = None
     scale: Annotated[OverZero, D("factor on every value, e.g. a rate of exchange", le=1e6)] = 1.0
-    add: Annotated[
-        float, D("added to every value after scaling, e.g. grid fees per MWh", ge=-1e6, le=1e6)
-    ] = 0.0
+    add: Annotated[float, D("added to every value after scaling, e.g. grid fees per MWh", ge=-1e6, le=1e6)] = 0.0
 
 
 Hourly = Annotated[float, Meta(ge=-1e6, le=1e6)] | Series
@@ -89,9 +87,7 @@ class PowerContract(Record, frozen=True):
     power_mw: Annotated[PositiveMegawatts, D("contracted MW at the meter")]
     price_per_mwh: Annotated[
         Hourly | None,
-        D(
-            "energy price, all fees included, in the fleet's currency; flat or a series; the place's where absent"
-        ),
+        D("energy price, all fees included, in the fleet's currency; flat or a series; the place's where absent"),
     ] = None
     demand_charge_per_kw_month: Annotated[NonNegative, D("on the month's highest kW")] = 0.0
     minimum_bill_ratio: Annotated[Ratio, D("share of power_mw billed even when unused")] = 0.0
@@ -120,12 +116,10 @@ class Cooling(Record, frozen=True):
         PositiveMegawatts | None,
         D("IT MW that can be cooled at the design wet bulb; none: follows the energised power"),
     ] = None
-    wetbulb_c: Annotated[
-        HourlyCelsius | None, D("outdoor wet bulb, flat or a series; the place's where absent")
-    ] = None
-    design_wetbulb_c: Annotated[
-        Celsius | None, D("hot hour that the plant must survive; the place's where absent")
-    ] = None
+    wetbulb_c: Annotated[HourlyCelsius | None, D("outdoor wet bulb, flat or a series; the place's where absent")] = None
+    design_wetbulb_c: Annotated[Celsius | None, D("hot hour that the plant must survive; the place's where absent")] = (
+        None
+    )
     water_price_per_m3: Annotated[NonNegative, D("price of water")] = 0.0
     pue: Annotated[Annotated[float, Meta(ge=1, le=10)] | None, D("fixed PUE instead of the formula")] = None
 
@@ -140,9 +134,7 @@ class Rack(Record, frozen=True):
         Natural | None, D("what one server failure takes; the catalogue's where absent")
     ] = None
     rack_kw: Annotated[Positive | None, D("kW that one rack may draw; none: no limit of its own")] = None
-    liquid_ratio: Annotated[
-        Ratio | None, D("share of heat taken by liquid; from the cooling type where absent")
-    ] = None
+    liquid_ratio: Annotated[Ratio | None, D("share of heat taken by liquid; from the cooling type where absent")] = None
     area_m2: Annotated[Positive, D("floor that one rack takes with its aisles")] = 3.0
     in_service: Annotated[date | None, D("first day in service; none: already")] = None
     until: Annotated[date | None, D("first day it is gone")] = None
@@ -173,15 +165,9 @@ class Site(Record, frozen=True):
     """One data centre, or a share of one, as its owner declares it."""
 
     place: Annotated[str | None, D("catalogue place: gives coordinates, country, grid and weather")] = None
-    lat: Annotated[Annotated[float, Meta(ge=-90, le=90)] | None, D("latitude; the place's where absent")] = (
-        None
-    )
-    lon: Annotated[
-        Annotated[float, Meta(ge=-180, le=180)] | None, D("longitude; the place's where absent")
-    ] = None
-    jurisdiction: Annotated[
-        Country | None, D("ISO country code where data sits; the place's where absent")
-    ] = None
+    lat: Annotated[Annotated[float, Meta(ge=-90, le=90)] | None, D("latitude; the place's where absent")] = None
+    lon: Annotated[Annotated[float, Meta(ge=-180, le=180)] | None, D("longitude; the place's where absent")] = None
+    jurisdiction: Annotated[Country | None, D("ISO country code where data sits; the place's where absent")] = None
     operator: Annotated[str, D("who operates it")] = "owner"
     operator_jurisdiction: Annotated[
         Country | None, D("ISO country code whose law reaches the operator; the jurisdiction where absent")
@@ -192,17 +178,15 @@ class Site(Record, frozen=True):
     redundancy: Annotated[Redundancy, D("of the power chain: N, N+1 or 2N")] = "N"
     power_modules: Annotated[Natural, D("modules of the power chain; with N+1 one of them is spare")] = 4
     chain_efficiency: Annotated[float, D("UPS and distribution, meter to server", gt=0, le=1)] = 0.94
-    carbon_g_per_kwh: Annotated[
-        HourlyCarbon | None, D("grid carbon, flat or a series; the place's where absent")
-    ] = None
+    carbon_g_per_kwh: Annotated[HourlyCarbon | None, D("grid carbon, flat or a series; the place's where absent")] = (
+        None
+    )
     cooling: Annotated[Cooling, D("cooling plant")] = Cooling()
     floor_m2: Annotated[Positive | None, D("white space; none: as much as the racks take")] = None
     racks: Annotated[dict[Name, Rack], D("groups of racks, by name")] = {}
     training: Annotated[dict[Name, TrainingJob], D("training jobs as base load, by name")] = {}
     staff_cost_per_year: Annotated[NonNegative, D("people on site")] = 0.0
-    facility_capex_per_kw: Annotated[
-        NonNegative, D("shell, power and cooling, per kW of IT; 0 when rented")
-    ] = 0.0
+    facility_capex_per_kw: Annotated[NonNegative, D("shell, power and cooling, per kW of IT; 0 when rented")] = 0.0
     colocation_per_kw_month: Annotated[NonNegative, D("rent per kW of IT and month; 0 when owned")] = 0.0
     opex_per_year: Annotated[NonNegative, D("anything else a year: licences, insurance, transit")] = 0.0
 
@@ -219,12 +203,8 @@ class Region(Record, frozen=True):
     """Where users are."""
 
     place: Annotated[str | None, D("catalogue place")] = None
-    lat: Annotated[Annotated[float, Meta(ge=-90, le=90)] | None, D("latitude; the place's where absent")] = (
-        None
-    )
-    lon: Annotated[
-        Annotated[float, Meta(ge=-180, le=180)] | None, D("longitude; the place's where absent")
-    ] = None
+    lat: Annotated[Annotated[float, Meta(ge=-90, le=90)] | None, D("latitude; the place's where absent")] = None
+    lon: Annotated[Annotated[float, Meta(ge=-180, le=180)] | None, D("longitude; the place's where absent")] = None
     jurisdiction: Annotated[Country | None, D("ISO country code; the place's where absent")] = None
 
 
@@ -260,9 +240,7 @@ class Model(Record, frozen=True):
 
     catalog: Annotated[str | None, D("catalogue name, e.g. llama-3.1-8b")] = None
     architecture: Annotated[Architecture | None, D("its shape, where the catalogue does not have it")] = None
-    max_context_tokens: Annotated[
-        Natural | None, D("longest prompt plus answer; the catalogue's where absent")
-    ] = None
+    max_context_tokens: Annotated[Natural | None, D("longest prompt plus answer; the catalogue's where absent")] = None
 
 
 class Replicas(Record, frozen=True):
@@ -297,9 +275,7 @@ class Deployment(Record, frozen=True):
     max_num_batched_tokens: Annotated[OneUp, D("token budget of a step", le=1_048_576)] = 2048
     block_tokens: Annotated[OneUp, D("tokens in a KV block", le=4096)] = 16
     kv_blocks: Annotated[Natural | None, D("KV blocks of a replica; computed where absent")] = None
-    memory_utilisation: Annotated[float, D("share of accelerator memory the engine may fill", gt=0, le=1)] = (
-        0.9
-    )
+    memory_utilisation: Annotated[float, D("share of accelerator memory the engine may fill", gt=0, le=1)] = 0.9
     prefix_caching: Annotated[bool, D("reuse KV of equal prompt prefixes")] = True
     cold_start_s: Annotated[Seconds, D("from decision to first request: load weights, warm up")] = 90.0
     speed: Annotated[
@@ -336,13 +312,9 @@ class Tenant(Record, frozen=True):
     models: Annotated[dict[str, NonNegative], D("which models they call, with weights; all where empty")] = {}
     residency: Annotated[
         list[str],
-        D(
-            "data may sit only in these jurisdictions (country codes, or the blocs EU, EEA); anywhere where empty"
-        ),
+        D("data may sit only in these jurisdictions (country codes, or the blocs EU, EEA); anywhere where empty"),
     ] = []
-    sovereignty: Annotated[
-        list[str], D("the operator may be under the law of these only; any where empty")
-    ] = []
+    sovereignty: Annotated[list[str], D("the operator may be under the law of these only; any where empty")] = []
     slo: Annotated[Slo, D("promised latency")] = Slo()
     price: Annotated[PriceList, D("price list")] = PriceList()
     committed_per_month: Annotated[NonNegative, D("paid even when unused")] = 0.0
@@ -369,9 +341,7 @@ class Generator(Record, frozen=True):
     peak_hour_utc: Annotated[ZeroUp, D("diurnal: hour of the daily peak", lt=24)] = 14.0
     users: Annotated[OneUp, D("closed_loop: concurrent users", le=1_000_000)] = 32
     think_s: Annotated[Seconds, D("closed_loop: pause between answer and next request")] = 0.0
-    input_tokens: Annotated[PositiveTokens, D("mean prompt, where no lengths are taken from a trace")] = (
-        1024.0
-    )
+    input_tokens: Annotated[PositiveTokens, D("mean prompt, where no lengths are taken from a trace")] = 1024.0
     output_tokens: Annotated[PositiveTokens, D("mean answer")] = 256.0
     length_cv: Annotated[ZeroUp, D("coefficient of variation of both (lognormal); 0: fixed", le=20)] = 1.0
     lengths_from: Annotated[str | None, D("trace whose lengths are resampled")] = None
@@ -410,14 +380,10 @@ class Policy(Record, frozen=True):
     control_every_s: Annotated[PositiveSeconds, D("how often scaling and power caps are decided")] = 10.0
     detect_s: Annotated[Seconds, D("from a failure to the gateway knowing")] = 2.0
     retries: Annotated[int, D("tries after the first, before a first byte", ge=0, le=5)] = 2
-    max_wait_s: Annotated[
-        PositiveSeconds | None, D("a queued request is given up after this; none: never")
-    ] = None
+    max_wait_s: Annotated[PositiveSeconds | None, D("a queued request is given up after this; none: never")] = None
     target_utilisation: Annotated[float, D("scale: wanted share of max_num_seqs in flight", gt=0, le=1)] = 0.6
     scale_down_s: Annotated[Seconds, D("scale: wait before a replica is let go")] = 300.0
-    admit_factor: Annotated[
-        Positive, D("admit: refuse when the expected TTFT exceeds the SLO by this factor")
-    ] = 1.0
+    admit_factor: Annotated[Positive, D("admit: refuse when the expected TTFT exceeds the SLO by this factor")] = 1.0
     load_guard: Annotated[
         float,
         D(
@@ -468,9 +434,7 @@ class Money(Record, frozen=True):
 class Gateway(Record, frozen=True):
     """Where the door stands."""
 
-    site: Annotated[str | None, D("site whose network the gateway stands in; the first one where absent")] = (
-        None
-    )
+    site: Annotated[str | None, D("site whose network the gateway stands in; the first one where absent")] = None
 
 
 class Fleet(Record, frozen=True):

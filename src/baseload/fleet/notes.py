@@ -49,8 +49,6 @@ class Notes:
         except FleetError as error:
             for problem in error.problems:
                 own = tuple(problem.key.split(".")) if problem.key and not problem.file else path
-                where = (
-                    f"{problem.file}{f':{problem.line}' if problem.line else ''}: " if problem.file else ""
-                )
+                where = f"{problem.file}{f':{problem.line}' if problem.line else ''}: " if problem.file else ""
                 self.problem(own, where + problem.what, problem.mend)
         return None

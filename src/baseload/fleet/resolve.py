@@ -297,9 +297,7 @@ def _from_file(path: Path, column: str | None, *, key: str, shown: str) -> Hourl
     if len(values) == HOURS_PER_LEAP_YEAR:
         del values[_LEAP_DAY]
     if len(values) != HOURS_PER_YEAR:
-        raise fail(
-            f"{len(values):,} values", f"{HOURS_PER_YEAR} are wanted: one an hour from 1 January 00:00 UTC"
-        )
+        raise fail(f"{len(values):,} values", f"{HOURS_PER_YEAR} are wanted: one an hour from 1 January 00:00 UTC")
     return HourlySeries(values=values, year=None, basis="declared", source=shown)
 
 
@@ -324,9 +322,7 @@ def _read_csv(path: Path, column: str | None, fail: _Fail) -> list[float]:
                 raise fail(f"{value} is not a number that can be used", "fill the gap", rows.line_num)
             values.append(value)
             if len(values) > HOURS_PER_LEAP_YEAR:
-                raise fail(
-                    f"more than {HOURS_PER_LEAP_YEAR} rows", f"{HOURS_PER_YEAR} are wanted", rows.line_num
-                )
+                raise fail(f"more than {HOURS_PER_LEAP_YEAR} rows", f"{HOURS_PER_YEAR} are wanted", rows.line_num)
     return values
 
 

@@ -124,9 +124,7 @@ def parse(text: str, *, file: str) -> Node:
     except (ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError) as error:
         # The parser trips over a few malformed escapes and directives instead of reporting them.
         raise FleetError(
-            Problem(
-                file=file, line=builder.line, what=f"not valid YAML ({type(error).__name__})", mend=_YAML_MEND
-            )
+            Problem(file=file, line=builder.line, what=f"not valid YAML ({type(error).__name__})", mend=_YAML_MEND)
         ) from None
     return builder.result()
 
@@ -145,9 +143,7 @@ class _Builder:
         self.n_aliases = 0
         self.root: Node | None = None
         self.stack: list[tuple[Node, str | None, int]] = []  # open collection, its anchor, its line
-        self.keys: list[
-            tuple[str, int] | None
-        ] = []  # the key that waits for its value, for each open collection
+        self.keys: list[tuple[str, int] | None] = []  # the key that waits for its value, for each open collection
         self.anchors: dict[str, Node] = {}
         self.open_anchors: set[str] = set()
 
@@ -239,13 +235,9 @@ class _Builder:
         """Put the node that an alias stands for."""
         self.n_aliases += 1
         if anchor in self.open_anchors:
-            self.fail(
-                f"alias `*{shorten(anchor)}` stands inside what it names", "a value cannot contain itself"
-            )
+            self.fail(f"alias `*{shorten(anchor)}` stands inside what it names", "a value cannot contain itself")
         if anchor not in self.anchors:
-            self.fail(
-                f"alias `*{shorten(anchor)}` has no anchor `&{shorten(anchor)}` before it", "write the value"
-            )
+            self.fail(f"alias `*{shorten(anchor)}` has no anchor `&{shorten(anchor)}` before it", "write the value")
         if self.n_aliases > MAX_ALIASES:
             self.fail(f"more than {MAX_ALIASES:,} aliases", "write the values")
         node = self.anchors[anchor]
@@ -290,9 +282,7 @@ class _Builder:
             return int(text, 0)
         value = float(text) if _FLOAT.fullmatch(text) else inf
         if not isfinite(value):
-            self.fail(
-                f"{text} is not a number that can be used", "write a finite number, or leave the key out"
-            )
+            self.fail(f"{text} is not a number that can be used", "write a finite number, or leave the key out")
         return value
 
     def fail(self, what: str, mend: str) -> None:

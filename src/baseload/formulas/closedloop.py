@@ -23,9 +23,7 @@ from baseload.formulas.speed import (
 )
 from baseload.formulas.step_work import StepWork
 
-CHUNK_TOKENS = (
-    8192.0  # token budget of a step: the default of vLLM, SGLang and TensorRT-LLM on data-centre cards
-)
+CHUNK_TOKENS = 8192.0  # token budget of a step: the default of vLLM, SGLang and TensorRT-LLM on data-centre cards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,17 +46,13 @@ class Plant:
     liquid: Loop
     liquid_share: float  # of the equipment's heat
     chain_fixed_share: float  # kW lost in UPS and transformers even at no load, per kW of design load
-    chain_load_share: (
-        float  # kW lost per kW carried (three-term model of Schneider White Paper 113, no square)
-    )
+    chain_load_share: float  # kW lost per kW carried (three-term model of Schneider White Paper 113, no square)
     other_share: float  # lights, offices, security: kW per kW of design load
     fixed_move_share: float = 0.3  # part of fan and pump power that does not fall with load
     cycles: float = 5.0  # of concentration, before tower water is bled off
 
 
-_WARM_WATER = Loop(
-    supply_c=32.0, rise_c=10.0, approach_c=6.0, move_share=0.020, reject_share=0.012, dry_below_c=8.0
-)
+_WARM_WATER = Loop(supply_c=32.0, rise_c=10.0, approach_c=6.0, move_share=0.020, reject_share=0.012, dry_below_c=8.0)
 _CONTAINED_AIR = Loop(supply_c=23.0, rise_c=11.0, approach_c=7.0, move_share=0.040, reject_share=0.015)
 _EVAPORATIVE_AIR = Loop(
     supply_c=27.0, rise_c=12.0, approach_c=2.5, move_share=0.032, reject_share=0.003, dry_below_c=9.0
@@ -293,9 +289,7 @@ def _overhead_and_water(wetbulb_c: Real, load_ratio: Real | float, plant: Plant)
     chain_full = plant.chain_fixed_share + plant.chain_load_share
     air_share, liquid_share = 1.0 - plant.liquid_share, plant.liquid_share
     # Losses of the power chain heat rooms that air cools.
-    air_power, air_water = _loop(
-        wetbulb_c, air_share * load + chain, air_share + chain_full, plant.air, plant
-    )
+    air_power, air_water = _loop(wetbulb_c, air_share * load + chain, air_share + chain_full, plant.air, plant)
     liquid_power, liquid_water = _loop(wetbulb_c, liquid_share * load, liquid_share, plant.liquid, plant)
     return chain + plant.other_share + air_power + liquid_power, air_water + liquid_water
 

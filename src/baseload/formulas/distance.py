@@ -49,9 +49,7 @@ def rtt_ms(distance_km: float, path_stretch: float = PATH_STRETCH, fixed_ms: flo
     return light_rtt_ms(distance_km) * path_stretch + fixed_ms
 
 
-def transfer_s(
-    payload_bytes: float, bandwidth_gbps: float, rtt_ms: float = 0.0, efficiency: float = 0.9
-) -> float:
+def transfer_s(payload_bytes: float, bandwidth_gbps: float, rtt_ms: float = 0.0, efficiency: float = 0.9) -> float:
     """Return the seconds to move a payload: half a round trip, then bytes over usable bandwidth.
 
     `efficiency` is what headers and congestion leave of the line rate. 140 GB of weights over 100 Gbit/s:

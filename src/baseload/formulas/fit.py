@@ -72,9 +72,7 @@ def calibrate(
     )
 
 
-def _minimise(
-    residual: Callable[[Array], Array], x0: Array, spread: Array, weight: Array, step_log: float
-) -> Array:
+def _minimise(residual: Callable[[Array], Array], x0: Array, spread: Array, weight: Array, step_log: float) -> Array:
     """Levenberg-Marquardt with Huber weights and a Gaussian pull towards `x0`."""
 
     def loss(r: Array, x: Array) -> float:

@@ -104,9 +104,7 @@ def ladder(raw_mw: Mapping[str, float], reasons: Mapping[str, str] | None = None
     for name in RUNGS:
         raw = float(raw_mw.get(name, above))
         mw, excess = min(raw, above), max(0.0, raw - above)
-        rungs.append(
-            Rung(name=name, raw_mw=raw, mw=mw, lost_mw=above - mw, reason=why[name], excess_mw=excess)
-        )
+        rungs.append(Rung(name=name, raw_mw=raw, mw=mw, lost_mw=above - mw, reason=why[name], excess_mw=excess))
         above = mw
     return rungs
 

@@ -68,9 +68,7 @@ def straight_line_depreciation(capex: float, years: float, salvage: float = 0.0)
     return (capex - salvage) / years
 
 
-def after_tax_cash(
-    revenue: float, opex: float, depreciation: float, tax_rate: float, capex: float = 0.0
-) -> float:
+def after_tax_cash(revenue: float, opex: float, depreciation: float, tax_rate: float, capex: float = 0.0) -> float:
     """Return a year's cash: (revenue - opex)(1 - tax) + tax * depreciation - capex.
 
     >>> after_tax_cash(100.0, opex=40.0, depreciation=20.0, tax_rate=0.25)

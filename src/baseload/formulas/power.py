@@ -57,9 +57,7 @@ def accelerator_power_at_batch_w(
     return idle_w + (nominal_w - idle_w) / (1.0 + exponential(-steepness * (log2(batch) - midpoint_log2)))
 
 
-def server_power_w(
-    accelerator_w: Real, n_accelerators: float, host_w: Real | float = EIGHT_GPU_HOST_W
-) -> Real:
+def server_power_w(accelerator_w: Real, n_accelerators: float, host_w: Real | float = EIGHT_GPU_HOST_W) -> Real:
     """Return the power of a server in W: its accelerators and what serves them (CPU, memory, NIC, fans).
 
     The default host is EcoLogits' 1.2 kW per eight accelerators. Float or array.

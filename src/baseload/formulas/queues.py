@@ -141,9 +141,7 @@ def ggc_wait_s(
     return mmc_wait_s(arrivals_per_s, service_s, n_servers) * (arrival_cv2 + service_cv2) / 2.0
 
 
-def processor_sharing_sojourn_s(
-    arrivals_per_s: float, service_s: float, own_service_s: float | None = None
-) -> float:
+def processor_sharing_sojourn_s(arrivals_per_s: float, service_s: float, own_service_s: float | None = None) -> float:
     """Return the mean time in M/G/1 processor sharing of a job of `own_service_s` (the mean job if None).
 
     Insensitive to the distribution of service; what a server that splits itself evenly does.

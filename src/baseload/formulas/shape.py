@@ -149,9 +149,7 @@ def _expert(shape: ModelShape) -> int:
 
 def parameter_parts(shape: ModelShape) -> ParameterParts:
     """Return the parameters of each part of the model."""
-    full = _attention_layer(
-        shape, kv_heads=shape.n_kv_heads, head_dim=shape.head_dim, k_equals_v=shape.k_equals_v
-    )
+    full = _attention_layer(shape, kv_heads=shape.n_kv_heads, head_dim=shape.head_dim, k_equals_v=shape.k_equals_v)
     sliding = _attention_layer(
         shape,
         kv_heads=shape.sliding_n_kv_heads or shape.n_kv_heads,

@@ -31,9 +31,7 @@ from baseload.formulas.step_work import (
 __all__ = ["AcceleratorSpec", "Parallelism", "SpeedConstants", "StepCosts", "step_costs", "step_time_s"]
 
 RESERVED_BYTES = 1.3e9  # per accelerator: activations, graphs, libraries (vLLM on RTX 4090: 1.2e9)
-VISIBLE_MEMORY = (
-    0.98  # of the datasheet's memory that a driver hands out (RTX 4090 25.25 of 25.77e9, H100 same)
-)
+VISIBLE_MEMORY = 0.98  # of the datasheet's memory that a driver hands out (RTX 4090 25.25 of 25.77e9, H100 same)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +80,12 @@ DEFAULT = SpeedConstants()
 class StepCosts:
     """One replica's step-time model: tables by tokens and sequences, and coefficients, in seconds."""
 
-    base_s: NDArray[
-        np.float64
-    ]  # (max_tokens+1,) weights, products, collectives of a step of T tokens; [0] is 0
+    base_s: NDArray[np.float64]  # (max_tokens+1,) weights, products, collectives of a step of T tokens; [0] is 0
     head_s: NDArray[np.float64]  # (max_seqs+1,) LM head and linear states of n sequences that emit a token
     kv_s_per_token: float  # decode attention, per token of context, full layers
     kv_window_s_per_token: float  # the same, per token of min(context, window), sliding or sparse layers
     window_tokens: int
-    prefill_attention_s_per_token2: (
-        float  # a chunk of c tokens at context s costs this times c * (s + c / 2) ...
-    )
+    prefill_attention_s_per_token2: float  # a chunk of c tokens at context s costs this times c * (s + c / 2) ...
     prefill_kv_s_per_token: float  # ... or, if larger, this times s, the reading of the context
     kv_bytes_per_token: float
     kv_bytes_per_sequence: float  # windows and states, however long the sequence grows

@@ -19,9 +19,7 @@ LAUNCH_SHARE = 0.36
 UNKNOWN_IDLE_SHARE = 0.11  # of TDP, where the catalogue has no idle power (H100: 75 of 700 W)
 
 
-def step_power_w(
-    accelerator: AcceleratorSpec, n_accelerators: int, memory_s: Any, math_s: Any, launch_s: Any
-) -> Any:
+def step_power_w(accelerator: AcceleratorSpec, n_accelerators: int, memory_s: Any, math_s: Any, launch_s: Any) -> Any:
     """Return the watts of `n_accelerators` and their share of the server during a step of three time parts.
 
     >>> h100 = AcceleratorSpec(bf16_tflops=989, memory_gb=85.9, memory_bw_tb_s=3.35, tdp_w=700, idle_w=75)

@@ -96,9 +96,7 @@ class StepWork:
 
 def stack(works: list[StepWork]) -> StepWork:
     """Return one StepWork whose fields are arrays over `works`."""
-    return StepWork(
-        **{f.name: np.array([getattr(w, f.name) for w in works], float) for f in fields(StepWork)}
-    )
+    return StepWork(**{f.name: np.array([getattr(w, f.name) for w in works], float) for f in fields(StepWork)})
 
 
 def peak_flops(accelerator: AcceleratorSpec, precision: str) -> float:
@@ -170,8 +168,7 @@ def step_work(
     bf16 = accelerator.bf16_tflops * 1e12
     return StepWork(
         attention_read_s=n_attention * BYTES_PER_VALUE[attention] / tp / bw,
-        attention_math_s=n_attention * per_token / tp / flops_attention
-        + _state_math_s(shape, bf16) / sequences,
+        attention_math_s=n_attention * per_token / tp / flops_attention + _state_math_s(shape, bf16) / sequences,
         dense_read_s=(n_dense * BYTES_PER_VALUE[precision] + parts.router * 2.0) / group / bw,
         dense_math_s=(n_dense + parts.router) * 2.0 / pp / group / ffn_split / flops,
         experts_read_s=parts.routed_experts * BYTES_PER_VALUE[precision] / group / bw,

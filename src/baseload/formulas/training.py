@@ -36,9 +36,7 @@ def training_time_s(
     return flops / (n_accelerators * peak_flops_per_s * mfu * goodput)
 
 
-def model_flops_utilisation(
-    flops: float, seconds: float, n_accelerators: float, peak_flops_per_s: float
-) -> float:
+def model_flops_utilisation(flops: float, seconds: float, n_accelerators: float, peak_flops_per_s: float) -> float:
     """Return the MFU: useful FLOPs over what the accelerators could have done in that time (PaLM, 2022).
 
     >>> round(model_flops_utilisation(3.79e25, 78.4 * 86_400, 16_384, 989e12), 3)

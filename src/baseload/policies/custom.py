@@ -40,9 +40,7 @@ def install(spec: str, base_folder: Path, digests: dict[str, str]) -> None:
             f"policy.digest.{name}: the file's SHA-256 is {digest}, not {pinned}; check the file, then renew the digest"
         )
     if "baseload.simulate.kernel" in sys.modules and jit.EXTRA_SOURCES.get(name) != digest:
-        raise PolicyError(
-            f"policy.route: {spec}: another rule is already compiled; start a new process for it"
-        )
+        raise PolicyError(f"policy.route: {spec}: another rule is already compiled; start a new process for it")
     jit.EXTRA_SOURCES[name] = digest
     module_spec = importlib.util.spec_from_file_location(f"baseload_policy_{digest[:12]}", path)
     assert module_spec is not None and module_spec.loader is not None

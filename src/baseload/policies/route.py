@@ -28,9 +28,7 @@ def expected_ttft_s(ask: Ask, columns: Columns, i: int) -> float:
     slot_s = 0.0
     if excess > 0:
         slot_s = excess * ask.predicted_output_tokens * columns.decode_s_per_token[i] / columns.slots[i]
-    return float(
-        columns.rtt_s[i] + slot_s + own_s * (1.0 + columns.waiting[i]) + columns.decode_s_per_token[i]
-    )
+    return float(columns.rtt_s[i] + slot_s + own_s * (1.0 + columns.waiting[i]) + columns.decode_s_per_token[i])
 
 
 @kernel

@@ -16,9 +16,7 @@ def fixed(n_on: int, outstanding: int, slots: int, n_min: int, n_max: int, tunab
 
 
 @kernel
-def target_utilisation(
-    n_on: int, outstanding: int, slots: int, n_min: int, n_max: int, tunables: Tunables
-) -> int:
+def target_utilisation(n_on: int, outstanding: int, slots: int, n_min: int, n_max: int, tunables: Tunables) -> int:
     """Return the replicas that hold `outstanding` requests at the target share of their `slots` (as Kubernetes' HPA).
 
     `n_on` counts those up or starting; the answer lies in n_min..n_max.
