@@ -60,6 +60,7 @@ class EnergyRow:
 
     @property
     def configuration(self) -> tuple[object, ...]:
+        """Return what the rows of one curve have in common: all but the batch."""
         return (
             self.model_id,
             self.accelerator,
@@ -156,7 +157,7 @@ def watt_curve(seen: Array, batch: Array) -> Array:
 
 
 def step_parts(row: EnergyRow) -> tuple[float, float, float] | None:
-    """Return the default model's seconds of a decode step (memory and links, arithmetic, launches); None: unknown model."""
+    """Return seconds of a default decode step (memory and links, arithmetic, launches); None: unknown model."""
     try:
         shape = shape_of(catalog.model(row.model_id).model_id)
     except CatalogError:

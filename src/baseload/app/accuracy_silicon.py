@@ -65,6 +65,7 @@ class Score:
 
 
 def score(predicted: Array, measured: Array) -> Score:
+    """Return the errors of predictions, row by row against what was measured."""
     error = errors(predicted, measured)
     return Score(
         n_rows=len(measured),

@@ -57,6 +57,7 @@ class Row:
 
     @property
     def parallelism(self) -> Parallelism:
+        """Return how the row's replica is split over accelerators."""
         return Parallelism(tp=self.tp, dp=self.dp, ep=self.ep)
 
     @property

@@ -115,6 +115,7 @@ def errors(predicted: Array, measured: Array) -> Array:
 
 
 def median_error(predicted: Array, measured: Array) -> float:
+    """Return the median of the relative errors."""
     return float(np.median(errors(predicted, measured)))
 
 
@@ -125,7 +126,7 @@ def rank_correlation(a: Array, b: Array) -> float:
     1.0
     """
     ranks = [np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (a, b)]
-    return round(float(np.corrcoef(*ranks)[0, 1]), 12)
+    return round(float(np.corrcoef(ranks[0], ranks[1])[0, 1]), 12)
 
 
 def balanced_folds(groups: list[str], n_folds: int) -> NDArray[np.int64]:
