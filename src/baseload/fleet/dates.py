@@ -46,11 +46,14 @@ def on(fleet: Fleet, day: date) -> Fleet:
 
 
 def site_on(site: Site, day: date) -> Site:
-    """Return the site of a day."""
+    """Return the site of a day.
+
+    Phases or contracts of which none is left stay as they are: an empty list would mean that the site declares none.
+    """
     return msgspec.structs.replace(
         site,
-        grid=[phase for phase in site.grid if holds(day, None, phase.until)],
-        contracts=active_contracts(site, day),
+        grid=[phase for phase in site.grid if holds(day, None, phase.until)] or site.grid,
+        contracts=active_contracts(site, day) or site.contracts,
         racks={name: rack for name, rack in site.racks.items() if holds(day, rack.in_service, rack.until)},
     )
 

@@ -316,8 +316,8 @@ def _read_csv(path: Path, column: str | None, fail: _Fail) -> list[float]:
             try:
                 value = float(row[at])
             except (ValueError, IndexError):
-                shown = row[at][:40] if -len(row) <= at < len(row) else "nothing"
-                raise fail(f"{shown!r} is not a number", "one number in each row", rows.line_num) from None
+                shown = repr(row[at][:40]) if at < len(row) else "an empty field"
+                raise fail(f"{shown} is not a number", "one number in each row", rows.line_num) from None
             if not isfinite(value):
                 raise fail(f"{value} is not a number that can be used", "fill the gap", rows.line_num)
             values.append(value)
