@@ -354,7 +354,8 @@ def send(s: int, now: int, world: World) -> None:
         turn_away(s, end_ns_, status, reason, scalars, world.slots, world.replicas, world.nodes, world.tenants, world.out)
         return
     q.replica = r
-    q.ready = now + world.sites[world.replicas[r].site].one_way_ns
+    dep = world.deployments[world.replicas[r].dep]
+    q.ready = now + world.sites[world.replicas[r].site].one_way_ns + dep.overhead_ns
     q.scheduled = -1
     q.state = QUEUED
     q.target = q.inp
@@ -364,7 +365,7 @@ def send(s: int, now: int, world: World) -> None:
     q.remote = 0
     q.leaf = -1
     q.shared = 0
-    q.window = min(q.inp, world.deployments[world.replicas[r].dep].window_tokens)
+    q.window = min(q.inp, dep.window_tokens)
     q.work = q.inp + world.kinds[q.tenant * scalars[G_MODELS] + q.model].predicted
     world.counts[C_OUTSTANDING, r] += 1
     world.columns[F_QUEUED, r] += q.work

@@ -161,6 +161,7 @@ DEPLOYMENT = np.dtype(
         ("window_tokens", "i8"),
         ("max_context", "i8"),
         ("cold_ns", "i8"),
+        ("overhead_ns", "i8"),  # tokenising and the like, before the engine sees a request
         ("transfer_ns_per_token", "f8"),
         ("att_units", "f8"),  # 2**-16 ns per token^2 of prompt attention
         ("ctx_units", "f8"),  # 2**-16 ns per context token read by a chunk

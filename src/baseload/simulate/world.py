@@ -36,6 +36,7 @@ class EngineSpec:
     blocks: int = 1 << 20
     max_context: int = 1 << 30
     cold_s: float = 0.0
+    overhead_s: float = 0.0  # tokenising and the like, before the engine sees a request
     role: int = st.MIXED
     caching: bool = False
     chunk_tokens: int = 0  # tokens of one hashed block of the trace; 0: no cache
@@ -149,6 +150,7 @@ def _deployments(spec: TwinSpec) -> tuple[Any, Any, Any, Any]:
         row["window_units"] = _units(np.array([engine.kv_window_s_per_token]), "kv_window_s_per_token")[0]
         row["window_tokens"] = engine.window_tokens
         row["max_context"] = engine.max_context
+        row["overhead_ns"] = round(engine.overhead_s * 1e9)
         row["cold_ns"] = round(engine.cold_s * 1e9)
         row["transfer_ns_per_token"] = engine.transfer_s_per_token * 1e9
         row["att_units"] = engine.prefill_attention_s_per_token2 * st.TABLE_UNITS_PER_S

@@ -1,0 +1,381 @@
+"""From the fleet file to the twin: names become indices, dates become what stands, law becomes masks.
+
+The one place where a Fleet is read for the twin. Engines in numbers are `engines.py`, arrays are `world.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from baseload import policies
+from baseload.errors import FleetError, Problem
+from baseload.fleet import catalog, dates
+from baseload.fleet.model import Fleet, Site, Tenant
+from baseload.fleet.resolve import (
+    HourlySeries,
+    hour_of_year,
+    hourly,
+    jurisdiction_allows,
+    region_location,
+    server_size,
+    site_facts,
+)
+from baseload.formulas import cooling
+from baseload.formulas.distance import great_circle_km, rtt_ms
+from baseload.policies.may_run import may_run
+from baseload.simulate import state as st
+from baseload.simulate.engines import DeployedEngine, deployed_engine, joules_per_token
+from baseload.simulate.outages import schedule
+from baseload.simulate.training import TrainingRun, simulate_training
+from baseload.simulate.world import PoolSpec, TwinSpec, pool_rows
+from baseload.units import HOURS_PER_MONTH
+
+Floats = npt.NDArray[np.float64]
+MOST_BINS = 1500
+LEAST_BIN_S = 10.0
+DEFAULT_DURATION_S = 3600.0
+ANYONE = "anyone"
+EVERYWHERE = "everywhere"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteHours:
+    """What a site's hours cost: series by hour of the year."""
+
+    price_per_mwh: HourlySeries
+    carbon_g_per_kwh: HourlySeries
+    wetbulb_c: HourlySeries
+    plant: cooling.Plant
+    fixed_pue: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """A fleet ready to run, with the names behind its indices."""
+
+    spec: TwinSpec
+    engines: tuple[DeployedEngine, ...]
+    tenants: tuple[str, ...]
+    regions: tuple[str, ...]
+    models: tuple[str, ...]
+    deployments: tuple[str, ...]
+    sites: tuple[str, ...]
+    pool_names: tuple[tuple[str, str], ...]  # (deployment, site)
+    hours: tuple[SiteHours, ...]  # by site
+    start_hour: int  # of the year
+    training: Mapping[tuple[str, str], TrainingRun]  # (site, job)
+    rtt_basis: Mapping[tuple[str, str], str]
+    tenant_records: Mapping[str, Tenant]
+
+
+def describe(
+    fleet: Fleet,
+    *,
+    base_folder: Path,
+    day: date | None = None,
+    duration_s: float | None = None,
+    chunk_tokens: int = 0,
+    seed: int = 0,
+    stepping: bool = False,
+    closed_users: int = 0,
+    think_s: float = 0.0,
+    mean_output_tokens: float = 256.0,
+) -> Twin:
+    """Return the twin of the fleet as it stands on `day` (the file's start where absent)."""
+    day = day or dates.run_day(fleet)
+    fleet = dates.on(fleet, day)
+    length_s = duration_s or DEFAULT_DURATION_S
+    bin_s = max(LEAST_BIN_S, np.ceil(length_s / MOST_BINS / LEAST_BIN_S) * LEAST_BIN_S)
+    bins = int(length_s * 1.25 // bin_s) + 8
+    tenants: Mapping[str, Tenant] = fleet.tenants or {ANYONE: Tenant()}
+    sites, models = tuple(fleet.sites), tuple(fleet.models)
+    regions = tuple(fleet.regions) or (EVERYWHERE,)
+    engines, pools, pool_names = _pools(fleet, models, sites, chunk_tokens)
+    hours = tuple(site_hours(fleet, name, base_folder) for name in sites)
+    start_hour = hour_of_year(day, fleet.demand.start_hour_utc)
+    training = {
+        (site, name): simulate_training(
+            job, duration_s=bins * bin_s, bin_s=bin_s, bins=bins, seed=seed, stream=100 * sites.index(site) + i
+        )
+        for site in sites
+        for i, (name, job) in enumerate(fleet.sites[site].training.items())
+    }
+    rtt = _Rtt(fleet)
+    door = fleet.gateway.site or sites[0]
+    policy = fleet.policy
+    route = policies.ROUTE.get(policy.route, policies.ROUTE_CUSTOM)
+    groups, outages = _outages(fleet, pools, sites, length_s, seed)
+    month_ratio = length_s / 3600.0 / HOURS_PER_MONTH
+    spec = TwinSpec(
+        engines=tuple(engine.spec for engine in engines),
+        pools=tuple(pools),
+        one_way_s=np.array([rtt.between(door, site) / 2000.0 for site in sites]),
+        region_rtt_s=np.array([rtt.between(region, door) / 1000.0 if fleet.regions else 0.0 for region in regions]),
+        may=_may(fleet, tenants, models, pools, sites, engines),
+        slo=np.array([[t.slo.ttft_ms / 1000.0, t.slo.tpot_ms / 1000.0] for t in tenants.values()]),
+        priority=np.array([t.priority for t in tenants.values()], np.int64),
+        prices=np.array([_prices(t) for t in tenants.values()]),
+        budget=np.array([np.inf if t.budget_per_month is None else t.budget_per_month * month_ratio
+                         for t in tenants.values()]),
+        limit_kw=np.array([_limit_kw(fleet.sites[name], hours[i], day, start_hour, bin_s, bins, fleet, name)
+                           for i, name in enumerate(sites)]),
+        training_kw=np.array([sum((run.power_kw for (where, _), run in training.items() if where == site), np.zeros(bins))
+                              for site in sites]),
+        outages=outages,
+        groups=tuple(groups),
+        route=route,
+        admit=policies.ADMIT[policy.admit],
+        scale=policies.SCALE[policy.scale],
+        cap=policies.CAP[policy.cap],
+        scrapes=route in policies.READS_SCRAPE or policy.admit in ("within_slo", "within_slo_and_budget"),
+        observe_every_s=policy.observe_every_s,
+        control_every_s=policy.control_every_s,
+        detect_s=policy.detect_s,
+        retries=policy.retries,
+        max_wait_s=policy.max_wait_s or 0.0,
+        tunables=(policy.load_guard, policy.admit_factor, policy.target_utilisation, policy.scale_down_s),
+        predicted_output_tokens=mean_output_tokens,
+        stepping=stepping,
+        bin_s=bin_s,
+        bins=bins,
+        closed_users=closed_users,
+        think_s=think_s,
+        seed=seed,
+    )  # fmt: skip
+    return Twin(
+        spec=spec, engines=tuple(engines), tenants=tuple(tenants), regions=regions, models=models,
+        deployments=tuple(engine.name for engine in engines), sites=sites, pool_names=tuple(pool_names), hours=hours,
+        start_hour=start_hour, training=training, rtt_basis=rtt.basis, tenant_records=tenants,
+    )  # fmt: skip
+
+
+def site_hours(fleet: Fleet, name: str, base_folder: Path) -> SiteHours:
+    """Return a site's hourly price, carbon, weather, and its cooling plant."""
+    site = fleet.sites[name]
+    contract = site.contracts[0] if site.contracts else None
+    key = f"sites.{name}"
+    plant = cooling.PLANTS[site.cooling.type]
+    liquid = [r.liquid_ratio for r in site.racks.values() if r.liquid_ratio is not None]
+    if liquid:
+        plant = cooling.with_liquid_share(plant, sum(liquid) / len(liquid))
+    plant = cooling.with_chain_efficiency(plant, site.chain_efficiency)
+    return SiteHours(
+        price_per_mwh=hourly(
+            contract.price_per_mwh if contract else None, place=site.place, kind="price_per_mwh",
+            base_folder=base_folder, usd_rate=fleet.money.usd_rate, key=f"{key}.contracts.0.price_per_mwh",
+        ),
+        carbon_g_per_kwh=hourly(
+            site.carbon_g_per_kwh, place=site.place, kind="carbon_g_per_kwh", base_folder=base_folder,
+            key=f"{key}.carbon_g_per_kwh",
+        ),
+        wetbulb_c=hourly(
+            site.cooling.wetbulb_c, place=site.place, kind="wetbulb_c", base_folder=base_folder,
+            key=f"{key}.cooling.wetbulb_c",
+        ),
+        plant=plant,
+        fixed_pue=site.cooling.pue,
+    )  # fmt: skip
+
+
+def each_hour(twin: Twin) -> tuple[Floats, Floats]:
+    """Return (hour, replica) marginal cost per million tokens and grams of CO2 per million tokens, for a year ahead."""
+    joules = np.array([joules_per_token(engine) for engine in twin.engines])
+    rows = pool_rows(twin.spec)
+    n = rows[-1][1]
+    span = np.arange(8760) + twin.start_hour
+    cost, carbon = np.zeros((8760, n)), np.zeros((8760, n))
+    for p, pool in enumerate(twin.spec.pools):
+        hours = twin.hours[pool.site]
+        pue = hours.fixed_pue or np.asarray(cooling.pue(_series(hours.wetbulb_c, span), 1.0, hours.plant))
+        kwh_per_mtok = joules[pool.deployment] / 3.6 * pue
+        lo, hi = rows[p]
+        cost[:, lo:hi] = (kwh_per_mtok * _series(hours.price_per_mwh, span) / 1000.0)[:, None]
+        carbon[:, lo:hi] = (kwh_per_mtok * _series(hours.carbon_g_per_kwh, span))[:, None]
+    return cost, carbon
+
+
+def _series(series: HourlySeries, hours: npt.NDArray[np.int64]) -> Floats:
+    values = np.asarray(series.values, np.float64)
+    return values[hours % len(values)]
+
+
+def _prices(tenant: Tenant) -> tuple[float, float, float]:
+    price = tenant.price
+    cached = price.input_per_mtok if price.cached_per_mtok is None else price.cached_per_mtok
+    return price.input_per_mtok / 1e6, cached / 1e6, price.output_per_mtok / 1e6
+
+
+def _pools(
+    fleet: Fleet, models: tuple[str, ...], sites: tuple[str, ...], chunk_tokens: int
+) -> tuple[list[DeployedEngine], list[PoolSpec], list[tuple[str, str]]]:
+    engines: list[DeployedEngine] = []
+    pools: list[PoolSpec] = []
+    names: list[tuple[str, str]] = []
+    for name, deployment in fleet.deployments.items():
+        engine = deployed_engine(fleet, name, model_i=models.index(deployment.model), chunk_tokens=chunk_tokens)
+        for site, replicas in deployment.sites.items():
+            most = replicas.min if replicas.max is None or fleet.policy.scale == "fixed" else replicas.max
+            if most == 0:
+                continue
+            pools.append(
+                PoolSpec(deployment=len(engines), site=sites.index(site), n_min=min(replicas.min, most), n_max=most)
+            )
+            names.append((name, site))
+        engines.append(engine)
+    if not pools:
+        raise FleetError(
+            Problem(key="deployments", what="nothing is deployed on this day", mend="check start and until, and replicas")
+        )
+    # A model has one context limit: the shortest KV cache among its replicas would otherwise hold what it cannot.
+    return engines, pools, names
+
+
+def _may(
+    fleet: Fleet,
+    tenants: Mapping[str, Tenant],
+    models: tuple[str, ...],
+    pools: list[PoolSpec],
+    sites: tuple[str, ...],
+    engines: list[DeployedEngine],
+) -> npt.NDArray[np.uint8]:
+    facts = [site_facts(fleet, name) for name in sites]
+    may = np.zeros((len(tenants), len(models), len(pools)), np.uint8)
+    for t, tenant in enumerate(tenants.values()):
+        for p, pool in enumerate(pools):
+            fact = facts[pool.site]
+            if may_run(
+                tenant.residency,
+                tenant.sovereignty,
+                jurisdiction=fact.jurisdiction,
+                operator_jurisdiction=fact.operator_jurisdiction,
+                member=jurisdiction_allows,
+            ):
+                may[t, engines[pool.deployment].spec.model_i, p] = 1
+    return may
+
+
+class _Rtt:
+    """Round trips between named sites and regions: declared, measured, or from distance."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.basis: dict[tuple[str, str], str] = {}
+        self.declared = {
+            frozenset(link.between): link.rtt_ms for link in fleet.links if link.rtt_ms is not None
+        }
+
+    def between(self, a: str, b: str) -> float:
+        """Return milliseconds there and back."""
+        if a == b:
+            return 0.0
+        declared = self.declared.get(frozenset((a, b)))
+        if declared is not None:
+            self.basis[a, b] = "declared"
+            return declared
+        places = self._place(a), self._place(b)
+        if places[0] is not None and places[1] is not None:
+            if places[0] == places[1]:
+                self.basis[a, b] = "modelled"
+                return rtt_ms(1.0)
+            measured = catalog.rtt_ms(places[0], places[1])
+            if measured is not None:
+                self.basis[a, b] = measured[1]
+                return measured[0]
+        self.basis[a, b] = "modelled"
+        return rtt_ms(great_circle_km(*self._where(a), *self._where(b)))
+
+    def _place(self, name: str) -> str | None:
+        node = self.fleet.sites.get(name) or self.fleet.regions[name]
+        return None if node.lat is not None or node.lon is not None else node.place
+
+    def _where(self, name: str) -> tuple[float, float]:
+        if name in self.fleet.sites:
+            facts = site_facts(self.fleet, name)
+            return facts.lat, facts.lon
+        lat, lon, _ = region_location(self.fleet, name)
+        return lat, lon
+
+
+def _limit_kw(
+    site: Site, hours: SiteHours, day: date, start_hour: int, bin_s: float, bins: int, fleet: Fleet, name: str
+) -> Floats:
+    """Return the IT kW that may be drawn in each bin: energised and contracted power, redundancy, cooling, limits."""
+    starts_s = np.arange(bins) * bin_s
+    design_c = site_facts(fleet, name).design_wetbulb_c
+    peak = hours.fixed_pue or cooling.pue_peak(design_c, hours.plant)
+    drawable_mw = dates.drawable_mw(site, day)
+    cooling_kw = np.inf if site.cooling.capacity_mw is None else site.cooling.capacity_mw * 1000.0
+    if drawable_mw > 0.0:
+        flat = cooling.usable_it_kw(drawable_mw * 1000.0, peak, site.redundancy, site.power_modules, cooling_kw)
+    else:
+        flat = cooling_kw if not site.grid and not site.contracts else 0.0
+    limit = np.full(bins, flat)
+    span = start_hour + (starts_s // 3600.0).astype(np.int64)
+    now_pue = hours.fixed_pue or np.asarray(cooling.pue(_series(hours.wetbulb_c, span), 1.0, hours.plant))
+    for window in site.power_limits:
+        at_h = starts_s / 3600.0
+        if window.every_h is not None:
+            at_h = at_h % window.every_h
+        inside = (at_h >= window.start_h) & (at_h < window.until_h)
+        limit = np.where(inside, np.minimum(limit, window.power_mw * 1000.0 / now_pue), limit)
+    return limit
+
+
+def _outages(
+    fleet: Fleet, pools: list[PoolSpec], sites: tuple[str, ...], length_s: float, seed: int
+) -> tuple[list[tuple[int, ...]], npt.NDArray[np.int64]]:
+    """Return the groups of replicas that fail together, and when they do."""
+    rows, n = [], 0
+    for pool in pools:
+        rows.append((n, n + pool.n_max))
+        n += pool.n_max
+    groups: list[tuple[int, ...]] = [(r,) for r in range(n)]
+    kinds = [("replica", r) for r in range(n)]
+    servers = _servers(fleet, pools, rows, sites)
+    groups += servers
+    kinds += [("server", i) for i in range(len(servers))]
+    first_site = len(groups)
+    for i in range(len(sites)):
+        groups.append(tuple(r for pool, (lo, hi) in zip(pools, rows, strict=True) if pool.site == i for r in range(lo, hi)))
+        kinds.append(("site", i))
+    events = schedule(
+        fleet.failures, groups=kinds, site_names=sites, site_group=range(first_site, first_site + len(sites)),
+        horizon_s=1.5 * length_s + 3600.0, seed=seed,
+    )  # fmt: skip
+    return groups, events
+
+
+def _servers(
+    fleet: Fleet, pools: list[PoolSpec], rows: list[tuple[int, int]], sites: tuple[str, ...]
+) -> list[tuple[int, ...]]:
+    """Return the replicas on each server: filled in order, a replica larger than a server stands on several."""
+    members: dict[tuple[int, str, int], list[int]] = {}
+    used: dict[tuple[int, str], int] = {}
+    deployments = list(fleet.deployments.values())
+    for pool, (lo, hi) in zip(pools, rows, strict=True):
+        deployment = deployments[pool.deployment]
+        kind = catalog.accelerator(deployment.accelerator).accelerator_id
+        racks = [r for r in fleet.sites[sites[pool.site]].racks.values()
+                 if catalog.accelerator(r.accelerator).accelerator_id == kind]  # fmt: skip
+        size = server_size(racks[0]) if racks else catalog.accelerator(kind).per_server
+        held = deployment.tp * deployment.pp
+        for r in range(lo, hi):
+            first = used.get((pool.site, kind), 0)
+            used[pool.site, kind] = first + held
+            for server in range(first // size, (first + held - 1) // size + 1):
+                members.setdefault((pool.site, kind, server), []).append(r)
+    return [tuple(replicas) for replicas in members.values()]
+
+
+def stepped(twin: Twin) -> Twin:
+    """Return the same twin without fast-forwarding."""
+    return replace(twin, spec=replace(twin.spec, stepping=True))
+
+
+__all__ = ["SiteHours", "Twin", "describe", "each_hour", "site_hours", "st", "stepped"]
