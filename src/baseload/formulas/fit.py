@@ -90,7 +90,7 @@ def _minimise(residual: Callable[[Array], Array], x0: Array, spread: Array, weig
         gradient = slopes.T @ (row_weight * r) + (x - x0) / spread**2
         for _ in range(10):
             move = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), gradient)
-            tried = x - np.clip(move, -LARGEST_MOVE_LOG, LARGEST_MOVE_LOG)
+            tried: Array = x - np.clip(move, -LARGEST_MOVE_LOG, LARGEST_MOVE_LOG)
             r_tried = residual(tried)
             found = loss(r_tried, tried)
             if found < best:
