@@ -70,16 +70,12 @@ def test_norway_is_no_truth_value():
 def test_every_mistake_is_told_at_once():
     """Three mistakes in three records give three problems, each with its own line and key."""
     text = (
-        changed("power_mw: 1,", "power_mw: 8 MW,")
-        .replace("min: 2", "mim: 2")
-        .replace("accelerator: h100-sxm, s", "s")
+        changed("power_mw: 1,", "power_mw: 8 MW,").replace("min: 2", "mim: 2").replace("accelerator: h100-sxm, s", "s")
     )
 
     first, second, third = problems_of(text)
 
-    assert first.startswith(
-        "f.yaml:7: sites.oslo.grid.0.power_mw: wants a number, not `8 MW`; write the number alone"
-    )
+    assert first.startswith("f.yaml:7: sites.oslo.grid.0.power_mw: wants a number, not `8 MW`; write the number alone")
     assert second.startswith("f.yaml:14: deployments.d.sites.oslo.mim: no such key")
     assert "did you mean `min`?" in second
     assert third.startswith("f.yaml:14: deployments.d: `accelerator` is missing")
@@ -124,9 +120,7 @@ def test_a_mistake_is_named_with_line_and_mend(old: str, new: str, line: int, wo
 def test_bombs_are_refused_quickly():
     """Deep nesting, unfolding aliases and huge texts end in an error, not in memory or patience spent."""
     deep = "a: " + "[" * 20_000
-    laughs = "a0: &a0 [x, x]\n" + "".join(
-        f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12)
-    )
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12))
     itself = "a: &a [*a]"
     digits = "a: " + "9" * 5000
 

@@ -224,8 +224,4 @@ def override(dice: random.Random, root: Any) -> str:
         parts.append(dice.choice(["a", "", "0", "-1", "99999999999", "²", "min.max"]))
     hostile = dice.choice(HOSTILE)
     text = hostile if isinstance(hostile, str) else json.dumps(hostile)
-    return (
-        dice.choice([".".join(parts), "", "sites", "..", "a=b"])
-        + dice.choice(["=", "=", "=", "==", ""])
-        + text
-    )
+    return dice.choice([".".join(parts), "", "sites", "..", "a=b"]) + dice.choice(["=", "=", "=", "==", ""]) + text

@@ -88,8 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=1000, help="seeds of each target")
     options = parser.parse_args(arguments)
     findings = sum(
-        run_target(name, first_seed=options.seed, count=options.count)
-        for name in options.target or sorted(TARGETS)
+        run_target(name, first_seed=options.seed, count=options.count) for name in options.target or sorted(TARGETS)
     )
     return 1 if findings else 0
 

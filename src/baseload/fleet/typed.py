@@ -201,9 +201,7 @@ class _Walker:
 
     def mapping(self, node: Node, kind: inspect.DictType, path: Path) -> None:
         if not isinstance(node.value, dict):
-            self.note(
-                path, f"wants names with their values, not {_kind_of(node)}", "write `name: …` lines below it"
-            )
+            self.note(path, f"wants names with their values, not {_kind_of(node)}", "write `name: …` lines below it")
             return
         for key, child in node.value.items():
             self.text(key, bare(kind.key_type), (*path, key), "the name")
@@ -211,9 +209,7 @@ class _Walker:
 
     def sequence(self, node: Node, kind: inspect.ListType | inspect.TupleType, path: Path) -> None:
         if not isinstance(node.value, list):
-            self.note(
-                path, f"wants a list, not {_kind_of(node)}", "put `- ` before each entry, or write [ … ]"
-            )
+            self.note(path, f"wants a list, not {_kind_of(node)}", "put `- ` before each entry, or write [ … ]")
             return
         if isinstance(kind, inspect.TupleType):
             if len(node.value) != len(kind.item_types):
@@ -271,11 +267,7 @@ class _Walker:
         for words, limit, broken in limits:
             if broken and limit is not None:
                 is_share = limit == 1 and words == "at most" and 1 < value <= 100
-                mend = (
-                    f"write a share of 1, e.g. {value / 100:g} for {value:g} %"
-                    if is_share
-                    else "is the unit right?"
-                )
+                mend = f"write a share of 1, e.g. {value / 100:g} for {value:g} %" if is_share else "is the unit right?"
                 self.note(path, f"{_shown(value)} is out of range: {words} {limit:,g} is wanted", mend)
 
 
