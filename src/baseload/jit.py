@@ -63,6 +63,14 @@ def enable() -> bool:
     return True
 
 
+def is_warm() -> bool:
+    """Say whether compiled code of these very sources lies in the cache, as far as can be told by looking."""
+    try:
+        return any(cache_folder().rglob("kernel.advance-*.nbc"))
+    except OSError:
+        return False
+
+
 def compiled() -> bool:
     """Say whether `@kernel` compiles in this process."""
     return "numba" in sys.modules and os.environ.get("BASELOAD_JIT") != "0"

@@ -1,0 +1,145 @@
+"""The command line: `baseload init|check|simulate|report|compare|calibrate|catalog`. Light: verbs import what they need.
+
+Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr: where, what, mend), 1 ours, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from baseload import __version__
+from baseload.errors import BaseloadError
+
+DESCRIPTION = """Infrastructure software for those who run AI in several sites: one fleet file declares sites, power,
+cooling, racks, accelerators, links, models, deployments, tenants and money; the twin says what the fleet can really serve,
+at what latency, cost, energy and carbon, and what stops it from serving more."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the whole command line; docs/reference/cli.md is generated from it."""
+    top = argparse.ArgumentParser(prog="baseload", description=DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"baseload {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    _init(verbs)
+    _check(verbs)
+    _simulate(verbs)
+    _report(verbs)
+    _compare(verbs)
+    _calibrate(verbs)
+    _catalog(verbs)
+    return top
+
+
+Verbs = argparse._SubParsersAction  # the class has no public name
+
+
+def _set_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one key of the fleet file for this command, e.g. sites.oslo.redundancy=2N; may be repeated",
+    )
+
+
+def _init(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("init", help="write a commented fleet file that already simulates")
+    sub.add_argument("file", type=Path, help="file to write; an existing one is never overwritten")
+
+
+def _check(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("check", help="say what is wrong with a fleet file: file, line, key, what, how to mend")
+    sub.add_argument("fleet", type=Path, help="fleet file")
+    _set_option(sub)
+
+
+def _simulate(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("simulate", help="run the twin of a fleet under a request trace and report")
+    sub.add_argument("fleet", type=Path, help="fleet file")
+    sub.add_argument("--trace", help="azure-conv, azure-code, or a file; the fleet file's demand where absent")
+    sub.add_argument("--scale", type=float, help="load factor; the fleet file's demand.scale where absent")
+    sub.add_argument("--requests", type=int, help="stop after this many requests")
+    sub.add_argument("--date", help="the fleet as it stands on this day (YYYY-MM or YYYY-MM-DD)")
+    sub.add_argument("--seed", type=int, default=0, help="of failures, generators and the tenant mix (0)")
+    sub.add_argument("--out", type=Path, help="run folder (runs/<name of the fleet>)")
+    sub.add_argument("--overwrite", action="store_true", help="replace a complete run folder")
+    sub.add_argument("--html", type=Path, help="where to write the report (report.html in the run folder)")
+    sub.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
+    sub.add_argument(
+        "--windows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run only N representative windows of a long trace, weighted, with a confidence interval",
+    )
+    sub.add_argument(
+        "--find-capacity", action="store_true", help="search the highest load that still meets every promise (SLO)"
+    )
+    sub.add_argument("--step", action="store_true", help="advance every engine step one by one (slower, same answer)")
+    _set_option(sub)
+
+
+def _report(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("report", help="show a finished run again: tables, JSON or one HTML file")
+    sub.add_argument("run", type=Path, help="run folder")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--html", type=Path, help="write one self-contained HTML file")
+
+
+def _compare(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("compare", help="set two runs side by side")
+    sub.add_argument("run_a", type=Path, help="run folder")
+    sub.add_argument("run_b", type=Path, help="run folder")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _calibrate(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("calibrate", help="fit the speed model to measured rows; prints the error before and after")
+    sub.add_argument("measured", type=Path, help="CSV: input_tokens, output_tokens, concurrency, ttft_ms, tpot_ms, ...")
+    sub.add_argument("--accelerator", required=True, help="catalogue name")
+    sub.add_argument("--model", required=True, help="catalogue name")
+    sub.add_argument("--precision", default="bf16", choices=["bf16", "fp8", "fp4"], help="of the weights (bf16)")
+    sub.add_argument("--tp", type=int, default=1, help="tensor parallel accelerators (1)")
+    sub.add_argument("--out", type=Path, help="write the fitted constants as YAML for a deployment's `speed:`")
+
+
+def _catalog(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("catalog", help="list what is known of accelerators, models and sites, with sources")
+    sub.add_argument("kind", choices=["accelerators", "models", "sites"], help="which catalogue")
+    sub.add_argument("name", nargs="?", help="one entry, with the source of each figure")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. Errors of the user are raised as BaseloadError."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.verb is None:
+        top.print_help()
+        return 0
+    from baseload.app import verbs
+
+    code: int = getattr(verbs, f"{options.verb}_verb")(options)
+    return code
+
+
+def main() -> None:
+    """Entry point of the `baseload` command."""
+    try:
+        code = run()
+    except BaseloadError as error:
+        print(f"baseload: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("baseload: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

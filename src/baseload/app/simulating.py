@@ -1,0 +1,269 @@
+"""`baseload simulate`: wires fleet file, trace, twin, run folder and report together.
+
+Heavy imports happen here, not at the top of the CLI. What the twin does is `simulate/`, what a run looks like on disk is
+`adapters/store.py`, what it means is `report/`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baseload import jit
+from baseload.errors import Interrupted, RunError
+from baseload.fleet import check, dates, load
+from baseload.policies import KINDS, ROUTE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from baseload.adapters.traces import TraceSource
+    from baseload.simulate.run import Moment, Outcome
+    from baseload.simulate.setup import Twin
+
+WARM_UP_RATIO = 0.05
+MOST_WARM_UP_S = 300.0
+LENGTH_SAMPLE = 20_000
+
+Say = Callable[[str], None]
+Progress = Callable[["Moment", float | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the user asked of one simulation."""
+
+    fleet: Path
+    trace: str | None = None
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    scale: float | None = None
+    requests: int | None = None
+    day: date | None = None
+    windows: int = 0
+    stepping: bool = False
+    measure_replicas: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A fleet and its demand, checked and ready to run."""
+
+    loaded: load.Loaded
+    source: TraceSource
+    twin: Twin
+    lengths: Mapping[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]  # by model
+    day: date
+    scale: float
+    warnings: tuple[str, ...]
+
+
+def known_policies() -> dict[str, Sequence[str]]:
+    """Return the policy names that a fleet file may use, by key."""
+    return {kind: list(table) for kind, table in KINDS.items()}
+
+
+def prepare(wish: Wish, say: Say) -> Prepared:
+    """Read, check and describe; raises InputError where the user's files are wrong."""
+    loaded = load.load(wish.fleet, wish.overrides)
+    check.require(loaded, policies=known_policies())
+    warnings = tuple(str(problem) for problem in check.warnings(loaded))
+    fleet = loaded.fleet
+    if fleet.policy.route not in ROUTE:
+        from baseload.policies import custom
+
+        custom.install(fleet.policy.route, loaded.base_folder, fleet.policy.digest)
+    if jit.enable() and not jit.is_warm():
+        say("compiling the twin, once on this machine (about half a minute) ...")
+
+    from baseload.adapters import traces
+    from baseload.adapters.mix import mixed
+    from baseload.simulate.setup import describe
+
+    day = wish.day or dates.run_day(fleet)
+    scale = fleet.demand.scale if wish.scale is None else wish.scale
+    source = _source(wish, loaded, scale)
+    source = mixed(source, dates.on(fleet, day), wish.seed)
+    lengths, chunk_tokens, mean_output = _lengths(source)
+    twin = describe(
+        fleet,
+        base_folder=loaded.base_folder,
+        day=day,
+        duration_s=source.duration_s,
+        chunk_tokens=chunk_tokens,
+        seed=wish.seed,
+        stepping=wish.stepping,
+        closed_users=source.closed_loop.users if source.closed_loop else 0,
+        think_s=source.closed_loop.think_s if source.closed_loop else 0.0,
+        mean_output_tokens=mean_output,
+    )
+    assert traces is not None
+    return Prepared(
+        loaded=loaded, source=source, twin=twin, lengths=lengths, day=day, scale=scale, warnings=warnings
+    )
+
+
+def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
+    from baseload.adapters import generators, traces
+
+    demand = loaded.fleet.demand
+    if wish.trace is None and demand.generator is not None:
+        source = generators.generated(demand.generator, seed=wish.seed, base_folder=loaded.base_folder)
+    else:
+        name = wish.trace or demand.trace
+        if name is None:
+            raise RunError(
+                f"{loaded.path}: demand names neither a trace nor a generator; add one, or say --trace azure-conv"
+            )
+        # A path on the command line is relative to the user, one in the file to the file.
+        base = Path.cwd() if wish.trace else loaded.base_folder
+        source = traces.open_trace(name, base_folder=base)
+    if scale != 1.0:
+        source = traces.scaled(source, scale)
+    if wish.requests is not None:
+        source = traces.limited(source, wish.requests)
+    return source
+
+
+def _lengths(source: TraceSource) -> tuple[dict[int, tuple[Any, Any]], int, float]:
+    """Return a sample of (input, output) lengths by model, the trace's hashed block, and the mean answer."""
+    first = next(iter(source.chunks(LENGTH_SAMPLE)), None)
+    if first is None or len(first.input_tokens) == 0:
+        raise RunError(f"{source.name}: holds no request; choose another trace")
+    by_model = {}
+    for model in sorted(set(first.model_i.tolist())):
+        rows = first.model_i == model
+        by_model[int(model)] = (first.input_tokens[rows], first.output_tokens[rows])
+    return by_model, int(first.hash_block_tokens), float(first.output_tokens.mean())
+
+
+def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: Progress, overwrite: bool) -> Path:
+    """Run the twin and write the run folder; returns it. Ctrl-C leaves `<out>.partial` and raises Interrupted."""
+    from baseload.adapters.series_files import series_files
+    from baseload.adapters.store import RunWriter
+    from baseload.app import run_meta
+    from baseload.simulate.windows import Window
+
+    loaded, twin, source = prepared.loaded, prepared.twin, prepared.source
+    duration_s = source.duration_s or 0.0
+    warm_up_s = min(WARM_UP_RATIO * duration_s, MOST_WARM_UP_S)
+    windows: list[Window] = []
+    capacities = run_meta.replica_capacities(twin, prepared.lengths) if wish.measure_replicas else {}
+    start = datetime(prepared.day.year, prepared.day.month, prepared.day.day, tzinfo=UTC)
+    start += timedelta(hours=loaded.fleet.demand.start_hour_utc)
+    meta = run_meta.first_meta(
+        prepared, seed=wish.seed, overrides=wish.overrides, start=start, warm_up_s=warm_up_s, capacities=capacities
+    )
+    files = {name: loaded.base_folder / name for name in series_files(loaded.fleet)}
+    text = loaded.text
+    state: dict[str, Any] = {}
+
+    def breathe(moment: Moment) -> None:
+        state["moment"] = moment
+        progress(moment, duration_s or None)
+
+    with RunWriter(out, meta, text, overwrite=overwrite, files=files) as writer:
+        for sentence in writer.said:
+            say(sentence)
+        try:
+            outcome = simulate_source(twin, source, emit=writer.append_requests, breathe=breathe)
+            run_meta.append_unfinished(outcome, writer)
+            writer.write_replicas(run_meta.replica_rows(twin, outcome))
+            writer.write_sites(run_meta.site_rows(twin, outcome))
+            return writer.finish(run_meta.last_meta(meta, prepared, outcome, windows))
+        except KeyboardInterrupt:
+            moment = state.get("moment")
+            at = f" at {moment.now_ns / 1e9:,.0f} s of simulated time, {moment.ended:,} requests ended" if moment else ""
+            raise Interrupted(f"interrupted{at}; what was written so far is in {writer.partial}") from None
+
+
+def simulate_source(
+    twin: Twin,
+    source: TraceSource,
+    *,
+    emit: Callable[[npt.NDArray[Any]], None],
+    breathe: Callable[[Moment], None] | None = None,
+) -> Outcome:
+    """Run the twin over a source, with prices and carbon of each hour where a rule asks for them."""
+    from baseload.simulate import state as st
+    from baseload.simulate.run import run
+    from baseload.simulate.setup import each_hour
+
+    set_hour = None
+    if twin.spec.route in (ROUTE["cheapest"], ROUTE["greenest"]) or twin.spec.route >= len(ROUTE):
+        cost, carbon = each_hour(twin)
+
+        def set_hour(world: st.World, hour: int) -> None:
+            world.columns[st.F_COST] = cost[hour % len(cost)]
+            world.columns[st.F_CARBON] = carbon[hour % len(carbon)]
+
+    return run(twin.spec, source.chunks(), emit=emit, breathe=breathe, each_hour=set_hour)
+
+
+def find_capacity(prepared: Prepared, wish: Wish, say: Say) -> tuple[float, list[dict[str, Any]]]:
+    """Search the highest load factor at which every tenant's promise holds; return it and each probe's figures."""
+    import numpy as np
+
+    from baseload.adapters import traces
+    from baseload.simulate.capacity import Promise, highest_load, kept
+
+    twin = prepared.twin
+    probes: list[dict[str, Any]] = []
+    base = prepared.source
+    rtt_s = twin.spec.region_rtt_s
+
+    def meets(factor: float) -> bool:
+        source = traces.scaled(base, factor) if factor != 1.0 else base
+        records: list[npt.NDArray[Any]] = []
+        simulate_source(twin, source, emit=lambda rows: records.append(rows.copy()))
+        rows = np.concatenate(records)
+        last_ns = rows["arrival_ns"].max()
+        rows = rows[rows["arrival_ns"] >= min(WARM_UP_RATIO * last_ns, MOST_WARM_UP_S * 1e9)]
+        ok = True
+        worst = {"tenant": "", "attainment": 1.0, "promised": 0.0}
+        for i, name in enumerate(twin.tenants):
+            own = rows[rows["tenant_i"] == i]
+            if len(own) == 0:
+                continue
+            slo = twin.tenant_records[name].slo
+            e2e_s = float("inf") if slo.e2e_ms is None else slo.e2e_ms / 1000.0
+            promise = Promise(ttft_s=slo.ttft_ms / 1000.0, tpot_s=slo.tpot_ms / 1000.0, e2e_s=e2e_s)
+            shifted = own.copy()
+            shifted["arrival_ns"] -= own["rtt_ns"]
+            share = float(kept(shifted, promise).mean())
+            if share < slo.attainment:
+                ok = False
+            if share - slo.attainment < worst["attainment"] - worst["promised"] or not worst["tenant"]:
+                worst = {"tenant": name, "attainment": share, "promised": slo.attainment}
+        length_s = float(last_ns) / 1e9 or 1.0
+        probes.append({"load_factor": factor, "requests_per_s": len(rows) / length_s, "meets": ok, **worst})
+        say(
+            f"load x{factor:.3f}: {probes[-1]['requests_per_s']:,.1f} requests/s, "
+            f"{worst['tenant']} {100 * worst['attainment']:.2f} % of {100 * worst['promised']:.1f} % "
+            f"-> {'meets' if ok else 'misses'}"
+        )
+        return ok
+
+    assert rtt_s is not None
+    return highest_load(meets), probes
+
+
+def quiet_progress(moment: Moment, duration_s: float | None) -> None:
+    """Show nothing."""
+
+
+def timed(action: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what `action` returns and the CPU seconds it took."""
+    before = time.process_time()
+    answer = action()
+    return answer, time.process_time() - before
+
+
+def seeded(wish: Wish, seed: int) -> Wish:
+    """Return the wish with another seed."""
+    return replace(wish, seed=seed)

@@ -1,0 +1,163 @@
+"""How much is enough: the highest load that still meets every promise, of one replica and of the whole fleet.
+
+A search over load with the twin as the judge: what counts is the share of requests that met TTFT, TPOT and end-to-end
+limits, refused and failed ones counted as misses. What a miss costs is the report's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from baseload.records import SERVED
+from baseload.simulate import state as st
+from baseload.simulate.run import run
+from baseload.simulate.world import EngineSpec, PoolSpec, TwinSpec
+
+Ints = npt.NDArray[np.int32]
+N_PROBE = 1500  # requests a probe of one replica; the first third warms up
+N_STEPS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaCapacity:
+    """What one replica can do with a mix of lengths; tokens are prompt and answer together."""
+
+    saturated_tokens_per_s: float
+    within_slo_tokens_per_s: float  # 0 where not even an idle replica keeps the promise
+    within_slo_requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """The limits a request is held to, in seconds; inf: none. `rtt_s` is added to TTFT and end-to-end."""
+
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float = float("inf")
+    attainment: float = 0.99
+    rtt_s: float = 0.0
+
+
+def kept(records: npt.NDArray[Any], promise: Promise) -> npt.NDArray[np.bool_]:
+    """Say of each record whether it was served within the promise."""
+    ttft_s = (records["first_token_ns"] - records["arrival_ns"]) / 1e9 + promise.rtt_s
+    e2e_s = (records["finish_ns"] - records["arrival_ns"]) / 1e9 + promise.rtt_s
+    steps = np.maximum(records["output_tokens"] - 1, 1)
+    tpot_s = (records["finish_ns"] - records["first_token_ns"]) / 1e9 / steps
+    good = (ttft_s <= promise.ttft_s) & (tpot_s <= promise.tpot_s) & (e2e_s <= promise.e2e_s)
+    return np.asarray((records["status"] == SERVED) & good)
+
+
+def replica_capacity(
+    engine: EngineSpec, input_tokens: Ints, output_tokens: Ints, promise: Promise, *, seed: int = 0
+) -> ReplicaCapacity:
+    """Search the highest Poisson rate of one replica that keeps the promise, with lengths drawn from a sample."""
+    generator = np.random.default_rng([seed, 11])
+    pick = generator.integers(0, len(input_tokens), N_PROBE)
+    limit = min(engine.max_context, engine.blocks * engine.block_tokens - 1)
+    prompts = np.minimum(input_tokens[pick], limit - 1).astype(np.int32)
+    answers = np.minimum(output_tokens[pick], np.maximum(1, limit - prompts)).astype(np.int32)
+    gaps = generator.exponential(1.0, N_PROBE)
+    tokens = float((prompts + answers).mean())
+
+    def probe(rate: float) -> npt.NDArray[Any]:
+        arrivals = np.zeros(N_PROBE) if rate == 0.0 else np.cumsum(gaps) / rate
+        return _one_replica(engine, arrivals, prompts, answers)
+
+    rush = probe(0.0)
+    busy_s = float(rush["finish_ns"].max()) / 1e9
+    most = N_PROBE / busy_s
+
+    def keeps(rate: float) -> bool:
+        records = probe(rate)
+        steady = records[records["request_id"] >= N_PROBE // 3]
+        return bool(kept(steady, promise).mean() >= promise.attainment)
+
+    low, high = 0.0, 1.25 * most
+    if not keeps(0.02 * most):
+        return ReplicaCapacity(
+            saturated_tokens_per_s=most * tokens, within_slo_tokens_per_s=0.0, within_slo_requests_per_s=0.0
+        )
+    low = 0.02 * most
+    for _ in range(N_STEPS):
+        middle = 0.5 * (low + high)
+        if keeps(middle):
+            low = middle
+        else:
+            high = middle
+    return ReplicaCapacity(
+        saturated_tokens_per_s=most * tokens,
+        within_slo_tokens_per_s=min(low, most) * tokens,
+        within_slo_requests_per_s=min(low, most),
+    )
+
+
+def _one_replica(
+    engine: EngineSpec, arrival_s: npt.NDArray[np.float64], input_tokens: Ints, output_tokens: Ints
+) -> npt.NDArray[Any]:
+    n = len(arrival_s)
+    spec = TwinSpec(
+        engines=(replace(engine, role=st.MIXED, caching=False, model_i=0),),
+        pools=(PoolSpec(deployment=0, site=0, n_min=1, n_max=1),),
+        one_way_s=np.zeros(1),
+        region_rtt_s=np.zeros(1),
+        may=np.ones((1, 1, 1), np.uint8),
+        slo=np.full((1, 2), np.inf),
+        priority=np.zeros(1, np.int64),
+        prices=np.zeros((1, 3)),
+        budget=np.full(1, np.inf),
+        energy=False,
+    )
+    chunk = SimpleNamespace(
+        arrival_ns=np.rint(arrival_s * 1e9).astype(np.int64),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        tenant_i=np.zeros(n, np.int16),
+        region_i=np.zeros(n, np.int16),
+        model_i=np.zeros(n, np.int16),
+        hash_offsets=np.zeros(n + 1, np.int64),
+        hash_ids=np.zeros(0, np.int64),
+        first_id=0,
+    )
+    records: list[npt.NDArray[Any]] = []
+    run(spec, [chunk], emit=lambda rows: records.append(rows.copy()), out_rows=4096)
+    return np.concatenate(records)
+
+
+def highest_load(meets: Callable[[float], bool], *, start: float = 1.0, steps: int = 8, most: float = 4096.0) -> float:
+    """Return the highest load factor for which `meets` holds, to about 1 %; 0 where it never does.
+
+    Doubles or halves from `start` to bracket the answer, then bisects; `meets` should fail for good above it.
+    """
+    low = high = start
+    if meets(start):
+        while high < most:
+            high *= 2.0
+            if not meets(high):
+                break
+            low = high
+        else:
+            return low
+    else:
+        while low > start / 1024.0:
+            low /= 2.0
+            if meets(low):
+                break
+            high = low
+        else:
+            return 0.0
+    for _ in range(steps):
+        middle = 0.5 * (low + high)
+        if meets(middle):
+            low = middle
+        else:
+            high = middle
+        if high / low < 1.01:
+            break
+    return low
