@@ -197,8 +197,8 @@ def cli_page() -> str:
     """Return the page of the command line: each command with its arguments."""
     top = parser()
     parts = ["# Command line\n", MADE, (top.description or "") + "\n"]
-    for name, command in commands(top):
-        parts += [f"## baseload {name}\n", (command.description or "") + "\n"]
+    for name, about, command in commands(top):
+        parts += [f"## baseload {name}\n", about + "\n"]
         rows = [_argument_row(action) for action in command._actions if action.help != argparse.SUPPRESS]
         rows = [row for row in rows if not row.startswith("| `-h")]
         parts += ["| argument | meaning |", "|---|---|", *rows, ""] if rows else []
@@ -212,13 +212,14 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def commands(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Yield every command of a parser, those within commands included."""
-    for action in parser._actions:
+def commands(top: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """Yield every command of a parser with its help text, those within commands included."""
+    for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
+            texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for word, command in action.choices.items():
                 full = f"{name} {word}".strip()
-                yield full, command
+                yield full, texts.get(word, ""), command
                 yield from commands(command, full)
 
 
