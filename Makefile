@@ -28,8 +28,7 @@ venv-run:
 	@scripts/setup.sh run
 
 demo: venv-run
-	rm -rf $(DEMO_OUT) $(DEMO_OUT).partial
-	.venv/bin/baseload simulate $(DEMO_FLEET) --trace $(DEMO_TRACE) --out $(DEMO_OUT)
+	.venv/bin/baseload simulate $(DEMO_FLEET) --trace $(DEMO_TRACE) --out $(DEMO_OUT) --overwrite
 
 test: venv
 	$(PY) -m pytest $(PYTEST_ARGS)
