@@ -58,9 +58,7 @@ class DeploymentMeta(Part, frozen=True):
     weights_gb: float = 0.0
     active_parameters: float = 0.0
     peak_flops_per_s: float = 0.0  # of one accelerator, dense, in this precision
-    saturated_tokens_per_s: float | None = (
-        None  # of one replica, input and output together, as fast as it can
-    )
+    saturated_tokens_per_s: float | None = None  # of one replica, input and output together, as fast as it can
     within_slo_tokens_per_s: float | None = None  # the same, at the highest load that meets its tenants' SLO
     slo_source: str = ""  # how within_slo_tokens_per_s was found
     basis: Basis = "modelled"  # of the speed
@@ -148,9 +146,7 @@ class RunMeta(Part, frozen=True):
     windows: list[Window] = []
     balance: Balance = Balance()
     notes: list[str] = []
-    files: dict[
-        str, str
-    ] = {}  # series files of the fleet file -> their copies in the folder; the store fills it in
+    files: dict[str, str] = {}  # series files of the fleet file -> their copies in the folder; the store fills it in
 
 
 class Run(Protocol):

@@ -64,9 +64,7 @@ def promise_of(twin: Twin, deployment: int) -> tuple[Promise, str] | None:
     ), ", ".join(name for name, _ in served)
 
 
-def replica_capacities(
-    twin: Twin, lengths: Mapping[int, tuple[Any, Any]]
-) -> dict[int, tuple[ReplicaCapacity, str]]:
+def replica_capacities(twin: Twin, lengths: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[ReplicaCapacity, str]]:
     """Measure in the twin what one replica of each deployment can do with the run's lengths, and say how."""
     answer = {}
     for i, engine in enumerate(twin.engines):
@@ -154,7 +152,9 @@ def basis_of(prepared: Prepared) -> list[BasisMeta]:
     rows: list[BasisMeta] = []
     for engine in twin.engines:
         basis = "calibrated" if engine.calibrated else "modelled"
-        source = "constants of the fleet file" if engine.calibrated else "speed model, default constants (docs/accuracy.md)"
+        source = (
+            "constants of the fleet file" if engine.calibrated else "speed model, default constants (docs/accuracy.md)"
+        )
         rows.append(BasisMeta(figure=f"speed.{engine.name}", basis=basis, source=source))  # type: ignore[arg-type]
     used = {catalog.accelerator(fleet.deployments[name].accelerator).accelerator_id for name in twin.deployments}
     for name in sorted(used):

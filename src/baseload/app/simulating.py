@@ -103,9 +103,7 @@ def prepare(wish: Wish, say: Say) -> Prepared:
         mean_output_tokens=mean_output,
     )
     assert traces is not None
-    return Prepared(
-        loaded=loaded, source=source, twin=twin, lengths=lengths, day=day, scale=scale, warnings=warnings
-    )
+    return Prepared(loaded=loaded, source=source, twin=twin, lengths=lengths, day=day, scale=scale, warnings=warnings)
 
 
 def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
@@ -178,7 +176,9 @@ def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: P
             return writer.finish(run_meta.last_meta(meta, prepared, outcome, windows))
         except KeyboardInterrupt:
             moment = state.get("moment")
-            at = f" at {moment.now_ns / 1e9:,.0f} s of simulated time, {moment.ended:,} requests ended" if moment else ""
+            at = (
+                f" at {moment.now_ns / 1e9:,.0f} s of simulated time, {moment.ended:,} requests ended" if moment else ""
+            )
             raise Interrupted(f"interrupted{at}; what was written so far is in {writer.partial}") from None
 
 

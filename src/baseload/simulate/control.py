@@ -80,7 +80,9 @@ def lose(s: int, now: int, world: World) -> None:
     if q.first >= 0 or q.tries > scalars[G_RETRIES]:
         reason = REASON_LOST if q.first >= 0 else REASON_RETRIES
         generated = q.gen if q.first >= 0 else 0
-        leave(s, FAILED, reason, now, generated, scalars, world.slots, world.replicas, world.nodes, world.sites, world.out)
+        leave(
+            s, FAILED, reason, now, generated, scalars, world.slots, world.replicas, world.nodes, world.sites, world.out
+        )
     else:
         r = q.replica
         world.counts[C_OUTSTANDING, r] -= 1

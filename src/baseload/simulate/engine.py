@@ -158,7 +158,9 @@ def free_hashes(q: Any, scalars: Any, nodes: Any) -> None:
 
 
 @kernel
-def emit(q: Any, status: int, reason: int, now: int, generated: int, rep: Any, rtt_ns: int, scalars: Any, out: Any) -> None:
+def emit(
+    q: Any, status: int, reason: int, now: int, generated: int, rep: Any, rtt_ns: int, scalars: Any, out: Any
+) -> None:
     """Write the request's record."""
     i = scalars[G_OUT]
     row = out[i]

@@ -209,7 +209,9 @@ def learn(now: int, scalars: Any, slots: Any, sites: Any, tenants: Any, kinds: A
                 kind = kinds[q.tenant * scalars[G_MODELS] + q.model]
                 kind.predicted += LENGTH_MEMORY * (q.gen - kind.predicted)
                 fresh = q.inp - q.cached
-                tenant.spent += fresh * tenant.input_price + q.cached * tenant.cached_price + q.gen * tenant.output_price
+                tenant.spent += (
+                    fresh * tenant.input_price + q.cached * tenant.cached_price + q.gen * tenant.output_price
+                )
             tenant.reserved -= q.price
             q.next = scalars[G_FREE_SLOT]
             scalars[G_FREE_SLOT] = s
@@ -351,7 +353,9 @@ def send(s: int, now: int, world: World) -> None:
                     timer_push(world.timers, scalars, end_ns_, T_RETRY, s)
                     return
     if reason != REASON_NONE:
-        turn_away(s, end_ns_, status, reason, scalars, world.slots, world.replicas, world.nodes, world.tenants, world.out)
+        turn_away(
+            s, end_ns_, status, reason, scalars, world.slots, world.replicas, world.nodes, world.tenants, world.out
+        )
         return
     q.replica = r
     dep = world.deployments[world.replicas[r].dep]

@@ -54,7 +54,9 @@ def schedule(
     expected = sum(2.0 * horizon_s / (rates[kind][0] or np.inf) for kind, _ in groups)
     if expected > MOST_EVENTS:
         raise FleetError(
-            Problem(key="failures", what=f"{expected:,.0f} outages in this run", mend="raise the MTBFs; they are in hours")
+            Problem(
+                key="failures", what=f"{expected:,.0f} outages in this run", mend="raise the MTBFs; they are in hours"
+            )
         )
     order = {"replica": 0, "server": 1, "site": 2}
     events: list[tuple[int, int, int]] = []

@@ -230,7 +230,9 @@ def _pools(
         engines.append(engine)
     if not pools:
         raise FleetError(
-            Problem(key="deployments", what="nothing is deployed on this day", mend="check start and until, and replicas")
+            Problem(
+                key="deployments", what="nothing is deployed on this day", mend="check start and until, and replicas"
+            )
         )
     # A model has one context limit: the shortest KV cache among its replicas would otherwise hold what it cannot.
     return engines, pools, names
@@ -266,9 +268,7 @@ class _Rtt:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.basis: dict[tuple[str, str], str] = {}
-        self.declared = {
-            frozenset(link.between): link.rtt_ms for link in fleet.links if link.rtt_ms is not None
-        }
+        self.declared = {frozenset(link.between): link.rtt_ms for link in fleet.links if link.rtt_ms is not None}
 
     def between(self, a: str, b: str) -> float:
         """Return milliseconds there and back."""
@@ -342,7 +342,9 @@ def _outages(
     kinds += [("server", i) for i in range(len(servers))]
     first_site = len(groups)
     for i in range(len(sites)):
-        groups.append(tuple(r for pool, (lo, hi) in zip(pools, rows, strict=True) if pool.site == i for r in range(lo, hi)))
+        groups.append(
+            tuple(r for pool, (lo, hi) in zip(pools, rows, strict=True) if pool.site == i for r in range(lo, hi))
+        )
         kinds.append(("site", i))
     events = schedule(
         fleet.failures, groups=kinds, site_names=sites, site_group=range(first_site, first_site + len(sites)),
