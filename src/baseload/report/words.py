@@ -10,7 +10,6 @@ from baseload.report.model import FleetReport, Number, Step, TenantReport
 
 NONE = "–"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 
 
 def number(value: Number, unit: str = "", digits: int = 3) -> str:
@@ -80,14 +79,15 @@ def money(value: Number, currency: str) -> str:
 
 
 def megawatts(mw: float) -> str:
-    """Return a power given in MW, in kW where it is small.
+    """Return a power given in MW, in kW or W where it is small.
 
-    >>> megawatts(12.3), megawatts(0.0384), megawatts(0.0)
-    ('12.3 MW', '38.4 kW', '0 MW')
+    >>> megawatts(12.3), megawatts(0.0384), megawatts(2.3e-5), megawatts(0.0)
+    ('12.3 MW', '38.4 kW', '23 W', '0 MW')
     """
-    if 0.0 < abs(mw) < 1.0:
-        return f"{_significant(mw * 1000.0, 3)} kW"
-    return f"{_significant(mw, 3)} MW"
+    for size, unit in ((1.0, "MW"), (1e-3, "kW")):
+        if abs(mw) >= size or mw == 0.0:
+            return f"{_significant(mw / size, 3)} {unit}"
+    return f"{_significant(mw * 1e6, 3)} W"
 
 
 def figure(value: Number, unit: str, currency: str) -> str:

@@ -1,0 +1,185 @@
+"""The report for a terminal: tables and bars with rich, at any width from 80 columns, without colour, in plain ASCII.
+
+Returns text; printing it is the front door's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from textwrap import fill
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from baseload.report import rows
+from baseload.report.model import Report, Step
+from baseload.report.words import megawatts, money, number, percent, scaled
+
+_ASCII = str.maketrans({
+    "█": "#", "░": ".", "–": "-", "−": "-", "…": "...", "·": "*", "µ": "u", "×": "x", "≤": "<=", "²": "2",
+})  # fmt: skip
+_WIDTH_MIN = 60
+_WORDS = ("", "status", "reason")  # columns of words
+
+
+def to_text(report: Report, *, width: int = 80, colour: bool = False, ascii_only: bool = False) -> str:
+    """Return the report as text for a terminal of `width` columns."""
+    out = StringIO()
+    console = Console(
+        file=out,
+        width=max(_WIDTH_MIN, width),
+        force_terminal=colour,
+        no_color=not colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        safe_box=ascii_only,
+    )
+    lines = box.ASCII if ascii_only else box.SIMPLE_HEAD
+    _head(console, report)
+    for title, part in rows.kpi_rows(report):
+        _figures(console, title, part, lines)
+    _tables(console, report, lines)
+    _ladder(console, "Capacity ladder, fleet", report.fleet.ladder)
+    if len(report.sites) > 1:
+        for site in report.sites:
+            _ladder(console, f"Capacity ladder, {site.name}", site.ladder)
+    _cost(console, report)
+    _refusals(console, report, lines)
+    _foot(console, report)
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    return text.translate(_ASCII).encode("ascii", "replace").decode() if ascii_only else text
+
+
+def _head(console: Console, report: Report) -> None:
+    run = report.run
+    console.print(Text(f"{run.fleet}: {run.trace}, {_duration(run.duration_s)} from {run.start_utc}", style="bold"))
+    console.print(
+        f"{number(run.trace_requests)} requests, load x{run.trace_scale:g}, seed {run.seed}, warm-up "
+        f"{number(run.warmup_s, 's')}, quantiles {run.quantiles}"
+    )
+    console.print()
+    console.print(report.headline)
+    if report.built_on:
+        console.print(Text(report.built_on, style="yellow"))
+
+
+def _duration(duration_s: float) -> str:
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if duration_s >= 2.0 * size:
+            return f"{duration_s / size:.3g} {unit}"
+    return f"{duration_s:.3g} s"
+
+
+def _title(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, style="bold cyan"))
+
+
+def _figures(console: Console, title: str, part: Sequence[rows.Row], lines: box.Box) -> None:
+    _title(console, title)
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    table.add_column(min_width=26)
+    table.add_column(justify="right", min_width=14)
+    table.add_column(style="dim")
+    for row in part:
+        table.add_row(Text(row.label), Text(row.value), Text(row.note))
+    console.print(table)
+
+
+def _tables(console: Console, report: Report, lines: box.Box) -> None:
+    currency = report.run.currency
+    tenants = [rows.tenant_row(tenant) for tenant in report.tenants]
+    _table(console, "Tenants", rows.tenant_head(currency), tenants, lines)
+    sites = [rows.site_row(site) for site in report.sites]
+    _table(console, "Sites", rows.site_head(currency), sites, lines)
+
+
+def _table(console: Console, title: str, head: Sequence[str], body: Iterable[Sequence[str]], lines: box.Box) -> None:
+    _title(console, title)
+    body = list(body)
+    words = [max((len(word) for word in name.split()), default=0) for name in head]
+    widest = [max([words[i], *(len(line[i]) for line in body)]) for i in range(len(head))]
+    gap = 1 if sum(widest) + 3 * len(head) <= console.width else 0
+    fits = sum(widest) + (2 * gap + 1) * len(head) <= console.width
+    table = Table(box=lines, padding=(0, gap), pad_edge=False, show_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(
+            Text(name),
+            justify="left" if i == 0 or name in _WORDS else "right",
+            overflow="fold",
+            min_width=widest[i] if fits else None,  # heads wrap before figures do
+        )
+    for line in body:
+        style = "bold red" if "MISSED" in line else ""
+        table.add_row(*[Text(cell) for cell in line], style=style)
+    console.print(table)
+
+
+def _ladder(console: Console, title: str, ladder: Sequence[Step]) -> None:
+    """Draw a ladder as bars of IT MW, each with its tokens/s; the reason for a loss stands under its bar."""
+    _title(console, f"{title} (IT power; tokens/s input and output)")
+    top = max((step.mw for step in ladder), default=0.0)
+    bar_width = max(10, min(36, console.width - 44))
+    for step in ladder:
+        filled = round(bar_width * step.mw / top) if top > 0.0 else 0
+        mark = "~" if step.modelled else " "
+        console.print(
+            Text(
+                f"{step.name:<11}{'█' * filled}{'░' * (bar_width - filled)} {megawatts(step.mw):>9} "
+                f"{mark}{scaled(step.tokens_per_s, 'tok/s'):>13}"
+            )
+        )
+        excess = _excess(step)
+        for said in filter(None, (_loss(step), excess)):
+            folded = fill(said, console.width, subsequent_indent="    ")
+            console.print(Text(folded, style="bold red" if said == excess else "dim"))
+    console.print(Text("~ converted from MW by the mix of what runs: modelled", style="dim"))
+
+
+def _loss(step: Step) -> str:
+    return f"  - {megawatts(step.lost_mw)}: {step.reason}" if step.reason and step.lost_mw > 0.0 else ""
+
+
+def _excess(step: Step) -> str:
+    if step.excess_tokens_per_s > 1e-6:
+        return f"  ! {scaled(step.excess_tokens_per_s, 'tok/s')} more than the rungs above can carry"
+    if step.excess_mw > 1e-9:
+        return f"  ! {megawatts(step.excess_mw)} more than the rungs above can carry"
+    return ""
+
+
+def _cost(console: Console, report: Report) -> None:
+    cost, currency = report.fleet.cost, report.run.currency
+    total = float(cost.cost_total or 0.0)
+    _title(console, f"Cost over {_duration(report.run.span_s)}: {money(total, currency)}")
+    bar_width = max(10, min(40, console.width - 44))
+    for words, amount in rows.cost_parts(cost):
+        filled = round(bar_width * amount / total)
+        console.print(Text(f"{words:<20}{money(amount, currency):>14} {percent(amount / total, 0):>5}  {'█' * filled}"))
+    shares = (("serving", cost.cost_serving), ("idle", cost.cost_idle), ("training", cost.cost_training))
+    said = ", ".join(f"{words} {money(amount, currency)}" for words, amount in shares if amount)
+    console.print(f"Borne by: {said or 'nobody'}")
+
+
+def _refusals(console: Console, report: Report, lines: box.Box) -> None:
+    if not report.refusals:
+        return
+    body = [(one.tenant, one.status, number(round(one.requests)), one.reason) for one in report.refusals[:20]]
+    _table(console, "Not served", ("tenant", "status", "requests", "reason"), body, lines)
+    if len(report.refusals) > 20:
+        console.print(f"and {len(report.refusals) - 20} more kinds")
+
+
+def _foot(console: Console, report: Report) -> None:
+    _title(console, "How far to trust it")
+    for row in report.confidence:
+        because = ", ".join(row.because[:4]) + (f" and {len(row.because) - 4} more" if len(row.because) > 4 else "")
+        console.print(f"{row.group}: {row.basis} ({because})")
+    for note in report.notes:
+        console.print(f"Note: {note}")
