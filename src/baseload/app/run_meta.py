@@ -319,7 +319,7 @@ def last_meta(meta: RunMeta, prepared: Prepared, outcome: Outcome, windows: Sequ
         "windows": [
             WindowMeta(start_s=window.start_s, until_s=window.until_s, weight=window.weight) for window in windows
         ],
-        "notes": [*meta.notes, *prepared.source.notes()],
+        "notes": [*meta.notes, *prepared.source.notes],
     }
 
 

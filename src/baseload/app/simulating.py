@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from baseload.adapters.store import RunWriter
     from baseload.adapters.traces import TraceSource
+    from baseload.ports import RunMeta
     from baseload.simulate.run import Moment, Outcome
     from baseload.simulate.setup import Twin
 
@@ -57,6 +59,7 @@ class Prepared:
     loaded: load.Loaded
     source: TraceSource
     twin: Twin
+    twin_at: Callable[[float, float | None], Twin]  # the same fleet, some seconds into the run
     lengths: Mapping[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]  # by model
     day: date
     scale: float
@@ -81,33 +84,46 @@ def prepare(wish: Wish, say: Say) -> Prepared:
     if jit.enable() and not jit.is_warm():
         say("compiling the twin, once on this machine (about half a minute) ...")
 
-    from baseload.adapters import traces
     from baseload.adapters.mix import mixed
-    from baseload.simulate.setup import describe
 
     day = wish.day or dates.run_day(fleet)
     scale = fleet.demand.scale if wish.scale is None else wish.scale
     source = _source(wish, loaded, scale)
     source = mixed(source, dates.on(fleet, day), wish.seed)
     lengths, chunk_tokens, mean_output = _lengths(source)
-    twin = describe(
-        fleet,
-        base_folder=loaded.base_folder,
+
+    def twin_at(start_s: float, length_s: float | None) -> Twin:
+        from baseload.simulate.setup import describe
+
+        return describe(
+            fleet,
+            base_folder=loaded.base_folder,
+            day=day,
+            start_s=start_s,
+            duration_s=length_s,
+            chunk_tokens=chunk_tokens,
+            seed=wish.seed + round(start_s),
+            stepping=wish.stepping,
+            closed_users=source.closed_loop.users if source.closed_loop else 0,
+            think_s=source.closed_loop.think_s if source.closed_loop else 0.0,
+            mean_output_tokens=mean_output,
+        )
+
+    twin = twin_at(0.0, source.duration_s)
+    return Prepared(
+        loaded=loaded,
+        source=source,
+        twin=twin,
+        twin_at=twin_at,
+        lengths=lengths,
         day=day,
-        duration_s=source.duration_s,
-        chunk_tokens=chunk_tokens,
-        seed=wish.seed,
-        stepping=wish.stepping,
-        closed_users=source.closed_loop.users if source.closed_loop else 0,
-        think_s=source.closed_loop.think_s if source.closed_loop else 0.0,
-        mean_output_tokens=mean_output,
+        scale=scale,
+        warnings=warnings,
     )
-    assert traces is not None
-    return Prepared(loaded=loaded, source=source, twin=twin, lengths=lengths, day=day, scale=scale, warnings=warnings)
 
 
 def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
-    from baseload.adapters import generators, traces
+    from baseload.adapters import generators, trace_files, trace_transforms
 
     demand = loaded.fleet.demand
     if wish.trace is None and demand.generator is not None:
@@ -120,11 +136,11 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
             )
         # A path on the command line is relative to the user, one in the file to the file.
         base = Path.cwd() if wish.trace else loaded.base_folder
-        source = traces.open_trace(name, base_folder=base)
+        source = trace_files.open_trace(name, base_folder=base)
     if scale != 1.0:
-        source = traces.scaled(source, scale)
+        source = trace_transforms.scaled(source, scale)
     if wish.requests is not None:
-        source = traces.limited(source, wish.requests)
+        source = trace_transforms.limited(source, wish.requests)
     return source
 
 
@@ -145,12 +161,10 @@ def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: P
     from baseload.adapters.series_files import series_files
     from baseload.adapters.store import RunWriter
     from baseload.app import run_meta
-    from baseload.simulate.windows import Window
 
     loaded, twin, source = prepared.loaded, prepared.twin, prepared.source
     duration_s = source.duration_s or 0.0
     warm_up_s = min(WARM_UP_RATIO * duration_s, MOST_WARM_UP_S)
-    windows: list[Window] = []
     capacities = run_meta.replica_capacities(twin, prepared.lengths) if wish.measure_replicas else {}
     start = datetime(prepared.day.year, prepared.day.month, prepared.day.day, tzinfo=UTC)
     start += timedelta(hours=loaded.fleet.demand.start_hour_utc)
@@ -169,17 +183,43 @@ def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: P
         for sentence in writer.said:
             say(sentence)
         try:
+            if wish.windows:
+                return _run_windows(prepared, wish, writer, meta, breathe)
             outcome = simulate_source(twin, source, emit=writer.append_requests, breathe=breathe)
             run_meta.append_unfinished(outcome, writer)
             writer.write_replicas(run_meta.replica_rows(twin, outcome))
             writer.write_sites(run_meta.site_rows(twin, outcome))
-            return writer.finish(run_meta.last_meta(meta, prepared, outcome, windows))
+            return writer.finish(run_meta.last_meta(meta, prepared, outcome, []))
         except KeyboardInterrupt:
             moment = state.get("moment")
             at = (
                 f" at {moment.now_ns / 1e9:,.0f} s of simulated time, {moment.ended:,} requests ended" if moment else ""
             )
             raise Interrupted(f"interrupted{at}; what was written so far is in {writer.partial}") from None
+
+
+def _run_windows(
+    prepared: Prepared, wish: Wish, writer: RunWriter, meta: RunMeta, breathe: Callable[[Moment], None]
+) -> Path:
+    """Run representative windows instead of the whole source, into one run folder."""
+    import numpy as np
+
+    from baseload.app import run_meta, windowed
+
+    windows = windowed.choose(prepared.source, wish.windows, wish.seed)
+    parts = windowed.run_windows(
+        windows, prepared.source, twin_at=prepared.twin_at, simulate=simulate_source,
+        emit=writer.append_requests, breathe=breathe,
+    )  # fmt: skip
+    weights = [window.weight for window in windows]
+    _, outcome = windowed.merged([part for _, part, _, _ in parts], weights)
+    tables = [run_meta.site_rows(twin, part, offset_ns=round(start_s * 1e9)) for twin, part, start_s, _ in parts]
+    writer.write_replicas(run_meta.replica_rows(prepared.twin, outcome))
+    writer.write_sites({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})
+    extra = run_meta.last_meta(meta, prepared, outcome, windows)
+    extra["duration_ns"] = max(round((start_s * 1e9) + part.end_ns) for _, part, start_s, _ in parts)
+    extra["notes"] = [*extra["notes"], *windowed.interval_notes(windows, [figures for *_, figures in parts])]
+    return writer.finish(extra)
 
 
 def simulate_source(
@@ -209,7 +249,7 @@ def find_capacity(prepared: Prepared, wish: Wish, say: Say) -> tuple[float, list
     """Search the highest load factor at which every tenant's promise holds; return it and each probe's figures."""
     import numpy as np
 
-    from baseload.adapters import traces
+    from baseload.adapters.trace_transforms import scaled
     from baseload.simulate.capacity import Promise, highest_load, kept
 
     twin = prepared.twin
@@ -218,14 +258,14 @@ def find_capacity(prepared: Prepared, wish: Wish, say: Say) -> tuple[float, list
     rtt_s = twin.spec.region_rtt_s
 
     def meets(factor: float) -> bool:
-        source = traces.scaled(base, factor) if factor != 1.0 else base
+        source = scaled(base, factor) if factor != 1.0 else base
         records: list[npt.NDArray[Any]] = []
         simulate_source(twin, source, emit=lambda rows: records.append(rows.copy()))
         rows = np.concatenate(records)
         last_ns = rows["arrival_ns"].max()
         rows = rows[rows["arrival_ns"] >= min(WARM_UP_RATIO * last_ns, MOST_WARM_UP_S * 1e9)]
         ok = True
-        worst = {"tenant": "", "attainment": 1.0, "promised": 0.0}
+        worst: dict[str, Any] = {"tenant": "", "attainment": 1.0, "promised": 0.0}
         for i, name in enumerate(twin.tenants):
             own = rows[rows["tenant_i"] == i]
             if len(own) == 0:

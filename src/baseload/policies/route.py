@@ -53,10 +53,10 @@ def round_robin(ask: Ask, columns: Columns, allowed: Any, tunables: Tunables) ->
 def least_outstanding(ask: Ask, columns: Columns, allowed: Any, tunables: Tunables) -> int:
     """Return the allowed replica with the fewest requests sent and not yet seen to finish."""
     best = NO_REPLICA
-    least = 0
+    least = MASK_63
     outstanding = columns.outstanding
     for i in range(len(allowed)):
-        if allowed[i] and (best < 0 or outstanding[i] < least):
+        if outstanding[i] < least and allowed[i]:
             best = i
             least = outstanding[i]
     return best

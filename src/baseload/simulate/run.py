@@ -22,17 +22,26 @@ EVENTS_A_CALL = 60_000  # keeps one call of the kernel well under 0.2 s
 
 
 class Chunk(Protocol):
-    """What a chunk of a trace looks like (adapters/traces.py: Trace)."""
+    """What a chunk of a trace looks like (adapters/traces.py: Trace): columns, one row a request."""
 
-    arrival_ns: Any
-    input_tokens: Any
-    output_tokens: Any
-    tenant_i: Any
-    region_i: Any
-    model_i: Any
-    hash_offsets: Any
-    hash_ids: Any
-    first_id: int
+    @property
+    def arrival_ns(self) -> Any: ...
+    @property
+    def input_tokens(self) -> Any: ...
+    @property
+    def output_tokens(self) -> Any: ...
+    @property
+    def tenant_i(self) -> Any: ...
+    @property
+    def region_i(self) -> Any: ...
+    @property
+    def model_i(self) -> Any: ...
+    @property
+    def hash_offsets(self) -> Any: ...
+    @property
+    def hash_ids(self) -> Any: ...
+    @property
+    def first_id(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,7 @@ def describe(
     *,
     base_folder: Path,
     day: date | None = None,
+    start_s: float = 0.0,
     duration_s: float | None = None,
     chunk_tokens: int = 0,
     seed: int = 0,
@@ -87,8 +88,10 @@ def describe(
     think_s: float = 0.0,
     mean_output_tokens: float = 256.0,
 ) -> Twin:
-    """Return the twin of the fleet as it stands on `day` (the file's start where absent)."""
+    """Return the twin of the fleet as it stands on `day` (the file's start where absent), `start_s` into the run."""
     day = day or dates.run_day(fleet)
+    start_hour = hour_of_year(day, fleet.demand.start_hour_utc) + int(start_s // 3600.0)
+    day += timedelta(days=int((fleet.demand.start_hour_utc * 3600.0 + start_s) // 86_400.0))
     fleet = dates.on(fleet, day)
     length_s = duration_s or DEFAULT_DURATION_S
     bin_s = max(LEAST_BIN_S, np.ceil(length_s / MOST_BINS / LEAST_BIN_S) * LEAST_BIN_S)
@@ -98,7 +101,6 @@ def describe(
     regions = tuple(fleet.regions) or (EVERYWHERE,)
     engines, pools, pool_names = _pools(fleet, models, sites, chunk_tokens)
     hours = tuple(site_hours(fleet, name, base_folder) for name in sites)
-    start_hour = hour_of_year(day, fleet.demand.start_hour_utc)
     training = {
         (site, name): simulate_training(
             job, duration_s=bins * bin_s, bin_s=bin_s, bins=bins, seed=seed, stream=100 * sites.index(site) + i
@@ -123,7 +125,7 @@ def describe(
         prices=np.array([_prices(t) for t in tenants.values()]),
         budget=np.array([np.inf if t.budget_per_month is None else t.budget_per_month * month_ratio
                          for t in tenants.values()]),
-        limit_kw=np.array([_limit_kw(fleet.sites[name], hours[i], day, start_hour, bin_s, bins, fleet, name)
+        limit_kw=np.array([_limit_kw(fleet.sites[name], hours[i], day, start_hour, bin_s, bins, fleet, name, start_s)
                            for i, name in enumerate(sites)]),
         training_kw=np.array([sum((run.power_kw for (where, _), run in training.items() if where == site), np.zeros(bins))
                               for site in sites]),
@@ -303,8 +305,9 @@ class _Rtt:
 
 
 def _limit_kw(
-    site: Site, hours: SiteHours, day: date, start_hour: int, bin_s: float, bins: int, fleet: Fleet, name: str
-) -> Floats:
+    site: Site, hours: SiteHours, day: date, start_hour: int, bin_s: float, bins: int, fleet: Fleet, name: str,
+    start_s: float = 0.0,
+) -> Floats:  # fmt: skip
     """Return the IT kW that may be drawn in each bin: energised and contracted power, redundancy, cooling, limits."""
     starts_s = np.arange(bins) * bin_s
     design_c = site_facts(fleet, name).design_wetbulb_c
@@ -319,7 +322,7 @@ def _limit_kw(
     span = start_hour + (starts_s // 3600.0).astype(np.int64)
     now_pue = hours.fixed_pue or np.asarray(cooling.pue(_series(hours.wetbulb_c, span), 1.0, hours.plant))
     for window in site.power_limits:
-        at_h = starts_s / 3600.0
+        at_h = (start_s + starts_s) / 3600.0
         if window.every_h is not None:
             at_h = at_h % window.every_h
         inside = (at_h >= window.start_h) & (at_h < window.until_h)

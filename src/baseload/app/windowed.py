@@ -1,0 +1,135 @@
+"""Months at real load: representative windows, each run with its warm-up, weighted, with confidence intervals.
+
+Which windows stand for the whole is `simulate/windows.py`. Each is a run of its own on a fresh twin, its records moved to
+their place on the run's time axis, so that the report reads one folder like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from baseload.errors import InputError
+from baseload.records import SERVED
+from baseload.simulate.run import Outcome
+
+if TYPE_CHECKING:
+    from baseload.adapters.traces import TraceSource
+    from baseload.simulate.run import Moment
+    from baseload.simulate.setup import Twin
+    from baseload.simulate.windows import Window
+
+BIN_S = 300.0
+WINDOW_S = 900.0
+WARM_UP_S = 300.0
+
+Rows = npt.NDArray[Any]
+NS_COLUMNS = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns")
+
+
+def choose(source: TraceSource, n: int, seed: int) -> list[Window]:
+    """Return `n` windows that stand for the whole source; raises InputError where it is too short for that."""
+    from baseload.adapters.traces import counts_per_bin
+    from baseload.simulate.windows import choose_windows
+
+    counts = counts_per_bin(source, BIN_S)
+    length_s = len(counts) * BIN_S
+    if n * (WINDOW_S + WARM_UP_S) >= length_s:
+        raise InputError(
+            f"--windows {n}: {n} windows of {WINDOW_S / 60:.0f} min with {WARM_UP_S / 60:.0f} min of warm-up are no shorter "
+            f"than the whole {length_s / 3600:.1f} h; run it whole, or ask for fewer"
+        )
+    return choose_windows(counts, BIN_S, k=n, window_s=WINDOW_S, warmup_s=WARM_UP_S, seed=seed)
+
+
+def run_windows(
+    windows: list[Window],
+    source: TraceSource,
+    *,
+    twin_at: Callable[[float, float], Twin],
+    simulate: Callable[..., Outcome],
+    emit: Callable[[Rows], None],
+    breathe: Callable[[Moment], None] | None,
+) -> list[tuple[Twin, Outcome, float, dict[str, float]]]:
+    """Run each window; return (twin, outcome, its start on the run's axis in s, its figures) of each.
+
+    `twin_at(start_s, length_s)` describes the fleet as it is then: prices, weather and outages move on.
+    """
+    from baseload.adapters.trace_transforms import window as cut
+
+    parts = []
+    for window in windows:
+        start_s = max(0.0, window.start_s - window.warmup_s)
+        twin = twin_at(start_s, window.until_s - start_s)
+        kept: list[Rows] = []
+
+        def keep(rows: Rows, start_s: float = start_s, kept: list[Rows] = kept) -> None:
+            moved = rows.copy()
+            for name in NS_COLUMNS:
+                moved[name] = np.where(rows[name] >= 0, rows[name] + round(start_s * 1e9), rows[name])
+            kept.append(moved)
+            emit(moved)
+
+        outcome = simulate(twin, cut(source, start_s, window.until_s), emit=keep, breathe=breathe)
+        figures = window_figures(np.concatenate(kept) if kept else None, window)
+        parts.append((twin, outcome, start_s, figures))
+    return parts
+
+
+def window_figures(rows: Rows | None, window: Window) -> dict[str, float]:
+    """Return the means of a window that the confidence intervals are about; what arrived in its warm-up is left out."""
+    empty = {"requests_per_s": 0.0}
+    if rows is None:
+        return empty
+    inside = rows[(rows["arrival_ns"] >= window.start_s * 1e9) & (rows["arrival_ns"] < window.until_s * 1e9)]
+    length_s = window.until_s - window.start_s
+    served = inside[inside["status"] == SERVED]
+    if len(served) == 0:
+        return {"requests_per_s": len(inside) / length_s}
+    ttft_ns = served["first_token_ns"] - served["arrival_ns"] + served["rtt_ns"]
+    steps = np.maximum(served["output_tokens"] - 1, 1)
+    return {
+        "requests_per_s": len(inside) / length_s,
+        "ttft_s_mean": float(ttft_ns.mean()) / 1e9,
+        "tpot_s_mean": float(((served["finish_ns"] - served["first_token_ns"]) / steps).mean()) / 1e9,
+        "served_ratio": len(served) / len(inside),
+        "energy_j_per_request": float(served["energy_j"].mean()),
+    }
+
+
+def interval_notes(windows: list[Window], figures: list[Mapping[str, float]]) -> list[str]:
+    """Return a sentence for each figure: weighted mean and 95 % confidence interval over the windows."""
+    from baseload.simulate.windows import combine
+
+    names = sorted({name for row in figures for name in row})
+    notes = []
+    for name in names:
+        rows = [(row[name], w.weight * row.get("requests_per_s", 1.0)) for row, w in zip(figures, windows, strict=True)
+                if name in row]  # fmt: skip
+        values = np.array([value for value, _ in rows])
+        weights = np.array([weight for _, weight in rows])
+        if name == "requests_per_s":
+            weights = np.array([w.weight for w in windows])
+        mean, low, high = combine(values, weights)
+        notes.append(f"{name}: {mean:.5g} (95 % confidence interval {low:.5g} to {high:.5g}, {len(values)} windows)")
+    return notes
+
+
+def merged(parts: list[Outcome], weights: list[float]) -> tuple[Rows, Outcome]:
+    """Return the replicas of all windows added up by weight, and an outcome whose counts are the plain sums."""
+    total = parts[0].world.replicas.copy()
+    summed = ("n_steps", "busy_ns", "prefill_ns", "powered_ns", "down_ns", "prefill_tokens", "decode_tokens",
+              "cached_tokens", "served", "n_preempted")  # fmt: skip
+    for name in summed:
+        column = sum(w * part.world.replicas[name] for part, w in zip(parts, weights, strict=True))
+        total[name] = np.rint(np.asarray(column)).astype(np.int64)
+    for name in ("energy_j", "busy_idle_j"):
+        total[name] = sum(w * part.world.replicas[name] for part, w in zip(parts, weights, strict=True))
+    total["blocks_peak"] = np.max([part.world.replicas["blocks_peak"] for part in parts], axis=0)
+    last = parts[-1]
+    counts = [sum(getattr(part, name) for part in parts)
+              for name in ("n_in", "served", "refused", "failed", "unfinished")]  # fmt: skip
+    return total, Outcome(last.world._replace(replicas=total), last.end_ns, *counts)
