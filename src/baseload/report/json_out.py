@@ -9,7 +9,7 @@ from baseload.report.model import Report
 
 def to_json(report: Report) -> str:
     """Return the report as indented JSON; what is not defined is null."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
 def from_json(text: str) -> Report:

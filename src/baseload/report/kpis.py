@@ -46,7 +46,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "latency, SLO and throughput": ("speed", "network", "model"),
     "capacity ladder": ("speed", "plant", "weather", "model"),
     "power and energy": ("power", "plant", "weather"),
-    "cost and return": ("capex", "price", "power", "plant", "weather"),
+    "cost and return": ("price", "energy_price", "power", "plant", "weather"),
     "carbon and water": ("carbon", "power", "plant", "weather", "embodied"),
 }
 """Groups of figures, and which figures of the basis each is built on."""
@@ -364,12 +364,16 @@ def _more_basis(meta: RunMeta, fleet: Fleet, sites: Sequence[_Site], basis: list
         add(f"plant.{site.name}", "declared" if declared else "modelled", source)
         for rack in site.plant.site.racks.values():
             if rack.rent_per_accelerator_hour is not None or rack.capex_per_accelerator is not None:
-                add(f"capex.{rack.accelerator}", "declared", "the fleet file")
+                add(f"price.{resolve.accelerator_id(rack.accelerator)}.price_usd", "declared", "the fleet file")
             else:
                 known = catalog.accelerator(rack.accelerator).provenance.get("price_usd")
                 kinds = [one for one in BASES if known is not None and one == known.basis]
                 source = f"catalogue: {known.source}" if known is not None else "catalogue"
-                add(f"capex.{rack.accelerator}", kinds[0] if kinds else "modelled", source)
+                add(
+                    f"price.{resolve.accelerator_id(rack.accelerator)}.price_usd",
+                    kinds[0] if kinds else "modelled",
+                    source,
+                )
     default = fleet.money.embodied_kg_per_accelerator == type(fleet.money)().embodied_kg_per_accelerator
     source = "EcoLogits: 164 kg an accelerator and an eighth of 5,700 kg a server" if default else "the fleet file"
     add("embodied.accelerators", "modelled" if default else "declared", source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from baseload.report.kpi_table import KPIS
-from baseload.report.model import Cost, Number, Report, Service, SiteReport, TenantReport
+from baseload.report.model import Cost, DeploymentReport, Number, Report, Service, SiteReport, TenantReport
 from baseload.report.words import figure, megawatts, money, number, percent, scaled, seconds
 
 
@@ -245,3 +245,28 @@ def cost_parts(cost: Cost) -> list[tuple[str, float]]:
     """Return the parts of a cost that are not 0, largest first, under their words."""
     parts = [(words, float(getattr(cost, name) or 0.0)) for name, words in COST_WORDS.items()]
     return sorted([part for part in parts if part[1] > 0.0], key=lambda part: -part[1])
+
+
+DEPLOYMENT_HEAD = (
+    "deployment", "model", "accelerator", "replicas", "busy", "MFU", "KV tokens", "weights GB", "tok/s full",
+    "in SLO", "speed",
+)  # fmt: skip
+
+
+def deployment_row(deployment: DeploymentReport) -> tuple[str, ...]:
+    """Return a deployment's line under DEPLOYMENT_HEAD: what one replica is, and how its replicas fared."""
+    what, hardware = deployment.what, deployment.hardware
+    parallel = "".join(f" {name}{n}" for name, n in (("TP", what.tp), ("PP", what.pp), ("EP", what.ep)) if n > 1)
+    return (
+        deployment.name,
+        what.model,
+        f"{what.accelerator} {what.precision}{parallel}",
+        number(hardware.replicas),
+        percent(hardware.utilisation_ratio, 0),
+        percent(hardware.mfu_ratio),
+        scaled(float(what.kv_blocks * what.block_tokens)),
+        number(float(what.weights_gb)),
+        scaled(what.saturated_tokens_per_s),
+        scaled(what.within_slo_tokens_per_s),
+        what.basis,
+    )

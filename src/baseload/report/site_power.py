@@ -183,13 +183,13 @@ class _Series:
             parts = [
                 contract.power_mw
                 / total_mw
-                * self._values("price", contract.price_per_mwh, "price_per_mwh", "contracts")
+                * self._values("energy_price", contract.price_per_mwh, "price_per_mwh", "contracts")
                 for contract in site.contracts
             ]
             self.price_per_mwh: Floats = np.sum(parts, axis=0)
             self.green_ratio = sum(c.power_mw * c.green_ratio for c in site.contracts) / total_mw
         else:
-            self.price_per_mwh = self._values("price", None, "price_per_mwh", "contracts")
+            self.price_per_mwh = self._values("energy_price", None, "price_per_mwh", "contracts")
             self.green_ratio = 0.0
 
     def _values(self, group: str, value: Any, kind: Any, key: str) -> Floats:
@@ -212,7 +212,7 @@ class _Series:
 
     def _note(self, group: str, basis: Any, source: str) -> None:
         row = BasisMeta(figure=f"{group}.{self._name}", basis=basis, source=source)
-        if row not in self._basis:
+        if row.figure not in {one.figure for one in self._basis}:
             self._basis.append(row)
 
 

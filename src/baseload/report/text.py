@@ -1,13 +1,16 @@
 """The report for a terminal: tables and bars with rich, at any width from 80 columns, without colour, in plain ASCII.
 
-Returns text; printing it is the front door's business.
+`to_text` returns it, `show` suits it to the terminal it is written to.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from textwrap import fill
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
@@ -16,7 +19,7 @@ from rich.text import Text
 
 from baseload.report import rows
 from baseload.report.model import Report, Step
-from baseload.report.words import megawatts, money, number, percent, scaled
+from baseload.report.words import duration, megawatts, money, number, percent, scaled
 
 _ASCII = str.maketrans({
     "█": "#", "░": ".", "–": "-", "−": "-", "…": "...", "·": "*", "µ": "u", "×": "x", "≤": "<=", "²": "2",
@@ -56,9 +59,19 @@ def to_text(report: Report, *, width: int = 80, colour: bool = False, ascii_only
     return text.translate(_ASCII).encode("ascii", "replace").decode() if ascii_only else text
 
 
+def show(report: Report, file: TextIO | None = None) -> None:
+    """Write the report to a terminal (standard output unless given), as wide, coloured and plain as it can show."""
+    file = file or sys.stdout
+    terminal = Console(file=file)
+    coloured = terminal.is_terminal and terminal.color_system is not None and not terminal.no_color
+    encoding = (getattr(file, "encoding", None) or "ascii").lower().replace("-", "")
+    plain = not encoding.startswith("utf") or os.environ.get("TERM") == "dumb"
+    file.write(to_text(report, width=min(terminal.width, 120), colour=coloured, ascii_only=plain))
+
+
 def _head(console: Console, report: Report) -> None:
     run = report.run
-    console.print(Text(f"{run.fleet}: {run.trace}, {_duration(run.duration_s)} from {run.start_utc}", style="bold"))
+    console.print(Text(f"{run.fleet}: {run.trace}, {duration(run.duration_s)} from {run.start_utc}", style="bold"))
     console.print(
         f"{number(run.trace_requests)} requests, load x{run.trace_scale:g}, seed {run.seed}, warm-up "
         f"{number(run.warmup_s, 's')}, quantiles {run.quantiles}"
@@ -67,13 +80,6 @@ def _head(console: Console, report: Report) -> None:
     console.print(report.headline)
     if report.built_on:
         console.print(Text(report.built_on, style="yellow"))
-
-
-def _duration(duration_s: float) -> str:
-    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if duration_s >= 2.0 * size:
-            return f"{duration_s / size:.3g} {unit}"
-    return f"{duration_s:.3g} s"
 
 
 def _title(console: Console, title: str) -> None:
@@ -157,7 +163,7 @@ def _excess(step: Step) -> str:
 def _cost(console: Console, report: Report) -> None:
     cost, currency = report.fleet.cost, report.run.currency
     total = float(cost.cost_total or 0.0)
-    _title(console, f"Cost over {_duration(report.run.span_s)}: {money(total, currency)}")
+    _title(console, f"Cost over {duration(report.run.span_s)}: {money(total, currency)}")
     bar_width = max(10, min(40, console.width - 44))
     for words, amount in rows.cost_parts(cost):
         filled = round(bar_width * amount / total)

@@ -55,16 +55,30 @@ def seconds(value: Number) -> str:
     return f"{_significant(value * 1000.0, 3)} ms"
 
 
+def duration(span_s: float) -> str:
+    """Return a span of time in words.
+
+    >>> duration(3600.0), duration(86400.0 * 30), duration(90.0)
+    ('60 min', '30 days', '90 s')
+    """
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if span_s >= 2.0 * size:
+            return f"{span_s / size:.3g} {unit}"
+    return f"{span_s:.3g} s"
+
+
 def percent(value: Number, digits: int = 1) -> str:
     """Return a share in percent; never rounded up to 100 %.
 
-    >>> percent(0.99987), percent(1.0), percent(None), percent(-0.5)
-    ('99.98 %', '100 %', '–', '-50 %')
+    >>> percent(0.99987), percent(1.0), percent(None), percent(-0.5), percent(1e-6)
+    ('99.98 %', '100 %', '–', '-50 %', '<0.1 %')
     """
     if value is None:
         return NONE
     if 0.99 <= value < 1.0:
         return f"{floor(value * 1e4) / 1e2:.2f} %"
+    if 0.0 < abs(value) < 0.5 * 10.0 ** (-2 - digits):
+        return f"<{10.0**-digits:g} %"
     text = f"{value * 100.0:,.{digits}f}"
     return f"{text.removesuffix('.' + '0' * digits)} %"
 
@@ -134,9 +148,9 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str) -> 
     else:
         rate = (fleet.service.input_tokens_per_s or 0.0) + (fleet.service.output_tokens_per_s or 0.0)
         said.append(f"{name} served {scaled(rate, 'tokens/s')}; what it could serve within its SLOs is not known.")
-    stop = _largest_loss(fleet.ladder)
-    if stop is not None:
-        said.append(f"What stops it from serving more: {_loss(stop)}.")
+    stops = [_loss(step) for step in limits(fleet.ladder)]
+    if stops:
+        said.append(f"What stops it from serving more: {'; and, larger, '.join(stops)}.")
     missed = [tenant for tenant in tenants if tenant.slo_met is False]
     if missed:
         shown = ", ".join(
@@ -151,10 +165,15 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str) -> 
     return " ".join(said)
 
 
-def _largest_loss(ladder: Sequence[Step]) -> Step | None:
-    # What lies above `sold` can be built, repaired or bought; `sold` is demand.
-    lossy = [step for step in ladder if step.lost_mw > 0.0 and step.name != "sold"]
-    return max(lossy, key=lambda step: step.lost_mw, default=None)
+def limits(ladder: Sequence[Step]) -> list[Step]:
+    """Return what to lift to serve more: the step nearest to service that loses a tenth or more, then the largest.
+
+    `sold` is demand, not a limit; and what lies beyond the SLO is lifted by more of what stands above it.
+    """
+    lossy = [step for step in ladder if step.lost_mw > 0.0 and step.name not in ("sold", "within SLO")]
+    first = next((step for step in reversed(lossy) if step.lost_mw >= 0.1 * step.mw), None)
+    largest = max(lossy, key=lambda step: step.lost_mw, default=None)
+    return [step for step in dict.fromkeys((first, largest)) if step is not None]
 
 
 def _loss(step: Step) -> str:
@@ -167,9 +186,9 @@ GROUP_WORDS = {
     "power": "the power of",
     "plant": "cooling and losses (PUE, water) of",
     "weather": "the weather of",
-    "price": "the energy price of",
+    "price": "the price of",
+    "energy_price": "the energy price of",
     "carbon": "the grid carbon of",
-    "capex": "the price of",
     "network": "the network of",
     "model": "the shape of",
     "embodied": "the making of",
@@ -185,7 +204,7 @@ def built_on(basis: Sequence[BasisMeta]) -> str:
     groups: dict[str, list[str]] = {}
     for row in basis:
         if row.basis == "modelled":
-            group, _, name = row.figure.partition(".")
+            group, name = row.figure.split(".")[0], ".".join(row.figure.split(".")[1:2])
             groups.setdefault(group, []).append(name)
     if not groups:
         return ""
