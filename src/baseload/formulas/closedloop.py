@@ -61,7 +61,7 @@ def closed_loop_s(work: StepWork, constants: SpeedConstants, load: Load) -> tupl
     added_s = n_chunks * (base_step_s(work, c, n + chunk) - base_step_s(work, c, n))
     other_s = added_s + pair_s(work, c) * prompt**2 / 2.0
     own_s = other_s + n_chunks * decode_s + (load.ranks - 1.0) * _rank_s(work, c, prompt)
-    first_s = c.first_token_s + c.first_token_steps * decode_s + own_s
+    first_s = c.first_token_steps * decode_s + own_s
     others_s = (n - 1.0) * other_s
     cycle_s = first_s + others_s + (answer - 1.0) * decode_s
     queued = np.where(load.prefill_alone, c.queued_prefill_alone, c.queued_prefill)

@@ -21,6 +21,8 @@ ROW_LOG = 0.15  # a row's own scatter around a right model
 STEP_LOG = 1e-4
 LARGEST_MOVE_LOG = 0.7
 ROUNDS = 40
+WALK_SIZES_LOG = (0.3, 0.2, 0.1)
+WALK_STEPS = 40  # a constant, a round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +41,12 @@ def calibrate(
     which: Mapping[str, float],
     *,
     weights: Array | None = None,
-    step_log: float = STEP_LOG,
+    smooth: bool = True,
 ) -> Fit:
     """Fit the constants named in `which` (name: how far it may stray, as a standard deviation of its log).
 
-    `weights` say how many independent observations each row is worth (default 1 each). `step_log` is the
-    step of the finite differences: larger for a forward function that is not smooth.
+    `weights` say how many independent observations each row is worth (default 1 each). A forward function that
+    jumps (a simulation with queues) is not `smooth`: no slopes then, but a simplex that walks downhill.
 
     >>> x = np.array([1.0, 2.0, 4.0])
     >>> fit = calibrate(lambda c: c["a"] * x + c["b"], 3.0 * x + 1.0, {"a": 2.0, "b": 1.5},
@@ -62,9 +64,20 @@ def calibrate(
         return dict(start) | {name: float(v) for name, v in zip(names, np.exp(x), strict=True)}
 
     def residual(x: Array) -> Array:
-        return np.asarray(np.log(forward(at(x))) - target)
+        gap: Array = np.log(forward(at(x))) - target
+        return gap
 
-    x = _minimise(residual, x0, spread, weight, step_log) if names else x0
+    def loss(r: Array, x: Array) -> float:
+        size = np.abs(r)
+        rows = np.where(size < HUBER_LOG, 0.5 * size**2, HUBER_LOG * (size - 0.5 * HUBER_LOG))
+        return float((weight * rows).sum() + 0.5 * (((x - x0) / spread) ** 2).sum())
+
+    if not names:
+        x = x0
+    elif smooth:
+        x = _minimise(residual, loss, x0, spread, weight)
+    else:
+        x = _walk(lambda x: loss(residual(x), x), x0)
     return Fit(
         constants=at(x),
         error_before=median_error(forward(dict(start)), measured),
@@ -72,19 +85,19 @@ def calibrate(
     )
 
 
-def _minimise(residual: Callable[[Array], Array], x0: Array, spread: Array, weight: Array, step_log: float) -> Array:
+def _minimise(
+    residual: Callable[[Array], Array],
+    loss: Callable[[Array, Array], float],
+    x0: Array,
+    spread: Array,
+    weight: Array,
+) -> Array:
     """Levenberg-Marquardt with Huber weights and a Gaussian pull towards `x0`."""
-
-    def loss(r: Array, x: Array) -> float:
-        size = np.abs(r)
-        rows = np.where(size < HUBER_LOG, 0.5 * size**2, HUBER_LOG * (size - 0.5 * HUBER_LOG))
-        return float((weight * rows).sum() + 0.5 * (((x - x0) / spread) ** 2).sum())
-
     x, damping = x0.copy(), 1e-2
     r = residual(x)
     best = loss(r, x)
     for _ in range(ROUNDS):
-        slopes = np.stack([(residual(x + step_log * unit) - r) / step_log for unit in np.eye(len(x))], axis=1)
+        slopes = np.stack([(residual(x + STEP_LOG * unit) - r) / STEP_LOG for unit in np.eye(len(x))], axis=1)
         row_weight = weight * np.minimum(1.0, HUBER_LOG / np.maximum(np.abs(r), 1e-12))
         curvature = slopes.T @ (row_weight[:, None] * slopes) + np.diag(spread**-2.0)
         gradient = slopes.T @ (row_weight * r) + (x - x0) / spread**2
@@ -101,7 +114,39 @@ def _minimise(residual: Callable[[Array], Array], x0: Array, spread: Array, weig
         done = best - found < 1e-10 * best
         x, r, best, damping = tried, r_tried, found, max(damping / 5.0, 1e-6)
         if done:
-            return x
+            break
+    return x
+
+
+def _walk(loss: Callable[[Array], float], x0: Array) -> Array:
+    """Nelder-Mead (1965), started anew from its best point until a fresh simplex finds nothing better."""
+    x, best = x0, loss(x0)
+    for size in WALK_SIZES_LOG:
+        corners = [(best, x)] + [(loss(x + size * unit), x + size * unit) for unit in np.eye(len(x))]
+        for _ in range(WALK_STEPS * len(x)):
+            corners.sort(key=lambda corner: corner[0])
+            if corners[-1][0] - corners[0][0] < 1e-6 * abs(corners[0][0]):
+                break
+            centre = np.mean([point for _, point in corners[:-1]], axis=0)
+            worst = corners[-1][1]
+            away = 2.0 * centre - worst
+            reflected = loss(away)
+            if reflected < corners[0][0]:
+                further = 3.0 * centre - 2.0 * worst
+                expanded = loss(further)
+                corners[-1] = (expanded, further) if expanded < reflected else (reflected, away)
+            elif reflected < corners[-2][0]:
+                corners[-1] = (reflected, away)
+            else:
+                inside = 0.5 * (centre + (away if reflected < corners[-1][0] else worst))
+                contracted = loss(inside)
+                if contracted < min(reflected, corners[-1][0]):
+                    corners[-1] = (contracted, inside)
+                else:
+                    near = corners[0][1]
+                    halves = [0.5 * (near + point) for _, point in corners[1:]]
+                    corners[1:] = [(loss(point), point) for point in halves]
+        best, x = min(corners, key=lambda corner: corner[0])
     return x
 
 

@@ -38,18 +38,18 @@ VISIBLE_MEMORY = 0.98  # of the datasheet's memory that a driver hands out (RTX 
 class SpeedConstants:
     """What datasheets do not say, in twelve numbers; the defaults are the published fit (docs/accuracy.md)."""
 
-    memory_efficiency: float = 0.902  # of the datasheet's bandwidth, reading weights
-    math_efficiency: float = 0.699  # of the datasheet's dense FLOPs, matrix products of a dense layer
-    expert_math_ratio: float = 0.387  # the grouped products of experts, relative to that
-    attention_efficiency: float = 0.534  # of bandwidth and FLOPs, attention over the context
-    activation_passes: float = 14.6  # times a layer moves its hidden states through memory
-    layer_s: float = 50.6e-6  # launches, norms, rotary, host: per layer and step
-    extra_layer_s: float = 26.5e-6  # on top: routing and permutation of a mixture; low-rank projections of MLA
-    collective_s: float = 12.3e-6  # latency of one collective over 8 accelerators; grows with log2 of the group
-    first_token_s: float = 9.24e-3  # tokenising, HTTP, detokenising
-    first_token_steps: float = 6.79  # closed loop: steps between a free seat and the first chunk
-    queued_prefill: float = 0.0289  # closed loop: share of others' prefill met while queueing, chunked prefill
-    queued_prefill_alone: float = 0.363  # the same for engines that run prefill in steps of its own
+    memory_efficiency: float = 0.892  # of the datasheet's bandwidth, reading weights
+    math_efficiency: float = 0.669  # of the datasheet's dense FLOPs, matrix products of a dense layer
+    expert_math_ratio: float = 0.356  # the grouped products of experts, relative to that
+    attention_efficiency: float = 0.53  # of bandwidth and FLOPs, attention over the context
+    activation_passes: float = 14.7  # times a layer moves its hidden states through memory
+    layer_s: float = 51.3e-6  # launches, norms, rotary, host: per layer and step
+    extra_layer_s: float = 25.9e-6  # on top: routing and permutation of a mixture; low-rank projections of MLA
+    collective_s: float = 11.9e-6  # latency of one collective over 8 accelerators; grows with log2 of the group
+    sequence_s: float = 9.65e-6  # scheduling, sampling, output: per sequence that emits a token
+    first_token_steps: float = 7.92  # closed loop: steps between a free seat and the first chunk
+    queued_prefill: float = 0.0285  # closed loop: share of others' prefill met while queueing, chunked prefill
+    queued_prefill_alone: float = 0.372  # the same for engines that run prefill in steps of its own
 
     def __post_init__(self) -> None:
         assert all(np.isfinite(v) and v >= 0.0 for v in asdict(self).values()), self
@@ -74,6 +74,7 @@ class SpeedConstants:
 
 
 DEFAULT = SpeedConstants()
+FIRST_TOKEN_S = 10e-3  # tokenising, HTTP, detokenising: usual, not fitted; the twin adds it to each TTFT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class StepCosts:
     """One replica's step-time model: tables by tokens and sequences, and coefficients, in seconds."""
 
     base_s: NDArray[np.float64]  # (max_tokens+1,) weights, products, collectives of a step of T tokens; [0] is 0
-    head_s: NDArray[np.float64]  # (max_seqs+1,) LM head and linear states of n sequences that emit a token
+    head_s: NDArray[np.float64]  # (max_seqs+1,) head, sampling, linear states of n sequences that emit a token
     kv_s_per_token: float  # decode attention, per token of context, full layers
     kv_window_s_per_token: float  # the same, per token of min(context, window), sliding or sparse layers
     window_tokens: int
@@ -117,7 +118,7 @@ def step_costs(
     ...                       vocab=128256)
     >>> costs = step_costs(llama_8b, h100, Parallelism())
     >>> round(1e3 * step_time_s(costs, n_decode=8, kv_tokens=8000), 1)
-    7.4
+    7.3
     """
     work = step_work(shape, accelerator, parallelism, precision=precision, kv_precision=kv_precision)
     tokens = np.arange(max_tokens + 1, dtype=np.float64)
@@ -146,7 +147,7 @@ def step_costs(
         weights_bytes=replica_weights_bytes(shape, parallelism, precision),
         kv_capacity_tokens=capacity // block_tokens * block_tokens,
         kv_blocks=capacity // block_tokens,
-        ttft_overhead_s=constants.first_token_s,
+        ttft_overhead_s=FIRST_TOKEN_S,
         power_w=power_w,
         power_idle_w=float(idle_w),
     )
@@ -184,18 +185,35 @@ def prefill_attention_s(costs: StepCosts, n_tokens: int, context: int) -> float:
 def time_parts_s(work: StepWork, constants: SpeedConstants, n_tokens: Any) -> tuple[Any, Any, Any]:
     """Return the seconds a step of `n_tokens` waits for memory and links, for arithmetic, and for launches.
 
-    The three add up: kernels of one step run one after the other and overlap little.
+    A product that reads for r and computes for a seconds takes sqrt(r^2 + a^2): kernels overlap the two, but not
+    all of it (kernel timings of Llama-3.1-8B on RTX 4090 and RTX PRO 6000: docs/accuracy.md).
     """
     c = constants
     touched = 1.0 - (1.0 - work.expert_hit) ** (n_tokens / work.micro_batches)
-    read = work.attention_read_s + work.dense_read_s + work.experts_read_s * touched
-    moved = work.activation_s * c.activation_passes + work.wire_s
-    memory_s = read / c.memory_efficiency + moved * n_tokens
-    dense = work.attention_math_s + work.dense_math_s + work.experts_math_s / c.expert_math_ratio
-    math_s = dense * n_tokens / c.math_efficiency
+    expert_efficiency = c.math_efficiency * c.expert_math_ratio
+    memory_s = (work.activation_s * c.activation_passes + work.wire_s) * n_tokens
+    math_s = 0.0 * memory_s
+    for read_s, compute_s in (
+        (work.attention_read_s, work.attention_math_s * n_tokens / c.math_efficiency),
+        (work.dense_read_s, work.dense_math_s * n_tokens / c.math_efficiency),
+        (work.experts_read_s * touched, work.experts_math_s * n_tokens / expert_efficiency),
+    ):
+        waiting_s, computing_s = _overlapped(read_s / c.memory_efficiency, compute_s)
+        memory_s, math_s = memory_s + waiting_s, math_s + computing_s
     extra_layers = work.n_moe_layers + work.n_latent_layers
     launch_s = work.n_layers * c.layer_s + extra_layers * c.extra_layer_s
-    return memory_s, math_s, launch_s + work.hops / 3.0 * c.collective_s
+    return memory_s, math_s, launch_s + work.hops / 3.0 * c.collective_s + 0.0 * memory_s
+
+
+def _overlapped(read_s: Any, compute_s: Any) -> tuple[Any, Any]:
+    """Return how sqrt(read^2 + compute^2) divides between the two, in proportion.
+
+    >>> sum(_overlapped(3.0, 4.0))
+    np.float64(5.0)
+    """
+    both = read_s + compute_s
+    ratio = np.hypot(read_s, compute_s) / np.where(both > 0.0, both, 1.0)
+    return read_s * ratio, compute_s * ratio
 
 
 def base_step_s(work: StepWork, constants: SpeedConstants, n_tokens: Any) -> Any:
@@ -205,9 +223,11 @@ def base_step_s(work: StepWork, constants: SpeedConstants, n_tokens: Any) -> Any
 
 
 def head_step_s(work: StepWork, constants: SpeedConstants, n_sequences: Any) -> Any:
-    """Return the seconds of the LM head, and of linear attention's states, for sequences that emit a token."""
-    read = work.head_read_s + work.state_read_s * n_sequences
-    return read / constants.memory_efficiency + work.head_math_s * n_sequences / constants.math_efficiency
+    """Return the seconds of LM head, sampling and linear attention's states for sequences that emit a token."""
+    c = constants
+    product_s = np.hypot(work.head_read_s / c.memory_efficiency, work.head_math_s * n_sequences / c.math_efficiency)
+    states_s = work.state_read_s * n_sequences / c.memory_efficiency
+    return product_s + states_s + c.sequence_s * n_sequences
 
 
 def context_token_s(work: StepWork, constants: SpeedConstants) -> Any:
