@@ -29,6 +29,7 @@ from baseload.simulate.state import (
     F_QUEUED,
     G_BIN_NS,
     G_CAP,
+    G_CLOSED,
     G_DETECT_NS,
     G_ENERGY,
     G_EVENT_I,
@@ -36,6 +37,7 @@ from baseload.simulate.state import (
     G_NEXT_OUTAGE,
     G_NEXT_SCRAPE,
     G_NEXT_TICK,
+    G_OUT,
     G_RETRIES,
     G_SCALE,
     G_SCALE_DOWN_NS,
@@ -58,6 +60,8 @@ add_over_time = engine.add_over_time
 allocations = prefix_cache.allocations
 clear_cache = prefix_cache.clear
 end_ns = engine.end_ns
+issue_again = hot.issue_again
+learn = hot.learn
 leave = engine.leave
 settle = engine.settle
 steps_until = engine.steps_until
@@ -120,6 +124,20 @@ def power_mark(r: int, now: int, up_before: bool, world: World) -> None:
 
 
 @kernel
+def settle_until(r: int, now: int, world: World) -> None:
+    """Book the steps of the run in progress that ended by `now`; the step in progress stays unbooked."""
+    rep = world.replicas[r]
+    if rep.run_m > 1:
+        done = steps_until(rep, now + 1) - 1  # boundaries at now too: replicas go first
+        if done > 0:
+            left = rep.run_m - done
+            settle(r, done, world.scalars, world.deployments, world.slots, world.replicas, world.residues, world.entries,
+                   world.table, world.power, world.bins)  # fmt: skip
+            rep.run_b += done * rep.run_g
+            rep.run_m = left
+
+
+@kernel
 def fail(r: int, now: int, world: World) -> None:
     """One more cause keeps replica `r` down; the first one ends everything that ran or waited there."""
     rep = world.replicas[r]
@@ -130,11 +148,7 @@ def fail(r: int, now: int, world: World) -> None:
     power_mark(r, now, rep.state == UP, world)
     rep.powered_since = -1
     rep.down_since = now
-    if rep.run_m > 0:
-        done = steps_until(rep, now + 1) - 1  # boundaries before now; those at now were served first
-        if done > 0:
-            settle(r, done, scalars, world.deployments, world.slots, world.replicas, world.residues, world.entries,
-                   world.table, world.power, world.bins)  # fmt: skip
+    settle_until(r, now, world)
     rep.run_m = 0
     n = rep.n_dec
     for seat in range(n):  # in order of admission
@@ -187,6 +201,7 @@ def on_outage(world: World, plant: Plant) -> None:
     i = scalars[G_EVENT_I]
     now = plant.outages[i, 0]
     group = plant.outages[i, 1]
+    first_out = scalars[G_OUT]
     for k in range(plant.group_start[group], plant.group_start[group + 1]):
         r = plant.group_member[k]
         if plant.outages[i, 2] > 0:
@@ -199,6 +214,8 @@ def on_outage(world: World, plant: Plant) -> None:
                 rep.down_since = -1
                 if rep.state != OFF:  # starts again, empty
                     start(r, now, world)
+    if scalars[G_CLOSED]:
+        issue_again(first_out, scalars, world.timers, world.out)
     i += 1
     scalars[G_EVENT_I] = i
     scalars[G_NEXT_OUTAGE] = plant.outages[i, 0] if i < len(plant.outages) else NEVER
@@ -289,6 +306,7 @@ def scale_pool(p: int, now: int, world: World, plant: Plant) -> None:
         r = pool.lo + k
         rep = world.replicas[r]
         if n_on < wanted and rep.down == 0 and rep.state == DRAINING:
+            power_mark(r, now, False, world)
             rep.state = UP
             world.gate[r] = world.sites[rep.site].open
             n_on += 1
@@ -349,7 +367,7 @@ def cap_site(site: int, now: int, world: World, plant: Plant) -> None:
                 world.gate[r] = lowest
             if rep.slow != slow or rep.next_dyn != ratio:
                 if rep.run_m > 1:
-                    rep.run_m = steps_until(rep, now)
+                    rep.run_m = steps_until(rep, now + 1)  # a boundary at `now` has been
                     tree_set(world.tree, scalars[G_LEAVES], r, end_ns(rep))
                 rep.slow = slow
                 rep.next_dyn = ratio
@@ -374,10 +392,12 @@ def on_control(world: World, plant: Plant) -> None:
 
 @kernel
 def close_books(world: World, now: int) -> None:
-    """Book powered, down and capped time up to `now`, the end of the run."""
+    """Book steps done, powered, down and capped time up to `now`, the end of the run, and let the gateway hear the rest."""
     scalars = world.scalars
+    learn(NEVER, scalars, world.slots, world.sites, world.tenants, world.kinds, world.counts, world.columns)
     for r in range(len(world.replicas)):
         rep = world.replicas[r]
+        settle_until(r, now - 1, world)  # events at the end are left
         power_mark(r, now, rep.state == UP, world)
         if rep.down_since >= 0:
             rep.down_ns += now - rep.down_since

@@ -322,6 +322,7 @@ def preempt_last(r: int, now: int, deployments: Any, slots: Any, replicas: Any, 
     q.ready = now
     q.remote = 0
     rep.n_preempted += 1
+    rep.blocked = 0
     q.next = rep.q_head
     rep.q_head = s
     if rep.q_tail < 0:
@@ -431,10 +432,11 @@ def completions(r: int, now: int, scalars: Any, deployments: Any, slots: Any, re
             s = following
     for i in range(n):
         s = scratch[i]
-        leave(s, SERVED, REASON_NONE, now, slots[s].out, scalars, slots, replicas, nodes, sites, out)
+        leave(s, int(SERVED), int(REASON_NONE), now, int(slots[s].out), scalars, slots, replicas, nodes, sites, out)
+    if n > 0 or scalars[G_HANDED] >= 0:
+        rep.blocked = 0  # KV blocks came free: the queue's head may fit now
     if n > 0:
         rep.served += n
-        rep.blocked = 0
         if scalars[G_ENERGY]:
             bins[rep.site, rep.t // scalars[G_BIN_NS], B_SERVED] += n
 
@@ -519,6 +521,7 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
                 n_emit += 1
             if dep.caching and q.n_hash > q.shared:
                 register_chunks(s, r, q.computed + chunk, deployments, slots, replicas, entries, table, nodes)
+                rep.blocked = 0  # the queue's head may share what was cached now
     n_run = rep.n_dec + (1 if rep.partial >= 0 else 0)
     while not preempted and rep.blocked == 0 and budget > 0 and rep.q_head >= 0 and n_run < dep.max_seqs:
         s = rep.q_head
@@ -527,7 +530,7 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
             break
         if scalars[G_MAX_WAIT_NS] > 0 and q.scheduled < 0 and now - q.ready > scalars[G_MAX_WAIT_NS]:
             queue_pop(r, slots, replicas)
-            leave(s, REFUSED, REASON_WAITED, now, 0, scalars, slots, replicas, nodes, sites, out)
+            leave(int(s), int(REFUSED), int(REASON_WAITED), now, int(0), scalars, slots, replicas, nodes, sites, out)
             continue
         hits = 0
         leaf = -1
@@ -537,7 +540,7 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
             node = q.hashes
             while hits < most:
                 e = prefix_find(r, nodes[node, hits % HASHES_PER_NODE], entries, table)
-                if e < 0:
+                if e < 0 or entries[r, e].parent != leaf:  # a hash that does not tell the whole prefix is no hit
                     break
                 leaf = e
                 if entries[r, e].refs == 0:

@@ -55,6 +55,7 @@ from baseload.simulate.state import (
     G_IN,
     G_LEAVES,
     G_LIVE_NODES,
+    G_MAX_WAIT_NS,
     G_MODELS,
     G_N_TIMERS,
     G_NEXT_OUTAGE,
@@ -258,7 +259,7 @@ def turn_away(s: int, now: int, status: int, reason: int, scalars: Any, slots: A
     """End a request at the gateway itself: refused, or failed after its last try."""
     q = slots[s]
     q.replica = -1
-    emit(q, status, reason, now, 0, replicas[0], q.rtt, scalars, out)
+    emit(q, status, reason, now, int(0), replicas[0], q.rtt, scalars, out)
     if q.hashes >= 0:
         free_hashes(q, scalars, nodes)
     tenants[q.tenant].reserved -= q.price
@@ -268,14 +269,18 @@ def turn_away(s: int, now: int, status: int, reason: int, scalars: Any, slots: A
 
 
 @kernel
-def reach(s: int, r: int, leaves: int, slots: Any, replicas: Any, deployments: Any, tree: Any) -> None:
-    """Put a request on its way to replica `r`; a run in progress there is cut at the first boundary after it arrives."""
+def reach(s: int, r: int, open_ns: int, leaves: int, slots: Any, replicas: Any, deployments: Any, tree: Any) -> None:
+    """Put a request on its way to replica `r`; a run in progress there is cut at the first boundary after it arrives.
+
+    Boundaries before `open_ns` are past: at equal times replicas go first, so one that lies at this very moment was there
+    before the request.
+    """
     rep = replicas[r]
     queue_back(s, r, slots, replicas)
     if rep.run_m == 0:
         tree_set(tree, leaves, r, next_event(r, slots, replicas))
     elif rep.q_head == s and rep.run_m > 1 and rep.blocked == 0 and rep.n_dec < deployments[rep.dep].max_seqs:
-        m = steps_until(rep, slots[s].ready)
+        m = steps_until(rep, max(slots[s].ready, open_ns))
         if m < rep.run_m:
             rep.run_m = m
             tree_set(tree, leaves, r, end_ns(rep))
@@ -373,7 +378,7 @@ def send(s: int, now: int, world: World) -> None:
     q.work = q.inp + world.kinds[q.tenant * scalars[G_MODELS] + q.model].predicted
     world.counts[C_OUTSTANDING, r] += 1
     world.columns[F_QUEUED, r] += q.work
-    reach(s, r, scalars[G_LEAVES], world.slots, world.replicas, world.deployments, world.tree)
+    reach(s, r, now + 1, scalars[G_LEAVES], world.slots, world.replicas, world.deployments, world.tree)
 
 
 @kernel
@@ -448,7 +453,7 @@ def hand_over(now: int, scalars: Any, slots: Any, replicas: Any, deployments: An
             if up and (best < 0 or counts[C_OUTSTANDING, i] < counts[C_OUTSTANDING, best]):
                 best = i
         if best < 0:
-            leave(s, FAILED, REASON_LOST, now, q.gen, scalars, slots, replicas, nodes, sites, out)
+            leave(s, int(FAILED), int(REASON_LOST), now, int(q.gen), scalars, slots, replicas, nodes, sites, out)
         else:
             counts[C_OUTSTANDING, old] -= 1
             columns[F_QUEUED, old] -= q.work
@@ -457,7 +462,7 @@ def hand_over(now: int, scalars: Any, slots: Any, replicas: Any, deployments: An
             q.replica = best
             q.remote = 1
             q.ready = now + int(deployments[replicas[old].dep].transfer_ns_per_token * q.target)
-            reach(s, best, scalars[G_LEAVES], slots, replicas, deployments, tree)
+            reach(s, best, now if best > old else now + 1, scalars[G_LEAVES], slots, replicas, deployments, tree)
         s = following
 
 
@@ -517,19 +522,21 @@ def advance(world: World, arrivals: Arrivals, until_ns: int, max_events: int) ->
                 return NEED_ARRIVALS
             timer_drop_first(timers, scalars)  # nothing left to ask
             continue
+        if i >= n_arrivals and arrivals.final and tree[1] == NEVER and scalars[G_N_TIMERS] == 0:
+            return FINISHED
         if key >= until_ns:
             return REACHED_UNTIL
-        if key == NEVER or (i >= n_arrivals and arrivals.final and scalars[G_ACTIVE] == 0 and scalars[G_N_TIMERS] == 0):
-            return FINISHED
         if key >= bins_until:
             return NEED_BINS
         if scalars[G_OUT] > out_room:
             return OUT_FULL
         if what == 0:
-            scalars[G_NOW] = key
-            first_out = scalars[G_OUT]
             r = tree_first(tree, leaves)
             rep = replicas[r]
+            if scalars[G_MAX_WAIT_NS] > 0 and scalars[G_OUT] + rep.n_queue > out_room:
+                return OUT_FULL  # its whole queue may be given up at once
+            scalars[G_NOW] = key
+            first_out = scalars[G_OUT]
             if rep.run_m > 0:
                 settle(r, rep.run_m, scalars, world.deployments, slots, replicas, world.residues, world.entries,
                        world.table, world.power, world.bins)  # fmt: skip

@@ -134,6 +134,7 @@ def run(
             _empty(world, emit)
             while len(world.out) < g[st.G_ACTIVE] + 1024:
                 world = room.more_out(world)
+            world = room.more_timers(world)
             control.on_outage(world, plant)
         elif why == st.NEED_SLOTS:
             world = room.more_slots(world)
@@ -141,6 +142,8 @@ def run(
             world = room.more_nodes(world)
         elif why == st.NEED_BINS:
             world = room.more_bins(world)
+        elif why == st.OUT_FULL and g[st.G_OUT] == 0:
+            world = room.more_out(world)
         elif why == st.REACHED_UNTIL:
             if stop_ns >= until_ns:
                 break
@@ -153,7 +156,7 @@ def run(
             ended = int(g[st.G_SERVED] + g[st.G_REFUSED] + g[st.G_FAILED])
             breathe(Moment(int(g[st.G_NOW]), int(g[st.G_IN]), ended, int(g[st.G_IN]) - ended))
     _empty(world, emit)
-    end_ns = int(min(max(g[st.G_NOW], 0), until_ns))
+    end_ns = until_ns if why == st.REACHED_UNTIL and until_ns < st.NEVER else max(int(g[st.G_NOW]), 0)
     while end_ns // g[st.G_BIN_NS] >= world.bins.shape[1]:
         world = room.more_bins(world)
     control.close_books(world, end_ns)

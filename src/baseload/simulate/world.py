@@ -365,6 +365,16 @@ def more_bins(world: st.World) -> st.World:
     return world._replace(bins=bins)
 
 
+def more_timers(world: st.World) -> st.World:
+    """Return the world with room for a timer for every request in flight and three for every replica, beyond those set."""
+    room = int(world.scalars[st.G_N_TIMERS]) + len(world.slots) + 3 * len(world.replicas)
+    if room <= len(world.timers):
+        return world
+    timers = np.zeros((2 * room, 3), np.int64)
+    timers[: len(world.timers)] = world.timers
+    return world._replace(timers=timers)
+
+
 def more_out(world: st.World) -> st.World:
     """Return the world with twice the room for records (the shell has emptied the old ones)."""
     return world._replace(out=np.zeros(2 * len(world.out), st.OUT))
