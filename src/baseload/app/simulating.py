@@ -127,7 +127,13 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
 
     demand = loaded.fleet.demand
     if wish.trace is None and demand.generator is not None:
-        source = generators.generated(demand.generator, seed=wish.seed, base_folder=loaded.base_folder)
+        source = generators.generate(
+            demand.generator,
+            seed=wish.seed,
+            start=wish.day or dates.run_day(loaded.fleet),
+            start_hour_utc=demand.start_hour_utc,
+            base_folder=loaded.base_folder,
+        )
     else:
         name = wish.trace or demand.trace
         if name is None:
@@ -242,7 +248,9 @@ def simulate_source(
             world.columns[st.F_COST] = cost[hour % len(cost)]
             world.columns[st.F_CARBON] = carbon[hour % len(carbon)]
 
-    return run(twin.spec, source.chunks(), emit=emit, breathe=breathe, each_hour=set_hour)
+    endless = source.closed_loop is not None and source.n is None and source.duration_s is not None
+    until_ns = round((source.duration_s or 0.0) * 1e9) if endless else st.NEVER
+    return run(twin.spec, source.chunks(), emit=emit, breathe=breathe, each_hour=set_hour, until_ns=until_ns)
 
 
 def find_capacity(prepared: Prepared, wish: Wish, say: Say) -> tuple[float, list[dict[str, Any]]]:
