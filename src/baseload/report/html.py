@@ -53,6 +53,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.DictLoader(sources), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.globals["words"] = _WORDS
+    environment.globals["long_words"] = ("reason", "source", "because of", "value")
     environment.globals["css"] = Markup(folder.joinpath("report.css").read_text("utf-8"))
     module: Any = environment.get_template("table.html").module
     environment.globals["table"] = module.table

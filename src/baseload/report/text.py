@@ -19,7 +19,7 @@ from rich.text import Text
 
 from baseload.report import rows
 from baseload.report.model import Report, Step
-from baseload.report.words import duration, megawatts, money, number, percent, scaled
+from baseload.report.words import duration, megawatts, money, number, percent, printable, scaled
 
 _ASCII = str.maketrans({
     "█": "#", "░": ".", "–": "-", "−": "-", "…": "...", "·": "*", "µ": "u", "×": "x", "≤": "<=", "²": "2",
@@ -30,6 +30,7 @@ _WORDS = ("", "status", "reason")  # columns of words
 
 def to_text(report: Report, *, width: int = 80, colour: bool = False, ascii_only: bool = False) -> str:
     """Return the report as text for a terminal of `width` columns."""
+    report = printable(report)
     out = StringIO()
     console = Console(
         file=out,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import floor, log10
+from typing import Any, TypeVar
+
+import msgspec
 
 from baseload.ports import BasisMeta
-from baseload.report.model import FleetReport, Number, Step, TenantReport
+from baseload.report.model import FleetReport, Number, Part, Step, TenantReport
+
+P = TypeVar("P", bound=Part)
 
 NONE = "–"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -128,6 +133,21 @@ def _significant(value: float, digits: int) -> str:
         return f"{rounded:,.0f}"
     text = f"{rounded:,.{min(places, 12)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def printable(record: P) -> P:
+    """Return a record whose texts hold no control characters: a name may not steer the terminal."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [clean(one) for one in value]
+        if isinstance(value, str) and not value.isprintable():
+            return "".join(one if one.isprintable() else " " for one in value)
+        return value
+
+    return msgspec.convert(clean(msgspec.to_builtins(record)), type(record))
 
 
 # ---- findings --------------------------------------------------------------------------------------------
