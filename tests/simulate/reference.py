@@ -134,7 +134,7 @@ class Replica:
             return
         size = self.engine.chunk_tokens
         per = size // self.engine.block_tokens
-        whole = min((q.computed + q.now_computing) // size, q.inp // size, len(q.hashes))
+        whole = min(q.target // size, (q.computed + q.now_computing) // size, q.inp // size, len(q.hashes))
         while len(q.held) < whole:
             key = q.hashes[len(q.held)]
             if key in self.cache:
@@ -188,7 +188,8 @@ class Replica:
                     break
             else:
                 budget -= q.now_computing
-                self.offer(q)
+                if not q.decoding:
+                    self.offer(q)
                 i += 1
         while not threw_out and self.waiting and budget > 0 and len(self.running) < engine.max_seqs:
             q = self.waiting[0]

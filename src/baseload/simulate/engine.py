@@ -492,11 +492,16 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
     need = 0
     if rep.n_dec > 0:
         need = residues[r, (-rep.step_no) & bt_up]
-        while need > rep.free + rep.n_evictable * dep.chunk_blocks:
+        taken = 0
+        while need - taken > rep.free + rep.n_evictable * dep.chunk_blocks:
+            # Blocks are asked for in order of admission: all that are left are gone before anyone is preempted.
+            spare = rep.free + rep.n_evictable * dep.chunk_blocks
+            take_blocks(r, spare, dep.chunk_blocks, replicas, entries, table)
+            taken += spare
             preempt_last(r, now, deployments, slots, replicas, heap, residues, entries)
             preempted = True
             need = residues[r, (-rep.step_no) & bt_up] if rep.n_dec > 0 else 0
-        take_blocks(r, need, dep.chunk_blocks, replicas, entries, table)
+        take_blocks(r, need - taken, dep.chunk_blocks, replicas, entries, table)
     budget = dep.max_tokens - rep.n_dec
     attention = 0
     n_emit = 0
@@ -570,6 +575,8 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
         if q.remote:
             take_blocks(r, whole, dep.chunk_blocks, replicas, entries, table)
             decode_start(s, r, bt, slots, replicas, heap, residues)
+            if dep.caching and q.n_hash > 0:
+                register_chunks(s, r, q.target, deployments, slots, replicas, entries, table, nodes)
             budget -= 1
             continue
         q.state = PREFILLING
