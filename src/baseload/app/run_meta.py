@@ -207,10 +207,14 @@ def site_rows(twin: Twin, outcome: Outcome, *, offset_ns: int = 0) -> dict[str, 
     starts = np.arange(n_bins, dtype=np.int64) * bin_ns
     lengths = np.minimum(starts + bin_ns, max(outcome.end_ns, 1)) - starts
     parts: list[dict[str, Rows]] = []
+    parked_ratio = np.zeros(len(twin.sites)) if spec.parked_ratio is None else spec.parked_ratio
     for i in range(len(twin.sites)):
         bins = world.bins[i, :n_bins]
         idle_j = np.maximum(0.0, bins[:, st.B_POWERED_J] - bins[:, st.B_BUSY_IDLE_J])
-        training_kw = _stretched(spec.training_kw, i, n_bins, 0.0)
+        training_kw = _stretched(twin.training_kw, i, n_bins, 0.0)
+        # Accelerators without a replica idle too, unless the site switches them off (parked_power_ratio).
+        parked_j = twin.parked_w[i] * lengths / 1e9 - parked_ratio[i] * bins[:, st.B_POWERED_J]
+        idle_j = idle_j + np.maximum(0.0, parked_j)
         parts.append(
             {
                 "site_i": np.full(n_bins, i, np.int16),

@@ -176,6 +176,8 @@ class Site(Record, frozen=True):
     contracts: Annotated[list[PowerContract], D("power contracts")] = []
     power_limits: Annotated[list[PowerLimit], D("limits on the draw during some hours")] = []
     redundancy: Annotated[Redundancy, D("of the power chain: N, N+1 or 2N")] = "N"
+    parked_power_ratio: Annotated[Ratio, D("share of their idle power that racked accelerators draw while no replica or "
+                                            "job runs on them; 0: switched off")] = 1.0
     power_modules: Annotated[Natural, D("modules of the power chain; with N+1 one of them is spare")] = 4
     chain_efficiency: Annotated[float, D("UPS and distribution, meter to server", gt=0, le=1)] = 0.94
     carbon_g_per_kwh: Annotated[HourlyCarbon | None, D("grid carbon, flat or a series; the place's where absent")] = (

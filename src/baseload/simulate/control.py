@@ -343,7 +343,7 @@ def cap_site(site: int, now: int, world: World, plant: Plant) -> None:
         rep = world.replicas[r]
         if rep.site == site and rep.powered_since >= 0:
             idle_w = world.deployments[rep.dep].idle_w
-            idle_kw += idle_w / 1000.0
+            idle_kw += (1.0 - here.parked_ratio) * idle_w / 1000.0  # training_kw holds what it drew while parked
             if rep.run_m > 0:
                 dynamic_kw += (world.power[rep.dep, rep.run_tokens] - idle_w) / 1000.0
     rule = scalars[G_CAP]

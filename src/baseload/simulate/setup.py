@@ -22,6 +22,7 @@ from baseload.fleet.resolve import (
     hour_of_year,
     hourly,
     jurisdiction_allows,
+    rack_accelerators,
     region_location,
     server_size,
     site_facts,
@@ -70,6 +71,8 @@ class Twin:
     hours: tuple[SiteHours, ...]  # by site
     start_hour: int  # of the year
     training: Mapping[tuple[str, str], TrainingRun]  # (site, job)
+    training_kw: Floats  # (site, bin) of the jobs alone
+    parked_w: Floats  # (site,) what all accelerators of a site would draw if no replica or job ran on them
     rtt_basis: Mapping[tuple[str, str], str]
     tenant_records: Mapping[str, Tenant]
 
@@ -108,6 +111,10 @@ def describe(
         for site in sites
         for i, (name, job) in enumerate(fleet.sites[site].training.items())
     }
+    training_kw = np.array(
+        [sum((run.power_kw for (where, _), run in training.items() if where == site), np.zeros(bins)) for site in sites]
+    )
+    parked_w = np.array([_parked_w(fleet.sites[name]) for name in sites])
     rtt = _Rtt(fleet)
     door = fleet.gateway.site or sites[0]
     policy = fleet.policy
@@ -127,8 +134,8 @@ def describe(
                          for t in tenants.values()]),
         limit_kw=np.array([_limit_kw(fleet.sites[name], hours[i], day, start_hour, bin_s, bins, fleet, name, start_s)
                            for i, name in enumerate(sites)]),
-        training_kw=np.array([sum((run.power_kw for (where, _), run in training.items() if where == site), np.zeros(bins))
-                              for site in sites]),
+        training_kw=training_kw + parked_w[:, None] / 1000.0,
+        parked_ratio=np.array([fleet.sites[name].parked_power_ratio for name in sites]),
         outages=outages,
         groups=tuple(groups),
         route=route,
@@ -153,7 +160,7 @@ def describe(
     return Twin(
         spec=spec, engines=tuple(engines), tenants=tuple(tenants), regions=regions, models=models,
         deployments=tuple(engine.name for engine in engines), sites=sites, pool_names=tuple(pool_names), hours=hours,
-        start_hour=start_hour, training=training, rtt_basis=rtt.basis, tenant_records=tenants,
+        start_hour=start_hour, training=training, training_kw=training_kw, parked_w=parked_w, rtt_basis=rtt.basis, tenant_records=tenants,
     )  # fmt: skip
 
 
@@ -200,6 +207,19 @@ def each_hour(twin: Twin) -> tuple[Floats, Floats]:
         cost[:, lo:hi] = (kwh_per_mtok * _series(hours.price_per_mwh, span) / 1000.0)[:, None]
         carbon[:, lo:hi] = (kwh_per_mtok * _series(hours.carbon_g_per_kwh, span))[:, None]
     return cost, carbon
+
+
+def _parked_w(site: Site) -> float:
+    """Return what a site's accelerators draw, in watts, while neither a replica nor a job runs on any of them."""
+    counts = {catalog.accelerator(name).accelerator_id: n for name, n in rack_accelerators(site).items()}
+    for job in site.training.values():
+        kind = catalog.accelerator(job.accelerator).accelerator_id
+        counts[kind] = counts.get(kind, 0) - job.accelerators
+    idle_w = 0.0
+    for name, n in counts.items():
+        known = catalog.accelerator(name)
+        idle_w += max(0, n) * (known.idle_w + known.server_idle_other_w)
+    return idle_w * site.parked_power_ratio
 
 
 def _series(series: HourlySeries, hours: npt.NDArray[np.int64]) -> Floats:

@@ -190,6 +190,7 @@ SITE = np.dtype(
         ("one_way_ns", "i8"),  # gateway to site
         ("open", "i8"),  # largest priority number that the site takes; -1 none
         ("capped_since", "i8"),
+        ("parked_ratio", "f8"),  # share of idle power drawn by accelerators without a replica
         ("notice_head", "i4"),  # requests whose end the gateway has yet to learn
         ("notice_tail", "i4"),
     ],

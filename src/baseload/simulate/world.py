@@ -73,7 +73,8 @@ class TwinSpec:
     prices: Floats  # (tenant, 3) a token: input, cached, output
     budget: Floats  # (tenant,) for the whole run; inf none
     limit_kw: Floats | None = None  # (site, bin)
-    training_kw: Floats | None = None  # (site, bin)
+    training_kw: Floats | None = None  # (site, bin) everything but replicas, parked accelerators included
+    parked_ratio: Floats | None = None  # (site,) share of idle power drawn by accelerators without a replica
     outages: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     groups: tuple[tuple[int, ...], ...] = ()
     route: int = 1
@@ -225,6 +226,7 @@ def build(spec: TwinSpec, *, slots: int = 4096, nodes: int = 4096, out_rows: int
     _pair_decoders(spec, rows, replicas)
     sites = np.zeros(n_sites, st.SITE)
     sites["one_way_ns"] = np.rint(spec.one_way_s * 1e9)
+    sites["parked_ratio"] = 0.0 if spec.parked_ratio is None else spec.parked_ratio
     sites["open"], sites["capped_since"], sites["notice_head"], sites["notice_tail"] = 9, -1, -1, -1
     tenants = np.zeros(n_tenants, st.TENANT)
     tenants["ttft_slo_s"], tenants["tpot_slo_s"] = spec.slo[:, 0], spec.slo[:, 1]
