@@ -27,6 +27,9 @@ _WORDS = (
 )  # fmt: skip
 
 
+SITES_MAX = 24  # that get charts of their own; tables and JSON have all
+
+
 def to_html(report: Report, fleet_text: str = "") -> str:
     """Return the page."""
     return _environment().get_template("report.html").render(**_parts(report, fleet_text))
@@ -72,7 +75,7 @@ def _parts(report: Report, fleet_text: str) -> dict[str, Any]:
         "tenant_head": rows.tenant_head(currency),
         "tenant_rows": [rows.tenant_row(tenant) for tenant in report.tenants],
         "refusals": [(one.tenant, one.status, number(round(one.requests)), one.reason) for one in report.refusals[:50]],
-        "over_time": [{"title": one.site, "chart": charts.over_time(one)} for one in report.series],
+        "over_time": [{"title": one.site, "chart": charts.over_time(one)} for one in report.series[:SITES_MAX]],
         **_cost(report),
         "map": maps.site_map(report.sites),
         "site_head": rows.site_head(currency),
@@ -84,6 +87,7 @@ def _parts(report: Report, fleet_text: str) -> dict[str, Any]:
         "basis": [(one.figure, one.basis, one.source) for one in report.basis],
         "facts": _facts(report),
         "fleet_text": fleet_text,
+        "left_out": max(0, len(report.sites) - SITES_MAX),
     }
 
 
@@ -91,7 +95,7 @@ def _ladders(report: Report) -> list[dict[str, Any]]:
     named: list[tuple[str, list[Step], str]] = []
     if len(report.sites) != 1:
         named.append(("the fleet", report.fleet.ladder, ""))
-    named += [(site.name, site.ladder, site.ladder_open) for site in report.sites]
+    named += [(site.name, site.ladder, site.ladder_open) for site in report.sites[:SITES_MAX]]
     return [
         {
             "title": name[:1].upper() + name[1:] if name == "the fleet" else name,
@@ -140,7 +144,7 @@ def _latency(report: Report) -> list[dict[str, Any]]:
 
 def _cost(report: Report) -> dict[str, Any]:
     currency, fleet = report.run.currency, report.fleet.cost
-    named = [("fleet", fleet), *((site.name, site.cost) for site in report.sites if len(report.sites) > 1)]
+    named = [("fleet", fleet), *((site.name, site.cost) for site in report.sites[:SITES_MAX] if len(report.sites) > 1)]
     colours = charts.cost_colours([cost for _, cost in named])
     legend = [(name, f"var(--c{i})") for i, name in enumerate(colours)]
     if len(rows.cost_parts(fleet)) > len(colours):

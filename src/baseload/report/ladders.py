@@ -94,7 +94,7 @@ def fleet_steps(ladders: Sequence[tuple[str, SiteLadder]]) -> list[Step]:
         reason = rungs.REASONS[rung.reason]
         if worst is not None and worst[0] > 0.0:
             own = worst[2].reasons.get(rung.name, reason)
-            share = "" if worst[0] >= rung.lost_mw * 0.999 else f" ({worst[0] / rung.lost_mw:.0%} of it)"
+            share = "" if worst[0] >= rung.lost_mw * 0.999 else f" ({percent(worst[0] / rung.lost_mw, 0)} of it)"
             reason = f"{own}, at {worst[1]}{share}" if len(ladders) > 1 else own
         made.append(_step(rung, reason))
     return made

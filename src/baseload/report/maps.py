@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from itertools import product
 from math import cos, radians
 
 from markupsafe import Markup
@@ -25,8 +26,20 @@ def _coastline() -> tuple[tuple[tuple[float, float], ...], ...]:
     for line in text.splitlines():
         if line and not line.startswith("#"):
             pairs = [point.split(",") for point in line.split(" ")]
-            rings.append(tuple((int(x) / 10.0, int(y) / 10.0) for x, y in pairs))
+            rings.append(_unwrapped([(int(x) / 10.0, int(y) / 10.0) for x, y in pairs]))
     return tuple(rings)
+
+
+def _unwrapped(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Return a ring without the jump from 180 to -180 degrees: its longitudes may pass 180."""
+    kept: list[tuple[float, float]] = []
+    for lon, lat in points:
+        while kept and lon - kept[-1][0] < -180.0:
+            lon += 360.0
+        while kept and lon - kept[-1][0] > 180.0:
+            lon -= 360.0
+        kept.append((lon, lat))
+    return tuple(kept)
 
 
 def site_map(sites: Sequence[SiteReport]) -> Markup:
@@ -44,8 +57,8 @@ def site_map(sites: Sequence[SiteReport]) -> Markup:
         return WIDTH / 2.0 + (lon - mid_lon) * narrow * unit, HEIGHT / 2.0 - (lat - mid_lat) * unit
 
     parts = [_tag("rect", x=0.0, y=0.0, width=WIDTH, height=HEIGHT, class_="sea")]
-    for ring in _coastline():
-        points = [at(lon, lat) for lon, lat in ring]
+    for ring, turn in product(_coastline(), (-360.0, 0.0, 360.0)):
+        points = [at(lon + turn, lat) for lon, lat in ring]
         inside = any(-60.0 < x < WIDTH + 60.0 and -60.0 < y < HEIGHT + 60.0 for x, y in points)
         around = min(x for x, _ in points) < WIDTH and max(x for x, _ in points) > 0.0
         if inside or (around and min(y for _, y in points) < 0.0 and max(y for _, y in points) > HEIGHT):

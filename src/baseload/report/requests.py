@@ -60,30 +60,37 @@ SELECT *,
 FROM timed
 """
 
+# First by all four keys at once, then rolled up: one pass over the rows.
 _SUMS = """
+WITH small AS (
+    SELECT tenant_i, model_i, deployment_i, site_i,
+        sum(weight) AS requests_in,
+        sum(weight) FILTER (status = 0) AS served, sum(weight) FILTER (status = 1) AS refused,
+        sum(weight) FILTER (status = 2) AS failed, sum(weight) FILTER (status = 3) AS unfinished,
+        sum(weight) FILTER (has_latency) AS timed, sum(weight) FILTER (has_latency AND output_tokens > 1) AS tpots,
+        sum(weight * ttft_ns) FILTER (has_latency) AS ttft, sum(weight * tpot_ns) FILTER (has_latency) AS tpot,
+        sum(weight * e2e_ns) FILTER (has_latency) AS e2e,
+        sum(weight) FILTER (is_judged) AS judged, sum(weight) FILTER (met) AS met,
+        sum(weight * (input_tokens + output_tokens)) FILTER (met) AS met_tokens,
+        sum(weight * input_tokens) FILTER (has_latency) AS timed_input,
+        sum(weight * output_tokens) FILTER (has_latency) AS timed_output,
+        sum(weight * input_tokens) FILTER (status = 0) AS input_tokens,
+        sum(weight * least(cached_tokens, input_tokens)) FILTER (status = 0) AS cached_tokens,
+        sum(weight * output_tokens) FILTER (status = 0) AS output_tokens,
+        sum(weight * n_preempted) AS preemptions,
+        sum(weight * energy_j) AS work_energy_j,
+        sum(weight * ((input_tokens - least(cached_tokens, input_tokens)) * input_price
+            + least(cached_tokens, input_tokens) * cached_price + output_tokens * output_price))
+            FILTER (status = 0) AS list_revenue
+    FROM judged GROUP BY tenant_i, model_i, deployment_i, site_i
+    ORDER BY tenant_i, model_i, deployment_i, site_i
+)
 SELECT grouping(tenant_i, model_i, deployment_i, site_i) AS g,
     coalesce(tenant_i, model_i, deployment_i, site_i, 0) AS i,
-    sum(weight) AS requests_in,
-    sum(weight) FILTER (status = 0) AS served, sum(weight) FILTER (status = 1) AS refused,
-    sum(weight) FILTER (status = 2) AS failed, sum(weight) FILTER (status = 3) AS unfinished,
-    sum(weight) FILTER (has_latency) AS timed, sum(weight) FILTER (has_latency AND output_tokens > 1) AS tpots,
-    sum(weight * ttft_ns) FILTER (has_latency) AS ttft, sum(weight * tpot_ns) FILTER (has_latency) AS tpot,
-    sum(weight * e2e_ns) FILTER (has_latency) AS e2e,
-    sum(weight) FILTER (is_judged) AS judged, sum(weight) FILTER (met) AS met,
-    sum(weight * (input_tokens + output_tokens)) FILTER (met) AS met_tokens,
-    sum(weight * input_tokens) FILTER (has_latency) AS timed_input,
-    sum(weight * output_tokens) FILTER (has_latency) AS timed_output,
-    sum(weight * input_tokens) FILTER (status = 0) AS input_tokens,
-    sum(weight * least(cached_tokens, input_tokens)) FILTER (status = 0) AS cached_tokens,
-    sum(weight * output_tokens) FILTER (status = 0) AS output_tokens,
-    sum(weight * n_preempted) AS preemptions,
-    sum(weight * energy_j) AS work_energy_j,
-    sum(weight * ((input_tokens - least(cached_tokens, input_tokens)) * input_price
-        + least(cached_tokens, input_tokens) * cached_price + output_tokens * output_price))
-        FILTER (status = 0) AS list_revenue
-FROM judged
+    sum(COLUMNS(* EXCLUDE (tenant_i, model_i, deployment_i, site_i)))
+FROM small
 GROUP BY GROUPING SETS ((), (tenant_i), (model_i), (deployment_i), (site_i))
-ORDER BY ALL
+ORDER BY g, i
 """
 _QUANTILES = """
 SELECT grouping(tenant_i, model_i, deployment_i, site_i) AS g,
@@ -94,16 +101,20 @@ GROUP BY GROUPING SETS ((), (tenant_i), (model_i), (deployment_i), (site_i))
 ORDER BY g, i
 """
 _BINS = """
-SELECT g, i, bin, sum(weight) AS weight FROM (
-    SELECT grouping(tenant_i, model_i, deployment_i, site_i, bin) // 2 AS g,
-        coalesce(tenant_i, model_i, deployment_i, site_i, 0) AS i, bin, sum(weight) AS weight
-    FROM (SELECT tenant_i, model_i, deployment_i, site_i, weight,
-            CAST(ceil(ln(greatest(x, 1.0)) * ?) AS INTEGER) AS bin
-        FROM (SELECT *, CASE ? WHEN 'ttft' THEN ttft_ns WHEN 'tpot' THEN tpot_ns ELSE e2e_ns END AS x
-            FROM judged WHERE has_latency AND weight > 0.0)
-        WHERE x IS NOT NULL)
-    GROUP BY GROUPING SETS ((bin), (tenant_i, bin), (model_i, bin), (deployment_i, bin), (site_i, bin)))
-GROUP BY g, i, bin ORDER BY g, i, bin
+WITH latencies AS (
+    SELECT tenant_i, model_i, deployment_i, site_i, weight,
+        CASE ? WHEN 'ttft' THEN ttft_ns WHEN 'tpot' THEN tpot_ns ELSE e2e_ns END AS x
+    FROM judged WHERE has_latency AND weight > 0.0
+), small AS (
+    SELECT tenant_i, model_i, deployment_i, site_i, CAST(ceil(ln(greatest(x, 1.0)) * ?) AS INTEGER) AS bin,
+        sum(weight) AS weight
+    FROM latencies WHERE x IS NOT NULL GROUP BY tenant_i, model_i, deployment_i, site_i, bin
+)
+SELECT grouping(tenant_i, model_i, deployment_i, site_i) AS g,
+    coalesce(tenant_i, model_i, deployment_i, site_i, 0) AS i, bin, sum(weight) AS weight
+FROM small
+GROUP BY GROUPING SETS ((bin), (tenant_i, bin), (model_i, bin), (deployment_i, bin), (site_i, bin))
+ORDER BY g, i, bin
 """
 _REFUSALS = """
 SELECT tenant_i, status, reason, sum(weight) AS n FROM asked WHERE status <> 0
@@ -296,7 +307,7 @@ def _binned_quantiles(run: Run) -> dict[Key, dict[str, tuple[float, ...]]]:
 
 def _binned(run: Run, metric: str, per_e: int) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
     """Return for each scope the bins of a latency that hold anything, and their weights."""
-    columns = run.columns(_BINS, [float(per_e), metric])
+    columns = run.columns(_BINS, [metric, float(per_e)])
     found = {}
     group = columns["g"].astype(np.int64) * 2**32 + columns["i"].astype(np.int64) + 1  # an index may be -1
     starts = np.flatnonzero(np.diff(group, prepend=-1))

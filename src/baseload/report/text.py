@@ -9,10 +9,9 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import TextIO
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -42,19 +41,17 @@ def to_text(report: Report, *, width: int = 80, colour: bool = False, ascii_only
         markup=False,
         emoji=False,
         legacy_windows=False,
-        safe_box=ascii_only,
     )
-    lines = box.ASCII if ascii_only else box.SIMPLE_HEAD
     _head(console, report)
     for title, part in rows.kpi_rows(report):
-        _figures(console, title, part, lines)
-    _tables(console, report, lines)
+        _figures(console, title, part)
+    _tables(console, report)
     _ladder(console, "Capacity ladder, fleet", report.fleet.ladder)
     if len(report.sites) > 1:
         for site in report.sites:
             _ladder(console, f"Capacity ladder, {site.name}", site.ladder)
     _cost(console, report)
-    _refusals(console, report, lines)
+    _refusals(console, report)
     _foot(console, report)
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
     return text.translate(_ASCII).encode("ascii", "replace").decode() if ascii_only else text
@@ -74,7 +71,7 @@ def _head(console: Console, report: Report) -> None:
     run = report.run
     console.print(Text(f"{run.fleet}: {run.trace}, {duration(run.duration_s)} from {run.start_utc}", style="bold"))
     console.print(
-        f"{number(run.trace_requests)} requests, load x{run.trace_scale:g}, seed {run.seed}, warm-up "
+        f"{number(run.trace_requests)} requests, seed {run.seed}, warm-up "
         f"{number(run.warmup_s, 's')}, quantiles {run.quantiles}"
     )
     console.print()
@@ -88,7 +85,7 @@ def _title(console: Console, title: str) -> None:
     console.print(Text(title, style="bold cyan"))
 
 
-def _figures(console: Console, title: str, part: Sequence[rows.Row], lines: box.Box) -> None:
+def _figures(console: Console, title: str, part: Sequence[rows.Row]) -> None:
     _title(console, title)
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     table.add_column(min_width=26)
@@ -99,33 +96,52 @@ def _figures(console: Console, title: str, part: Sequence[rows.Row], lines: box.
     console.print(table)
 
 
-def _tables(console: Console, report: Report, lines: box.Box) -> None:
+def _tables(console: Console, report: Report) -> None:
     currency = report.run.currency
     tenants = [rows.tenant_row(tenant) for tenant in report.tenants]
-    _table(console, "Tenants", rows.tenant_head(currency), tenants, lines)
+    _table(console, "Tenants", rows.tenant_head(currency), tenants)
     sites = [rows.site_row(site) for site in report.sites]
-    _table(console, "Sites", rows.site_head(currency), sites, lines)
+    _table(console, "Sites", rows.site_head(currency), sites)
 
 
-def _table(console: Console, title: str, head: Sequence[str], body: Iterable[Sequence[str]], lines: box.Box) -> None:
+def _table(console: Console, title: str, head: Sequence[str], body: Iterable[Sequence[str]]) -> None:
     _title(console, title)
-    body = list(body)
-    words = [max((len(word) for word in name.split()), default=0) for name in head]
-    widest = [max([words[i], *(len(line[i]) for line in body)]) for i in range(len(head))]
-    gap = 1 if sum(widest) + 3 * len(head) <= console.width else 0
-    fits = sum(widest) + (2 * gap + 1) * len(head) <= console.width
-    table = Table(box=lines, padding=(0, gap), pad_edge=False, show_edge=False)
-    for i, name in enumerate(head):
-        table.add_column(
-            Text(name),
-            justify="left" if i == 0 or name in _WORDS else "right",
-            overflow="fold",
-            min_width=widest[i] if fits else None,  # heads wrap before figures do
-        )
-    for line in body:
-        style = "bold red" if "MISSED" in line else ""
-        table.add_row(*[Text(cell) for cell in line], style=style)
-    console.print(table)
+    lines = lay_out(head, [list(line) for line in body], console.width)
+    console.print(Text("\n".join(lines)))
+
+
+def lay_out(head: Sequence[str], body: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return a table as lines of at most `width`: heads wrap at words, then gaps close, then columns of words fold.
+
+    >>> lay_out(("site", "tokens/s", "cost EUR"), [["oslo", "9 k", "12"]], 40)
+    ['               cost', 'site  tokens/s   EUR', '--------------------', 'oslo       9 k    12']
+    """
+    n = len(head)
+    columns = [[line[i] for line in body] for i in range(n)]
+    widths = [
+        max([len(word) for word in name.split()] + [len(cell) for cell in column], default=0)
+        for name, column in zip(head, columns)
+    ]
+    gap = 2 if sum(widths) + 2 * (n - 1) <= width else 1
+    over = sum(widths) + gap * (n - 1) - width
+    for i in sorted(range(n), key=lambda i: -widths[i]):
+        if over > 0:  # the widest first, down to eight letters each
+            less = min(over, max(0, widths[i] - 8))
+            widths[i], over = widths[i] - less, over - less
+    folded = [[wrap(cell, size) or [""] for cell, size in zip(line, widths)] for line in (head, *body)]
+    lines = []
+    for k, cells in enumerate(folded):
+        height = max(len(cell) for cell in cells)
+        top = [[""] * (height - len(cell)) + cell if k == 0 else cell + [""] * (height - len(cell)) for cell in cells]
+        for row in zip(*top):
+            parts = [
+                part.ljust(size) if i == 0 or head[i] in _WORDS else part.rjust(size)
+                for i, (part, size) in enumerate(zip(row, widths))
+            ]
+            lines.append((" " * gap).join(parts).rstrip())
+        if k == 0:
+            lines.append("-" * (sum(widths) + gap * (n - 1)))
+    return lines
 
 
 def _ladder(console: Console, title: str, ladder: Sequence[Step]) -> None:
@@ -174,11 +190,11 @@ def _cost(console: Console, report: Report) -> None:
     console.print(f"Borne by: {said or 'nobody'}")
 
 
-def _refusals(console: Console, report: Report, lines: box.Box) -> None:
+def _refusals(console: Console, report: Report) -> None:
     if not report.refusals:
         return
     body = [(one.tenant, one.status, number(round(one.requests)), one.reason) for one in report.refusals[:20]]
-    _table(console, "Not served", ("tenant", "status", "requests", "reason"), body, lines)
+    _table(console, "Not served", ("tenant", "status", "requests", "reason"), body)
     if len(report.refusals) > 20:
         console.print(f"and {len(report.refusals) - 20} more kinds")
 

@@ -75,13 +75,13 @@ def duration(span_s: float) -> str:
 def percent(value: Number, digits: int = 1) -> str:
     """Return a share in percent; never rounded up to 100 %.
 
-    >>> percent(0.99987), percent(1.0), percent(None), percent(-0.5), percent(1e-6)
-    ('99.98 %', '100 %', '–', '-50 %', '<0.1 %')
+    >>> percent(0.99987), percent(0.99), percent(1.0), percent(None), percent(-0.5), percent(1e-6)
+    ('99.98 %', '99 %', '100 %', '–', '-50 %', '<0.1 %')
     """
     if value is None:
         return NONE
     if 0.99 <= value < 1.0:
-        return f"{floor(value * 1e4) / 1e2:.2f} %"
+        return f"{floor(value * 1e4 + 1e-6) / 1e2:.2f}".removesuffix(".00") + " %"
     if 0.0 < abs(value) < 0.5 * 10.0 ** (-2 - digits):
         return f"<{10.0**-digits:g} %"
     text = f"{value * 100.0:,.{digits}f}"
