@@ -209,7 +209,7 @@ def _layout(first: bytes, shown: str) -> tuple[Layout, list[str]]:
         if {layout.arrival, layout.input, layout.output} <= set(header):
             twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
             if twice:
-                raise TraceError(f"{shown}:1: column `{twice[0]}` stands there twice; keep one")
+                raise TraceError(f"{shown}:1: column `{twice[0][:40]}` stands there twice; keep one")
             if ("prefix_key" in header) != ("prefix_tokens" in header) and layout.name == "plain CSV":
                 raise TraceError(f"{shown}:1: prefix_key and prefix_tokens belong together; add the other column")
             return layout, header
@@ -217,7 +217,7 @@ def _layout(first: bytes, shown: str) -> tuple[Layout, list[str]]:
     near = max(LAYOUTS, key=lambda one: len({one.arrival, one.input, one.output} & set(header)))
     missing = [name for name in (near.arrival, near.input, near.output) if name not in header]
     if len(missing) < 3:
-        raise TraceError(f"{shown}:1: a {near.name} lacks column `{missing[0]}`; it has {listed}; {ACCEPTED}")
+        raise TraceError(f"{shown}:1: as {near.name} it lacks column `{missing[0]}`; it has {listed}; {ACCEPTED}")
     raise TraceError(f"{shown}:1: unknown format with columns {listed}; {ACCEPTED}")
 
 
@@ -225,7 +225,7 @@ def _header_notes(layout: Layout, header: Sequence[str]) -> tuple[str, ...]:
     used = {layout.arrival, layout.input, layout.output}
     if layout.name == "plain CSV":
         used |= set(OPTIONAL)
-    unused = [name for name in header if name and name not in used]
+    unused = [name[:40] for name in header if name and name not in used]
     return (f"columns not used: {', '.join(unused[:12])}",) if unused else ()
 
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from baseload.adapters import trace_cells as tc
-from baseload.adapters.trace_rows import Checker, Columns, chained_ids
+from baseload.adapters.trace_rows import Checker, Columns, chained_ids, printable
 from baseload.adapters.traces import MOST_TOKENS, Ints, Trace
 from baseload.errors import TraceError
 
@@ -49,7 +49,7 @@ def blocks(line_blocks: Iterator[tuple[int, bytes]], checker: Checker) -> Iterat
 
 def _line_error(checker: Checker, line: int, error: Exception) -> TraceError:
     wanted = "a line is {timestamp, input_length, output_length, hash_ids} in numbers"
-    return checker.error(line, f"is no request of a Mooncake trace ({str(error)[:160]})", wanted)
+    return checker.error(line, f"is no request of a Mooncake trace ({printable(str(error), 160)})", wanted)
 
 
 def _columns(found: list[_Row], lines: Ints, checker: Checker) -> Columns:

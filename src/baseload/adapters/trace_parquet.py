@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baseload.adapters import trace_cells as tc
-from baseload.adapters.trace_rows import Checker, Columns, cells_of
+from baseload.adapters.trace_rows import Checker, Columns, cells_of, printable
 from baseload.adapters.traces import Ints, Trace
 from baseload.errors import TraceError
 from baseload.units import NS_PER_S
@@ -47,8 +47,8 @@ def columns_of(path: Path, shown: str, accepted: str) -> list[str]:
 
 
 def _damaged(shown: str, error: Exception) -> TraceError:
-    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return TraceError(f"{shown}: cannot be read as Parquet ({first}); write it again")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return TraceError(f"{shown}: cannot be read as Parquet ({printable(first, 200)}); write it again")
 
 
 def blocks(path: Path, checker: Checker, wanted: Sequence[str]) -> Iterator[Trace]:

@@ -275,7 +275,11 @@ def cells_of(texts: Sequence[bytes]) -> tc.Cells:
     return tc.Cells(np.frombuffer(b"".join(texts) or b" ", np.uint8), starts, ends)
 
 
+def printable(text: str, most: int) -> str:
+    """Return the beginning of a text that a user's terminal may show."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+
+
 def _shown_cell(cell: bytes | str) -> str:
     text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
-    clean = "".join(letter if letter.isprintable() else "?" for letter in text[:40])
-    return f"`{clean}`" if clean else "(empty)"
+    return f"`{printable(text, 40)}`" if text else "(empty)"
