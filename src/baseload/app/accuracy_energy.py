@@ -39,6 +39,7 @@ Array = NDArray[np.float64]
 MLENERGY = "energy/mlenergy_lm-arena-chat.csv.gz"
 CHAT_PROMPT_TOKENS = 300.0  # not in the file: the mean of LMArena conversations, a guess
 SMALLEST_CURVE = 5  # batch sizes a configuration needs, so that an unseen one lies between seen ones
+SMALLEST_BATCH = 64  # MLPerf end to end: a replica takes as few accelerators as hold this many sequences
 SEATS_PER_ACCELERATOR = 2048  # MLPerf end to end: sequences in flight, where memory allows; the rows do not say
 
 
@@ -199,29 +200,31 @@ def _bare(accelerator: str) -> AcceleratorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WallPower:
-    """One MLPerf result with measured wall power, and what the model says of it."""
+class MlperfScore:
+    """One MLPerf result, and what the model says of it; NaN where no wall power was measured."""
 
     mlperf_id: str
+    accelerator: str
     model: str
     scenario: str
+    tokens_per_s: float
     joules_per_token: float
     given_throughput: float  # relative error of J/token, the measured tokens/s given
     end_to_end: float  # the same with predicted tokens/s
     throughput: float  # relative error of the predicted tokens/s
 
 
-def mlperf_wall_power() -> list[WallPower]:
-    """Return MLPerf Inference v5.1's results with power (8 x B200) beside the model's."""
+def mlperf_scores() -> list[MlperfScore]:
+    """Return MLPerf Inference v5.1 results beside the model's: those with wall power first."""
     lines = (files("baseload.app") / "measured/mlperf.csv").read_text(encoding="utf-8").splitlines()
-    return [_wall_power(row) for row in csv.DictReader(lines)]
+    return [_mlperf_score(row) for row in csv.DictReader(lines)]
 
 
-def _wall_power(row: dict[str, str]) -> WallPower:
+def _mlperf_score(row: dict[str, str]) -> MlperfScore:
     shape, spec = shape_of(row["model"]), spec_of(row["accelerator"])
     n = int(row["n_accelerators"])
     prompt, answer = float(row["input_tokens"]), float(row["output_tokens"])
-    tp = next(t for t in (1, 2, 4, 8) if _seats(row, t) >= 64)
+    tp = next(t for t in (1, 2, 4, 8) if _seats(row, t) >= SMALLEST_BATCH)
     seats = _seats(row, tp)
     work = step_work(shape, spec, Parallelism(tp=tp), precision=row["precision"], kv_precision="fp8")
     load = Load(concurrency=float(seats), input_tokens=prompt, output_tokens=answer)
@@ -230,15 +233,17 @@ def _wall_power(row: dict[str, str]) -> WallPower:
     # A step in the mean carries every seat's token and the prompt tokens that replace what was answered.
     in_step = seats * (1.0 + prompt / answer)
     power_w = n / tp * float(step_power_w(spec, tp, *time_parts_s(work, DEFAULT, in_step)))
-    measured = float(row["wall_power_w"]) / float(row["tokens_per_s"])
-    return WallPower(
+    real_tokens_per_s, real_w = float(row["tokens_per_s"]), float(row["wall_power_w"] or "nan")
+    return MlperfScore(
         mlperf_id=row["id"],
+        accelerator=row["accelerator"],
         model=row["model"],
         scenario=row["scenario"],
-        joules_per_token=measured,
-        given_throughput=power_w / float(row["wall_power_w"]) - 1.0,
-        end_to_end=power_w / tokens_per_s / measured - 1.0,
-        throughput=tokens_per_s / float(row["tokens_per_s"]) - 1.0,
+        tokens_per_s=real_tokens_per_s,
+        joules_per_token=real_w / real_tokens_per_s,
+        given_throughput=power_w / real_w - 1.0,
+        end_to_end=power_w / tokens_per_s / (real_w / real_tokens_per_s) - 1.0,
+        throughput=tokens_per_s / real_tokens_per_s - 1.0,
     )
 
 

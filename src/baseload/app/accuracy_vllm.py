@@ -66,6 +66,7 @@ class Card:
     measured_memory_bw_tb_s: float
 
     def spec(self, *, measured_kernels: bool) -> AcceleratorSpec:
+        """Return the card's numbers, from its data sheet or with its measured peaks."""
         sheet = spec_of(self.accelerator)
         if not measured_kernels:
             return sheet
