@@ -65,6 +65,7 @@ learn = hot.learn
 leave = engine.leave
 settle = engine.settle
 steps_until = engine.steps_until
+take_blocks = prefix_cache.take_blocks
 timer_drop_first = hot.timer_drop_first
 timer_push = hot.timer_push
 tree_set = hot.tree_set
@@ -135,6 +136,9 @@ def settle_until(r: int, now: int, world: World) -> None:
                    world.table, world.power, world.bins)  # fmt: skip
             rep.run_b += done * rep.run_g
             rep.run_m = left
+            dep = world.deployments[rep.dep]
+            need = world.residues[r, (-rep.step_no) & ((1 << dep.block_bits) - 1)]
+            take_blocks(r, need, dep.chunk_blocks, world.replicas, world.entries, world.table)
 
 
 @kernel
