@@ -55,11 +55,8 @@ def test_gamma_gaps_have_the_declared_spread(cv: float):
 
 
 def test_mmpp_keeps_the_mean_rate_and_its_dispersion():
-    """Counts over long intervals have the variance that theory gives for a two-state MMPP.
-
-    Index of dispersion over an interval T: 1 + 2 V r/m (1 - (1 - exp(-T/r)) r/T), with the variance V of the rate, its
-    mean m and relaxation time r.
-    """
+    """Counts over an interval T have the index of dispersion that theory gives for a two-state MMPP."""
+    # 1 + 2 V r/m (1 - (1 - exp(-T/r)) r/T): variance V of the rate, its mean m, its relaxation time r.
     factor, ratio, burst_s, rate = 4.0, 0.1, 3.0, 20.0
     source = generate(
         Generator(

@@ -112,6 +112,17 @@ def test_windows_of_a_trace_together_are_the_trace():
     assert [len(piece) for piece in pieces] == counts_per_bin(source, 600.0).tolist()
 
 
+def test_spans_are_cut_out_in_one_pass():
+    """Overlapping spans, one before a gap's end and one after the trace's, are what a window of each would be."""
+    source = mixture(open_trace("azure-code"))
+    spans = [(0.0, 700.0), (600.0, 650.0), (600.0, 1300.0), (2900.0, 3000.0), (3400.0, 5000.0), (6000.0, 7000.0)]
+
+    pieces = list(tt.cut_out(source, spans))
+
+    assert len(pieces) == len(spans) and len(pieces[-1]) == 0
+    assert all(same(piece, tt.window(source, *span).whole()) for piece, span in zip(pieces[:-1], spans))
+
+
 def test_a_shifted_trace_begins_later():
     """An offset adds to every arrival and to the duration."""
     shifted = tt.offset(open_trace("azure-code"), 2.5)

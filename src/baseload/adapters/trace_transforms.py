@@ -14,6 +14,7 @@ from baseload.adapters.traces import (
     Names,
     Trace,
     TraceSource,
+    joined,
     key64,
     mixed64,
     picked,
@@ -129,6 +130,36 @@ def window(source: TraceSource, start_s: float, until_s: float) -> TraceSource:
         duration_s=until_s - start_s,
         bind=_rebinding(source, lambda bound: window(bound, start_s, until_s)),
     )
+
+
+def cut_out(source: TraceSource, spans_s: Sequence[tuple[float, float]]) -> Iterator[Trace]:
+    """Yield what arrives in each span [start_s, until_s), each with its start as time 0, in one pass over the source.
+
+    Spans are in order of their starts and may overlap, as windows with a warm-up do; one without requests is empty.
+    """
+    assert list(spans_s) == sorted(spans_s), spans_s
+    spans_ns = [(s_to_ns(start_s), s_to_ns(until_s)) for start_s, until_s in spans_s]
+    pieces: list[list[Trace]] = [[] for _ in spans_ns]
+    done = 0
+    for block in source.blocks():
+        if done == len(spans_ns):
+            return
+        if not len(block):
+            continue
+        for i in range(done, len(spans_ns)):
+            start_ns, until_ns = spans_ns[i]
+            if start_ns > block.arrival_ns[-1]:
+                break
+            first, last = (int(at) for at in np.searchsorted(block.arrival_ns, (start_ns, until_ns)))
+            if last > first:
+                piece = rows(block, first, last)
+                pieces[i].append(replace(piece, arrival_ns=piece.arrival_ns - start_ns))
+        while done < len(spans_ns) and spans_ns[done][1] <= block.arrival_ns[-1]:
+            yield joined(pieces[done])
+            pieces[done] = []
+            done += 1
+    for i in range(done, len(spans_ns)):
+        yield joined(pieces[i])
 
 
 def spliced(sources: Sequence[TraceSource]) -> TraceSource:
