@@ -123,6 +123,16 @@ class Balance(Part, frozen=True):
     energy_j: float = 0.0
 
 
+class SearchMeta(Part, frozen=True):
+    """The highest multiple of the run's demand at which every tenant's SLO held, found by search in the twin."""
+
+    highest_load_factor: float  # 0: not even a thousandth
+    requests_per_s: float
+    tokens_per_s: float  # input and output, served
+    first_to_miss: str  # tenant whose promise breaks first beyond; '' where none did
+    cause: str
+
+
 class RunMeta(Part, frozen=True):
     """`meta.json`: what was run, and how to read the tables beside it."""
 
@@ -144,6 +154,7 @@ class RunMeta(Part, frozen=True):
     policies: Policies = Policies()
     training: list[TrainingMeta] = []
     windows: list[Window] = []
+    search: SearchMeta | None = None
     balance: Balance = Balance()
     notes: list[str] = []
     files: dict[str, str] = {}  # series files of the fleet file -> their copies in the folder; the store fills it in

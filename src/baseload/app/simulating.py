@@ -6,9 +6,8 @@ Heavy imports happen here, not at the top of the CLI. What the twin does is `sim
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from baseload.adapters.store import RunWriter
     from baseload.adapters.traces import TraceSource
-    from baseload.ports import RunMeta
+    from baseload.ports import RunMeta, SearchMeta
     from baseload.simulate.run import Moment, Outcome
     from baseload.simulate.setup import Twin
 
@@ -49,6 +48,7 @@ class Wish:
     day: date | None = None
     windows: int = 0
     stepping: bool = False
+    search: bool = True  # for the highest load, where that takes a few seconds only
     measure_replicas: bool = True
 
 
@@ -195,13 +195,24 @@ def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: P
             run_meta.append_unfinished(outcome, writer)
             writer.write_replicas(run_meta.replica_rows(twin, outcome))
             writer.write_sites(run_meta.site_rows(twin, outcome))
-            return writer.finish(run_meta.last_meta(meta, prepared, outcome, []))
+            extra = run_meta.last_meta(meta, prepared, outcome, [])
+            extra["search"] = _search(prepared, outcome.n_in) if wish.search else None
+            return writer.finish(extra)
         except KeyboardInterrupt:
             moment = state.get("moment")
             at = (
                 f" at {moment.now_ns / 1e9:,.0f} s of simulated time, {moment.ended:,} requests ended" if moment else ""
             )
             raise Interrupted(f"interrupted{at}; what was written so far is in {writer.partial}") from None
+
+
+def _search(prepared: Prepared, n_requests: int) -> SearchMeta | None:
+    from baseload.app import load_search
+
+    if prepared.source.closed_loop is not None or n_requests > load_search.FREE_SEARCH_REQUESTS:
+        return None
+    factor, probes = load_search.search(prepared.twin, prepared.source, lambda sentence: None)
+    return load_search.as_meta(factor, probes)
 
 
 def _run_windows(
@@ -251,67 +262,3 @@ def simulate_source(
     endless = source.closed_loop is not None and source.n is None and source.duration_s is not None
     until_ns = round((source.duration_s or 0.0) * 1e9) if endless else st.NEVER
     return run(twin.spec, source.chunks(), emit=emit, breathe=breathe, each_hour=set_hour, until_ns=until_ns)
-
-
-def find_capacity(prepared: Prepared, wish: Wish, say: Say) -> tuple[float, list[dict[str, Any]]]:
-    """Search the highest load factor at which every tenant's promise holds; return it and each probe's figures."""
-    import numpy as np
-
-    from baseload.adapters.trace_transforms import scaled
-    from baseload.simulate.capacity import Promise, highest_load, kept
-
-    twin = prepared.twin
-    probes: list[dict[str, Any]] = []
-    base = prepared.source
-    rtt_s = twin.spec.region_rtt_s
-
-    def meets(factor: float) -> bool:
-        source = scaled(base, factor) if factor != 1.0 else base
-        records: list[npt.NDArray[Any]] = []
-        simulate_source(twin, source, emit=lambda rows: records.append(rows.copy()))
-        rows = np.concatenate(records)
-        last_ns = rows["arrival_ns"].max()
-        rows = rows[rows["arrival_ns"] >= min(WARM_UP_RATIO * last_ns, MOST_WARM_UP_S * 1e9)]
-        ok = True
-        worst: dict[str, Any] = {"tenant": "", "attainment": 1.0, "promised": 0.0}
-        for i, name in enumerate(twin.tenants):
-            own = rows[rows["tenant_i"] == i]
-            if len(own) == 0:
-                continue
-            slo = twin.tenant_records[name].slo
-            e2e_s = float("inf") if slo.e2e_ms is None else slo.e2e_ms / 1000.0
-            promise = Promise(ttft_s=slo.ttft_ms / 1000.0, tpot_s=slo.tpot_ms / 1000.0, e2e_s=e2e_s)
-            shifted = own.copy()
-            shifted["arrival_ns"] -= own["rtt_ns"]
-            share = float(kept(shifted, promise).mean())
-            if share < slo.attainment:
-                ok = False
-            if share - slo.attainment < worst["attainment"] - worst["promised"] or not worst["tenant"]:
-                worst = {"tenant": name, "attainment": share, "promised": slo.attainment}
-        length_s = float(last_ns) / 1e9 or 1.0
-        probes.append({"load_factor": factor, "requests_per_s": len(rows) / length_s, "meets": ok, **worst})
-        say(
-            f"load x{factor:.3f}: {probes[-1]['requests_per_s']:,.1f} requests/s, "
-            f"{worst['tenant']} {100 * worst['attainment']:.2f} % of {100 * worst['promised']:.1f} % "
-            f"-> {'meets' if ok else 'misses'}"
-        )
-        return ok
-
-    assert rtt_s is not None
-    return highest_load(meets), probes
-
-
-def quiet_progress(moment: Moment, duration_s: float | None) -> None:
-    """Show nothing."""
-
-
-def timed(action: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what `action` returns and the CPU seconds it took."""
-    before = time.process_time()
-    answer = action()
-    return answer, time.process_time() - before
-
-
-def seeded(wish: Wish, seed: int) -> Wish:
-    """Return the wish with another seed."""
-    return replace(wish, seed=seed)

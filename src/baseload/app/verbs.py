@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from baseload.errors import InputError
 
 if TYPE_CHECKING:
+    from baseload.app.load_search import Probe
     from baseload.app.simulating import Wish
     from baseload.simulate.run import Moment
 
@@ -69,7 +70,9 @@ def simulate_verb(options: argparse.Namespace) -> int:
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     if options.find_capacity:
-        return _print_capacity(*simulating.find_capacity(prepared, wish, say), as_json=options.json)
+        from baseload.app import load_search
+
+        return _print_capacity(*load_search.search(prepared.twin, prepared.source, say), as_json=options.json)
     out: Path = options.out or Path("runs") / prepared.loaded.fleet.name
     with _progress(options.json) as progress:
         folder = simulating.run_into(prepared, wish, out, say=say, progress=progress, overwrite=options.overwrite)
@@ -167,7 +170,7 @@ def _show(folder: Path, *, as_json: bool, html: Path | None, text: bool = True) 
             text_report.show(report)
 
 
-def _print_capacity(factor: float, probes: list[dict[str, Any]], *, as_json: bool) -> int:
+def _print_capacity(factor: float, probes: list[Probe], *, as_json: bool) -> int:
     if as_json:
         import msgspec
 
@@ -175,14 +178,18 @@ def _print_capacity(factor: float, probes: list[dict[str, Any]], *, as_json: boo
         return 0
     if factor == 0.0:
         print("No load was found at which every promise holds: even a thousandth of this demand misses one.")
+        print(probes[-1].sentence())
         return 0
-    best = max((p for p in probes if p["meets"]), key=lambda p: p["load_factor"])
-    over = min((p for p in probes if not p["meets"]), key=lambda p: p["load_factor"], default=None)
-    print(f"Highest load that meets every SLO: {factor:.3f} x this demand, {best['requests_per_s']:,.1f} requests/s.")
+    best = max((p for p in probes if p.meets), key=lambda p: p.load_factor)
+    over = min((p for p in probes if not p.meets), key=lambda p: p.load_factor, default=None)
+    print(
+        f"Highest load that meets every SLO: {factor:.3f} x this demand, {best.requests_per_s:,.1f} requests/s, "
+        f"{best.tokens_per_s:,.0f} tokens/s."
+    )
     if over is not None:
         print(
-            f"What gives way first, at {over['load_factor']:.3f} x: tenant {over['tenant']} attains "
-            f"{100 * over['attainment']:.2f} % of its promised {100 * over['promised']:.1f} %."
+            f"What gives way first, at {over.load_factor:.3f} x: {over.tenant} attains {100 * over.attainment:.2f} % "
+            f"of its promised {100 * over.promised:.1f} % ({over.cause})."
         )
     return 0
 

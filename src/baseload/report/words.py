@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from baseload.ports import BasisMeta
+from baseload.ports import BasisMeta, SearchMeta
 from baseload.report.model import FleetReport, Number, Part, Step, TenantReport
 
 P = TypeVar("P", bound=Part)
@@ -153,13 +153,20 @@ def printable(record: P) -> P:
 # ---- findings --------------------------------------------------------------------------------------------
 
 
-def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str) -> str:
+def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, search: SearchMeta | None = None) -> str:
     """Return what the fleet can serve, what stops it from serving more, and what it did not keep."""
     by_name = {step.name: step for step in fleet.ladder}
     within, sold = by_name.get("within SLO"), by_name.get("sold")
     said = []
-    if within is not None and within.tokens_per_s > 0.0:
-        text = f"{name} can serve {scaled(within.tokens_per_s, 'tokens/s')} within its SLOs"
+    if search is not None:
+        said.append(_searched(search, name))
+        if within is not None and within.tokens_per_s > 0.0:
+            rate = scaled(within.tokens_per_s, "tokens/s")
+            said.append(
+                f"Its replicas could serve {rate} within the SLO if demand came in the proportions they stand in."
+            )
+    elif within is not None and within.tokens_per_s > 0.0:
+        text = f"Its replicas can serve {scaled(within.tokens_per_s, 'tokens/s')} within its SLOs"
         if sold is not None:
             excess = sold.excess_tokens_per_s
             used = (sold.tokens_per_s + excess) / within.tokens_per_s
@@ -183,6 +190,19 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str) -> 
     elif any(tenant.slo_met for tenant in tenants):
         said.append("It met every tenant's SLO.")
     return " ".join(said)
+
+
+def _searched(search: SearchMeta, name: str) -> str:
+    """Return how much more of this very demand the fleet can take, and what breaks first."""
+    if search.highest_load_factor <= 0.0:
+        return f"{name} cannot keep its promises under this demand, however little of it arrives."
+    text = (
+        f"{name} can serve {scaled(search.tokens_per_s, 'tokens/s')} of this demand within its SLOs: "
+        f"{search.highest_load_factor:.2f} times what was asked"
+    )
+    if search.first_to_miss:
+        text += f"; beyond that, {search.first_to_miss} is the first to miss ({search.cause})"
+    return text + "."
 
 
 def limits(ladder: Sequence[Step]) -> list[Step]:
