@@ -74,7 +74,11 @@ def kpis(run: Run) -> Report:
     done = used.read(run)
     basis = list(meta.basis)
     day = start_of(meta).date()
-    sites = [_site(run, fleet, name, i, asked, done, basis) for i, name in enumerate(meta.names.sites)]
+    plants = [plant_of(fleet, name, day) for name in meta.names.sites]
+    mix = ladders.mix_of(meta, plants, done)
+    sites = [
+        _site(run, fleet, (i, name, plants[i]), asked, done, basis, mix) for i, name in enumerate(meta.names.sites)
+    ]
     _more_basis(meta, fleet, sites, basis)
     tenants = _tenants(meta, fleet, asked)
     whole = _fleet(meta, fleet, sites, tenants, asked, done)
@@ -103,9 +107,12 @@ def kpis(run: Run) -> Report:
 # ---- sites -----------------------------------------------------------------------------------------------
 
 
-def _site(run: Run, fleet: Fleet, name: str, i: int, asked: Requests, done: UsedBy, basis: list[BasisMeta]) -> _Site:
+def _site(
+    run: Run, fleet: Fleet, which: tuple[int, str, SitePlant], asked: Requests, done: UsedBy,
+    basis: list[BasisMeta], mix: float,
+) -> _Site:  # fmt: skip
+    i, name, plant = which
     day = start_of(run.meta).date()
-    plant = plant_of(fleet, name, day)
     hours = hours_of(run, fleet, name, i, plant, basis)
     service = asked.service("site", i)
     here = used.total(done, lambda _, s: s == i, run.meta.duration_ns / 1e9)
@@ -118,7 +125,7 @@ def _site(run: Run, fleet: Fleet, name: str, i: int, asked: Requests, done: Used
         used=here,
         service=service,
         bill=costs.site_bill(plant, hours, here, fleet, asked.span.span_s),
-        ladder=ladders.site_ladder(run.meta, name, i, plant, hours, done, sold, day),
+        ladder=ladders.site_ladder(run.meta, name, i, plant, hours, done, sold, day, mix),
         n_racks=sum(rack.racks for rack in plant.site.racks.values()),
         area_m2=area,
     )

@@ -32,7 +32,7 @@ class Serving:
     within_slo_mw: float = 0.0
     within_slo_tokens_per_s: float = 0.0
     known: bool = True  # whether every deployment says its rates
-    training_mw: float = 0.0
+    training_mw: float = 0.0  # at full load
     training_useful_mw: float = 0.0
 
 
@@ -47,9 +47,12 @@ class SiteLadder:
 
 def site_ladder(
     meta: RunMeta, name: str, site_i: int, plant: SitePlant, hours: SiteHours, used: UsedBy, sold_tokens_per_s: float,
-    day: date,
+    day: date, fleet_mix: float,
 ) -> SiteLadder:  # fmt: skip
-    """Return the ladder of a site; `sold_tokens_per_s` is what it served, on the mean of the measured time."""
+    """Return the ladder of a site; `sold_tokens_per_s` is what it served, on the mean of the measured time.
+
+    `fleet_mix` is the fleet's tokens/s per IT MW: for a site where no replica runs yet.
+    """
     serving = _serving(meta, name, site_i, plant, used)
     raw, reason_keys = _megawatts(plant, day)
     racked_mw = raw["racked"]
@@ -67,7 +70,7 @@ def site_ladder(
         tokens["sold"] = sold_tokens_per_s
         part = sold_tokens_per_s / tokens["within_slo"] if tokens["within_slo"] > 0.0 else 0.0
         raw["sold"] = (serving.within_slo_mw * part + serving.training_useful_mw) * fits
-    mix = serving.saturated_tokens_per_s / serving.mw if serving.mw > 0.0 else 0.0
+    mix = serving.saturated_tokens_per_s / serving.mw if serving.mw > 0.0 else fleet_mix
     made = rungs.ladder(raw, {key: value for key, value in reason_keys.items() if key in rungs.RUNGS})
     made = rungs.with_tokens(made, tokens, mix)
     result = SiteLadder(made)
@@ -75,8 +78,20 @@ def site_ladder(
     if not serving.known:
         result.open = "tokens/s within the SLO were not reckoned for every deployment: the last rungs are not known"
     elif serving.mw == 0.0:
-        result.open = "no replica runs here, so megawatts cannot be converted to tokens/s"
+        result.open = "no replica runs here: megawatts are converted to tokens/s by the fleet's mix"
     return result
+
+
+def mix_of(meta: RunMeta, plants: Sequence[SitePlant], used: UsedBy) -> float:
+    """Return the fleet's tokens/s per IT MW, of all its replicas at full load; 0 where none runs or rates are unknown."""
+    mw = tokens = 0.0
+    for (d, s), one in used.items():
+        if 0 <= d < len(meta.deployments) and 0 <= s < len(plants):
+            full = meta.deployments[d].saturated_tokens_per_s
+            if full is not None:
+                mw += one.accelerators * _mw_per_accelerator(plants[s], meta.deployments[d].accelerator)
+                tokens += one.replicas * full
+    return tokens / mw if mw > 0.0 else 0.0
 
 
 def steps(ladder: SiteLadder) -> list[Step]:
@@ -94,10 +109,18 @@ def fleet_steps(ladders: Sequence[tuple[str, SiteLadder]]) -> list[Step]:
         reason = rungs.REASONS[rung.reason]
         if worst is not None and worst[0] > 0.0:
             own = worst[2].reasons.get(rung.name, reason)
-            share = "" if worst[0] >= rung.lost_mw * 0.999 else f" ({percent(worst[0] / rung.lost_mw, 0)} of it)"
-            reason = f"{own}, at {worst[1]}{share}" if len(ladders) > 1 else own
+            reason = f"{own}, {_where(worst[0], worst[1], [mw for mw, _, _ in lost])}" if len(ladders) > 1 else own
         made.append(_step(rung, reason))
     return made
+
+
+def _where(worst_mw: float, name: str, lost_mw: Sequence[float]) -> str:
+    """Return where a step loses: one site, or how many and the worst of them."""
+    n = sum(mw > 0.0 for mw in lost_mw)
+    share = worst_mw / sum(lost_mw)
+    if share > 0.999:
+        return f"at {name}"
+    return f"at {n} sites, {percent(share, 0)} of it at {name}"
 
 
 def _step(rung: Rung, reason: str) -> Step:
@@ -155,9 +178,9 @@ def _serving(meta: RunMeta, name: str, site_i: int, plant: SitePlant, used: Used
         serving.within_slo_mw += mw * available * (min(full, within) / full if full > 0.0 else 0.0)
     goodput = {job.name: job.goodput_ratio for job in meta.training if job.site == name}
     for job_name, job in plant.site.training.items():
-        mw = job.accelerators * _mw_per_accelerator(plant, job.accelerator) * job.power_ratio
+        mw = job.accelerators * _mw_per_accelerator(plant, job.accelerator)
         serving.training_mw += mw
-        serving.training_useful_mw += mw * goodput.get(job_name, 1.0)
+        serving.training_useful_mw += mw * job.power_ratio * goodput.get(job_name, 1.0)
     return serving
 
 
@@ -196,8 +219,13 @@ def _reasons(
         )
     elif available < 1.0:
         reasons["healthy"] = down
-    beyond = "beyond the load at which every SLO is met"
+    beyond = []
+    if serving.mw > 0.0:
+        beyond.append("beyond the load at which every SLO is met")
+    if serving.training_mw > serving.training_useful_mw:
+        beyond.append("training draws less than its racks could, checkpoints and restarts")
     if spare_mw > max(1e-9, 0.005 * racked_mw):
-        beyond += f"; {megawatts(spare_mw)} racked without a replica or a job"
-    reasons["within_slo"] = beyond
+        beyond.append(f"{megawatts(spare_mw)} racked without a replica or a job")
+    if beyond:
+        reasons["within_slo"] = "; ".join(beyond)
     return reasons
