@@ -15,6 +15,7 @@ from typing import Any
 from baseload import jit
 from baseload.errors import PolicyError
 from baseload.policies import route as _route
+from baseload.policies.view import Ask, Columns, Tunables
 
 route: Any = _route.least_outstanding  # the slot; the built-in stands in until a rule is installed
 
@@ -53,4 +54,30 @@ def install(spec: str, base_folder: Path, digests: dict[str, str]) -> None:
     if not callable(rule):
         raise PolicyError(f"policy.route: {path} has no function {function}; name one that it has")
     jit.enable()
-    route = rule if hasattr(rule, "py_func") else jit.kernel_uncached(rule)
+    compiled = rule if hasattr(rule, "py_func") else jit.kernel_uncached(rule)
+    if jit.compiled():
+        _compile(compiled, spec)
+    route = compiled
+
+
+def _compile(rule: Any, spec: str) -> None:
+    """Compile the rule now, for the very types that the kernel will hand it, so that what is wrong is said at start."""
+    import numba
+    import numpy as np
+
+    whole, real = np.zeros(1, np.int64), np.zeros(1)
+    columns = Columns(whole, real, real, real, whole, real, whole, whole, real, real, real)
+    ask = Ask(1, 1.0, 1, 1, 1.0, 1.0, 1, 1.0, 1.0, 1, 0.5)
+    seen = (ask, columns, np.zeros(1, np.uint8), Tunables(1.5, 1.0, 0.6, 300.0))
+    try:
+        rule.compile(tuple(numba.typeof(value) for value in seen))
+    except Exception as error:  # numba's own family, and what its compiler lets through
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = [line for line in lines if not line.startswith(("Failed in", "During:", "[1m"))]
+        raise PolicyError(
+            f"policy.route: {spec} does not compile: {' '.join(told[:4])[:500]}; "
+            "use numbers, the given columns and plain loops, and make no arrays (see the built-in rules)"
+        ) from error
+    answer = rule.overloads[next(iter(rule.overloads))].signature.return_type
+    if not isinstance(answer, numba.types.Integer):
+        raise PolicyError(f"policy.route: {spec} answers with {answer}; return a replica's number, or NO_REPLICA, always")
