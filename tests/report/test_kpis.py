@@ -192,7 +192,7 @@ def test_ladder_by_hand(by_hand):
     assert steps["sold"].tokens_per_s == pytest.approx(306 / 3600)
     assert steps["announced"].modelled and steps["announced"].tokens_per_s > steps["racked"].tokens_per_s
     assert "no rack stands there" in steps["racked"].reason and "1 %" in steps["healthy"].reason
-    assert by_hand.headline.startswith("by-hand can serve 99 tokens/s within its SLOs")
+    assert by_hand.headline.startswith("The replicas of by-hand can serve 99 tokens/s within its SLOs")
     assert "It missed the SLO of t (33.3 % of requests, 50 % promised)." in by_hand.headline
 
 

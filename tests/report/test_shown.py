@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from baseload.adapters.store import RunReader
-from baseload.report import compare, html, text
+from baseload.report import compare, html, maps, text
 from baseload.report.charts import ticks
 from baseload.report.json_out import to_json
 from baseload.report.kpis import kpis
@@ -208,3 +208,17 @@ def test_ticks_are_round_and_reach_the_top(highest):
 
     assert marks[0] == 0.0 and marks[-1] >= highest * 0.999 and 2 <= len(marks) <= 6
     assert f"{marks[1]:.1e}"[0] in "125"
+
+
+def test_the_map_shows_every_site_where_it_is(report):
+    """Sites lie inside the picture, north above south and west left of east, also across 180 degrees."""
+    oslo, frankfurt = (next(one for one in report.sites if one.name == name) for name in ("oslo", "frankfurt"))
+    tokyo = msgspec.structs.replace(oslo, name="tokyo", lat=35.7, lon=139.7)
+    drawn = [
+        (float(x), float(y))
+        for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', maps.site_map([oslo, frankfurt, tokyo]))
+    ]
+
+    assert all(0.0 < x < 380.0 and 0.0 < y < 240.0 for x, y in drawn)
+    assert drawn[0][1] < drawn[1][1] < drawn[2][1] and drawn[1][0] < drawn[0][0] < drawn[2][0]
+    assert all(abs(a[0] - b[0]) < 90.0 for ring in maps._coastline() for a, b in zip(ring, ring[1:]))

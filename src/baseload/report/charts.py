@@ -170,8 +170,7 @@ def over_time(series: SiteSeries) -> Markup:
     starts = series.start_s
     if not starts:
         return _svg(f"{series.site} over time", "no bins", 40.0, [_text(x0, 24.0, "no bins were recorded", "dim")])
-    step = starts[1] - starts[0] if len(starts) > 1 else 1.0
-    end = starts[-1] + step
+    end = max(series.end_s, starts[-1] + 1e-9)
 
     def x(at: float) -> float:
         return x0 + (x1 - x0) * (at - starts[0]) / (end - starts[0])
@@ -288,7 +287,7 @@ def share_bar(cost: Cost, currency: str) -> Markup:
             continue
         parts.append(_tag("rect", x=at, y=0.0, width=width, height=22.0, class_=css))
         label = f"{name} {percent(float(amount or 0.0) / total, 0)}"
-        if width > 8.0 * len(label):
+        if width > 6.8 * len(label):
             parts.append(_text(at + 6.0, 15.5, label, css="on" if css == "left" else "strong"))
         at += width
     words = ", ".join(f"{name} {money(amount, currency)}" for name, amount, _ in shares)

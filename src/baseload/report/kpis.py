@@ -86,7 +86,7 @@ def kpis(run: Run) -> Report:
     report = Report(
         report=REPORT_VERSION,
         run=_facts(run, asked),
-        headline=words.headline(whole, tenants, meta.fleet),
+        headline=words.headline(whole, tenants, meta.fleet, meta.search),
         built_on=words.built_on(basis),
         fleet=whole,
         tenants=tenants,
@@ -237,6 +237,7 @@ def _series(site: _Site, day: Any) -> SiteSeries:
     return SiteSeries(
         site=site.name,
         start_s=[float(one) for one in hours.start_s[starts]],
+        end_s=float(hours.start_s[-1] + hours.length_s[-1]) if n else 0.0,
         tokens_per_s=mean(hours.tokens_per_s),
         it_kw=mean(hours.it_kw),
         site_kw=mean(hours.site_kw),

@@ -89,7 +89,7 @@ def _dots(sites: Sequence[SiteReport], places: Sequence[tuple[float, float]]) ->
     for site, (x, y), r, mw in zip(sites, places, sizes, racked):
         tip = _tag("title", f"{Markup.escape(site.name)}: {megawatts(mw)} racked")
         parts.append(_tag("circle", tip, cx=x, cy=y, r=r, class_="dot"))
-        width = 6.4 * len(site.name)
+        width = 7.0 * len(site.name)
         spots = [
             (x + r + 4.0, y + 4.0), (x - r - 4.0 - width, y + 4.0), (x - width / 2.0, y - r - 5.0),
             (x - width / 2.0, y + r + 13.0), (x + r, y - r - 2.0), (x + r, y + r + 10.0),

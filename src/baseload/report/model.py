@@ -232,6 +232,7 @@ class SiteSeries(Part, frozen=True):
 
     site: str
     start_s: list[float]
+    end_s: float
     tokens_per_s: list[float]
     it_kw: list[float]
     site_kw: list[float]

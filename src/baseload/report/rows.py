@@ -33,7 +33,7 @@ COST_WORDS = {
     "cost_colocation": "colocation",
     "cost_maintenance": "maintenance",
     "cost_staff": "staff",
-    "cost_other": "other",
+    "cost_other": "other, company",
     "cost_energy": "energy",
     "cost_demand_charge": "demand charge",
     "cost_water": "water",

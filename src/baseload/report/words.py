@@ -161,12 +161,12 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
     if search is not None:
         said.append(_searched(search, name))
         if within is not None and within.tokens_per_s > 0.0:
-            rate = scaled(within.tokens_per_s, "tokens/s")
+            most = scaled(within.tokens_per_s, "tokens/s")
             said.append(
-                f"Its replicas could serve {rate} within the SLO if demand came in the proportions they stand in."
+                f"Its replicas could serve {most} within the SLO if demand came in the proportions they stand in."
             )
     elif within is not None and within.tokens_per_s > 0.0:
-        text = f"Its replicas can serve {scaled(within.tokens_per_s, 'tokens/s')} within its SLOs"
+        text = f"The replicas of {name} can serve {scaled(within.tokens_per_s, 'tokens/s')} within its SLOs"
         if sold is not None:
             excess = sold.excess_tokens_per_s
             used = (sold.tokens_per_s + excess) / within.tokens_per_s
