@@ -126,6 +126,7 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
     from baseload.adapters import generators, trace_files, trace_transforms
 
     demand = loaded.fleet.demand
+    block_tokens = max((d.block_tokens for d in loaded.fleet.deployments.values()), default=16)
     if wish.trace is None and demand.generator is not None:
         source = generators.generate(
             demand.generator,
@@ -133,6 +134,7 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
             start=wish.day or dates.run_day(loaded.fleet),
             start_hour_utc=demand.start_hour_utc,
             base_folder=loaded.base_folder,
+            block_tokens=block_tokens,
         )
     else:
         name = wish.trace or demand.trace
@@ -142,7 +144,7 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
             )
         # A path on the command line is relative to the user, one in the file to the file.
         base = Path.cwd() if wish.trace else loaded.base_folder
-        source = trace_files.open_trace(name, base_folder=base)
+        source = trace_files.open_trace(name, base_folder=base, prefix_block_tokens=block_tokens)
     if scale != 1.0:
         source = trace_transforms.scaled(source, scale)
     if wish.requests is not None:

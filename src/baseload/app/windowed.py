@@ -6,7 +6,7 @@ their place on the run's time axis, so that the report reads one folder like any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def run_windows(
     simulate: Callable[..., Outcome],
     emit: Callable[[Rows], None],
     breathe: Callable[[Moment], None] | None,
-) -> list[tuple[Twin, Outcome, float, dict[str, float]]]:
+) -> list[tuple[Twin, Outcome, float, dict[str, tuple[float, float]]]]:
     """Run each window; return (twin, outcome, its start on the run's axis in s, its figures) of each.
 
     `twin_at(start_s, length_s)` describes the fleet as it is then: prices, weather and outages move on.
@@ -79,42 +79,40 @@ def run_windows(
     return parts
 
 
-def window_figures(rows: Rows | None, window: Window) -> dict[str, float]:
-    """Return the means of a window that the confidence intervals are about; what arrived in its warm-up is left out."""
-    empty = {"requests_per_s": 0.0}
-    if rows is None:
-        return empty
-    inside = rows[(rows["arrival_ns"] >= window.start_s * 1e9) & (rows["arrival_ns"] < window.until_s * 1e9)]
+def window_figures(rows: Rows | None, window: Window) -> dict[str, tuple[float, float]]:
+    """Return (sum, count) of a window's figures, of which the run's are ratios; arrivals in its warm-up are left out."""
     length_s = window.until_s - window.start_s
+    if rows is None:
+        return {"requests_per_s": (0.0, length_s)}
+    inside = rows[(rows["arrival_ns"] >= window.start_s * 1e9) & (rows["arrival_ns"] < window.until_s * 1e9)]
     served = inside[inside["status"] == SERVED]
-    if len(served) == 0:
-        return {"requests_per_s": len(inside) / length_s}
-    ttft_ns = served["first_token_ns"] - served["arrival_ns"] + served["rtt_ns"]
-    steps = np.maximum(served["output_tokens"] - 1, 1)
+    n = float(len(served))
+    ttft_s = (served["first_token_ns"] - served["arrival_ns"] + served["rtt_ns"]) / 1e9
+    tpot_s = (served["finish_ns"] - served["first_token_ns"]) / 1e9 / np.maximum(served["output_tokens"] - 1, 1)
     return {
-        "requests_per_s": len(inside) / length_s,
-        "ttft_s_mean": float(ttft_ns.mean()) / 1e9,
-        "tpot_s_mean": float(((served["finish_ns"] - served["first_token_ns"]) / steps).mean()) / 1e9,
-        "served_ratio": len(served) / len(inside),
-        "energy_j_per_request": float(served["energy_j"].mean()),
+        "requests_per_s": (float(len(inside)), length_s),
+        "served_ratio": (n, float(len(inside))),
+        "ttft_s_mean": (float(ttft_s.sum()), n),
+        "tpot_s_mean": (float(tpot_s.sum()), n),
+        "energy_j_per_request": (float(served["energy_j"].sum()), n),
     }
 
 
-def interval_notes(windows: list[Window], figures: list[Mapping[str, float]]) -> list[str]:
-    """Return a sentence for each figure: weighted mean and 95 % confidence interval over the windows."""
-    from baseload.simulate.windows import combine
+def interval_notes(windows: list[Window], figures: list[dict[str, tuple[float, float]]]) -> list[str]:
+    """Return a sentence for each figure: what the whole run would show, with its 95 % confidence interval."""
+    from baseload.simulate.windows import estimate
 
-    names = sorted({name for row in figures for name in row})
     notes = []
-    for name in names:
-        rows = [(row[name], w.weight * row.get("requests_per_s", 1.0)) for row, w in zip(figures, windows, strict=True)
-                if name in row]  # fmt: skip
-        values = np.array([value for value, _ in rows])
-        weights = np.array([weight for _, weight in rows])
-        if name == "requests_per_s":
-            weights = np.array([w.weight for w in windows])
-        mean, low, high = combine(values, weights)
-        notes.append(f"{name}: {mean:.5g} (95 % confidence interval {low:.5g} to {high:.5g}, {len(values)} windows)")
+    for name in figures[0]:
+        sums = [row.get(name, (0.0, 0.0))[0] for row in figures]
+        counts = [row.get(name, (0.0, 0.0))[1] for row in figures]
+        if sum(counts) <= 0.0:
+            continue
+        found = estimate(sums, windows, per=counts)
+        notes.append(
+            f"{name}: {found.mean:.4g}, 95 % confidence interval {found.low:.4g} to {found.high:.4g} "
+            f"from {len(windows)} windows"
+        )
     return notes
 
 
