@@ -22,6 +22,10 @@ from baseload.simulate import state as st  # noqa: E402
 from baseload.simulate.world import EngineSpec, PoolSpec, TwinSpec  # noqa: E402
 
 TIMES = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "rtt_ns")
+COUNTERS = (
+    "n_steps", "busy_ns", "prefill_ns", "powered_ns", "down_ns", "prefill_tokens", "decode_tokens", "cached_tokens", "served",
+    "n_preempted", "blocks_peak", "energy_j",
+)  # fmt: skip
 EXACT = (
     "request_id", *TIMES, "tenant_i", "region_i", "model_i", "deployment_i", "site_i", "replica_i", "input_tokens",
     "output_tokens", "cached_tokens", "n_preempted", "n_tries", "status", "reason",
@@ -132,7 +136,9 @@ def assert_same(a: Any, b: Any, columns: Any = EXACT) -> None:
         differ = np.flatnonzero(a[name] != b[name])
         if len(differ):
             i = differ[0]
-            raise AssertionError(f"{name} differs in {len(differ)} of {len(a)} rows, first:\n{a[i]}\n{b[i]}\n{a.dtype.names}")
+            raise AssertionError(
+                f"{name} differs in {len(differ)} of {len(a)} rows, first:\n{a[i]}\n{b[i]}\n{a.dtype.names}"
+            )
 
 
 # ---- random systems ------------------------------------------------------------------------------------------
@@ -226,11 +232,15 @@ def random_system(on: Switches) -> tuple[TwinSpec, SimpleNamespace]:
             if on.caching:  # one trace has one size of hashed block
                 chunk_block = chunk_block or one.chunk_tokens
                 block = one.block_tokens if chunk_block % one.block_tokens == 0 else 1
-                one = replace(one, chunk_tokens=chunk_block, block_tokens=block, blocks=one.blocks * one.block_tokens // block)
+                one = replace(
+                    one, chunk_tokens=chunk_block, block_tokens=block, blocks=one.blocks * one.block_tokens // block
+                )
             engines.append(one)
             for site in range(n_sites):
                 n_max = int(rng.integers(1, 4))
-                n_min = int(rng.integers(0 if on.scaling and role == st.MIXED else 1, n_max + 1)) if on.scaling else n_max
+                n_min = (
+                    int(rng.integers(0 if on.scaling and role == st.MIXED else 1, n_max + 1)) if on.scaling else n_max
+                )
                 pools.append(PoolSpec(deployment=len(engines) - 1, site=site, n_min=n_min, n_max=n_max))
     n_replicas = sum(p.n_max for p in pools)
     n_tenants, n_regions = 2, 2
@@ -251,7 +261,7 @@ def random_system(on: Switches) -> tuple[TwinSpec, SimpleNamespace]:
     limit_kw = None
     if on.cap:
         span = 1000
-        limit_kw = rng.choice([np.inf, 0.35, 0.5, 1.0], (n_sites, span)) * n_replicas / n_sites
+        limit_kw = rng.choice([np.inf, 0.12, 0.15, 0.25], (n_sites, span)) * n_replicas / n_sites + 0.05
     spec = TwinSpec(
         engines=tuple(engines),
         pools=tuple(pools),

@@ -1,0 +1,125 @@
+"""An operator's own route rule: compiled into the twin by the same rule as ours, or refused with a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RULE = '''
+def fewest(ask, columns, allowed, tunables):
+    """Least outstanding, written by an operator."""
+    best = -1
+    for i in range(len(allowed)):
+        if allowed[i] and (best < 0 or columns.outstanding[i] < columns.outstanding[best]):
+            best = i
+    return best
+
+def few(ask, columns):
+    return 1
+
+def none(ask, columns, allowed, tunables):
+    for i in range(len(allowed)):
+        if allowed[i]:
+            return i
+
+def text(ask, columns, allowed, tunables):
+    return "replica" + str(ask.price)
+
+def truth(ask, columns, allowed, tunables):
+    return ask.output_tokens
+
+def makes_a_list(ask, columns, allowed, tunables):
+    return [i for i in range(len(allowed)) if allowed[i]][0]
+
+number = 3
+'''
+
+EQUAL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from baseload import jit
+jit.enable()
+from baseload.policies import custom
+custom.install("rule.py:fewest", Path(sys.argv[1]), {"rule.py": sys.argv[2]})
+custom.install("rule.py:fewest", Path(sys.argv[1]), {})  # the same again is no mistake
+from tests.simulate import specs
+for seed in range(3):
+    spec, chunk = specs.random_system(specs.Switches(seed=seed, n_requests=80, two_sites=True, network=True, failures=True))
+    ours, _ = specs.simulate(replace(spec, route=1), chunk)
+    theirs, _ = specs.simulate(replace(spec, route=6), chunk)
+    assert len(ours) == 80 and (ours["replica_i"] >= 0).any()
+    assert ours.tobytes() == theirs.tobytes()
+from baseload.errors import PolicyError
+Path(sys.argv[1], "other.py").write_text("def rule(ask, columns, allowed, tunables):\\n    return 0\\n")
+try:
+    custom.install("other.py:rule", Path(sys.argv[1]), {})
+except PolicyError as error:
+    assert "new process" in str(error), error
+    print("equal")
+"""
+
+WRONG = """
+import sys
+from pathlib import Path
+from baseload import jit
+jit.enable()
+from baseload.errors import PolicyError
+from baseload.policies import custom
+for spec in sys.argv[2:]:
+    try:
+        custom.install(spec, Path(sys.argv[1]), {"pinned.py": "0" * 64})
+        print("installed")
+    except PolicyError as error:
+        print(str(error).replace("\\n", " "))
+"""
+
+
+def run(script: str, *args: str) -> str:
+    """Run a script in a fresh process, because a rule is installed once a process; return what it prints."""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_operators_rule_runs_as_the_built_in_one_does(tmp_path: Path) -> None:
+    """The same rule from a file, its digest pinned, gives the very bytes of the built-in one; a second rule is refused."""
+    (tmp_path / "rule.py").write_text(RULE)
+    digest = hashlib.sha256(RULE.encode()).hexdigest()
+    assert run(EQUAL, str(tmp_path), digest) == "equal\n"
+
+
+def test_what_is_wrong_with_a_rule_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """A missing file or function, a wrong digest, an error in the file, and what does not compile are PolicyErrors."""
+    (tmp_path / "rule.py").write_text(RULE)
+    (tmp_path / "pinned.py").write_text(RULE)
+    (tmp_path / "broken.py").write_text("def rule(:\n")
+    (tmp_path / "raises.py").write_text("raise ValueError('out of cheese')\n")
+    wrong = {
+        "rule.py": "name a file and a function",
+        "gone.py:rule": "No such file",
+        "rule.py:nobody": "no function nobody",
+        "rule.py:number": "no function number",
+        "pinned.py:fewest": "renew the digest",
+        "broken.py:rule": "SyntaxError",
+        "raises.py:rule": "out of cheese",
+        "rule.py:few": "takes 2 arguments",
+        "rule.py:none": "return a replica's number",
+        "rule.py:text": "does not compile",
+        "rule.py:truth": "output_tokens",
+        "rule.py:makes_a_list": "make no arrays",
+    }
+    told = run(WRONG, str(tmp_path), *wrong).splitlines()
+    assert len(told) == len(wrong)
+    for line, (spec, words) in zip(told, wrong.items(), strict=True):
+        assert line.startswith("policy.") and words in line, (spec, line)
