@@ -30,7 +30,7 @@ LONG_MODULES = {
 # file::function: (lines allowed, why)
 LONG_FUNCTIONS = {
     "simulate/engine.py::plan": (
-        140,
+        150,
         "one scheduler step as vLLM V1 takes it; split, it would pass a dozen locals around",
     ),
     "simulate/kernel.py::advance": (110, "the event loop: one branch a kind of event"),
