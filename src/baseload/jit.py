@@ -56,16 +56,23 @@ def enable() -> bool:
         return False
     if "numba" not in sys.modules:
         os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-        folder = cache_folder()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
-        except OSError:
-            os.environ["BASELOAD_JIT_NO_CACHE"] = "1"  # read-only home: compile in memory
-        import numba
-
-        numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR", "")
+        use_cache_folder()
     return True
+
+
+def use_cache_folder() -> None:
+    """Point numba's cache at the folder of the sources as they are now; call it again when EXTRA_SOURCES grows."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        os.environ["BASELOAD_JIT_NO_CACHE"] = "1"  # read-only home: compile in memory
+        return
+    # Set, not left as found: a folder inherited from another process may belong to other sources.
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    import numba
+
+    numba.config.CACHE_DIR = str(folder)
 
 
 def is_warm() -> bool:

@@ -77,11 +77,12 @@ def prepare(wish: Wish, say: Say) -> Prepared:
     check.require(loaded, policies=known_policies())
     warnings = tuple(str(problem) for problem in check.warnings(loaded))
     fleet = loaded.fleet
+    compiled = jit.enable()  # before any rule is imported: what was imported before stays plain
     if fleet.policy.route not in ROUTE:
         from baseload.policies import custom
 
         custom.install(fleet.policy.route, loaded.base_folder, fleet.policy.digest)
-    if jit.enable() and not jit.is_warm():
+    if compiled and not jit.is_warm():
         say("compiling the twin, once on this machine (about half a minute) ...")
 
     from baseload.adapters.mix import mixed

@@ -1,6 +1,6 @@
 """An operator's own route rule: a file and function named in the fleet file, compiled by the same rule as ours.
 
-`install` must run before the twin's kernel is first imported: the kernel is compiled once a process with the rule in
+`install` must run after `jit.enable()` and before the twin's kernel is first imported: the kernel is compiled once a process with the rule in
 this slot. Loaded at start only, never by a reload; the file's digest may be pinned in the fleet file (`policy.digest`).
 """
 
@@ -40,12 +40,12 @@ def install(spec: str, base_folder: Path, digests: dict[str, str]) -> None:
         raise PolicyError(
             f"policy.digest.{name}: the file's SHA-256 is {digest}, not {pinned}; check the file, then renew the digest"
         )
-    if "baseload.simulate.kernel" in sys.modules and jit.EXTRA_SOURCES.get(name) != digest:
+    if "baseload.simulate.kernel" in sys.modules and jit.EXTRA_SOURCES.get(spec) != digest:
         raise PolicyError(f"policy.route: {spec}: another rule is already compiled; start a new process for it")
-    jit.EXTRA_SOURCES[name] = digest
     module_spec = importlib.util.spec_from_file_location(f"baseload_policy_{digest[:12]}", path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # the kernel's cache asks for it by name
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
@@ -53,10 +53,11 @@ def install(spec: str, base_folder: Path, digests: dict[str, str]) -> None:
     rule = getattr(module, function, None)
     if not callable(rule):
         raise PolicyError(f"policy.route: {path} has no function {function}; name one that it has")
-    jit.enable()
     compiled = rule if hasattr(rule, "py_func") else jit.kernel_uncached(rule)
     if jit.compiled():
         _compile(compiled, spec)
+        jit.EXTRA_SOURCES[spec] = digest
+        jit.use_cache_folder()  # the kernel that holds this rule is cached apart
     route = compiled
 
 
