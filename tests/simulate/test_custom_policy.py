@@ -19,6 +19,12 @@ def fewest(ask, columns, allowed, tunables):
             best = i
     return best
 
+def first(ask, columns, allowed, tunables):
+    for i in range(len(allowed)):
+        if allowed[i]:
+            return i
+    return -1
+
 def few(ask, columns):
     return 1
 
@@ -64,6 +70,20 @@ except PolicyError as error:
     print("equal")
 """
 
+FOLDERS = """
+import sys
+from pathlib import Path
+from baseload import jit
+jit.enable()
+from baseload.policies import custom
+folders = [jit.cache_folder()]
+for function in ("fewest", "first"):
+    jit.EXTRA_SOURCES.clear()
+    custom.install(f"rule.py:{function}", Path(sys.argv[1]), {})
+    folders.append(jit.cache_folder())
+print(len(set(folders)))
+"""
+
 WRONG = """
 import sys
 from pathlib import Path
@@ -97,6 +117,8 @@ def test_the_operators_rule_runs_as_the_built_in_one_does(tmp_path: Path) -> Non
     (tmp_path / "rule.py").write_text(RULE)
     digest = hashlib.sha256(RULE.encode()).hexdigest()
     assert run(EQUAL, str(tmp_path), digest) == "equal\n"
+    assert run(EQUAL, str(tmp_path), digest) == "equal\n"  # from the cache now
+    assert run(FOLDERS, str(tmp_path)) == "3\n"
 
 
 def test_what_is_wrong_with_a_rule_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """An operator's own route rule: a file and function named in the fleet file, compiled by the same rule as ours.
 
-`install` must run after `jit.enable()` and before the twin's kernel is first imported: the kernel is compiled once a process with the rule in
-this slot. Loaded at start only, never by a reload; the file's digest may be pinned in the fleet file (`policy.digest`).
+`install` must run after `jit.enable()` and before the twin's kernel is first imported: the kernel is compiled once a
+process, with the rule in this slot. Loaded at start only, never by a reload; the file's digest may be pinned in the fleet file (`policy.digest`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def install(spec: str, base_folder: Path, digests: dict[str, str]) -> None:
     compiled = rule if hasattr(rule, "py_func") else jit.kernel_uncached(rule)
     if jit.compiled():
         _compile(compiled, spec)
-        jit.EXTRA_SOURCES[spec] = digest
+    jit.EXTRA_SOURCES[spec] = digest
+    if jit.compiled():
         jit.use_cache_folder()  # the kernel that holds this rule is cached apart
     route = compiled
 
