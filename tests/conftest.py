@@ -19,6 +19,10 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from baseload import jit
+
+jit.enable()  # before any test imports a rule or the twin: what is imported earlier stays plain Python
+
 STRICT_SKIPS = os.environ.get("CI") == "true" or os.environ.get("STRICT_SKIPS") == "1"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

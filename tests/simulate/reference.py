@@ -331,7 +331,7 @@ class Reference:
             "scheduled_ns": q.scheduled,
             "first_token_ns": q.first,
             "finish_ns": now,
-            "rtt_ns": rtt + (2 * self.one_way[replica.site] if replica else 0),
+            "rtt_ns": rtt + (self.one_way[replica.site] if replica else 0),
         }
         self.done.append(q)
         self.preemptions += q.preempted

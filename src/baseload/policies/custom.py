@@ -1,7 +1,8 @@
 """An operator's own route rule: a file and function named in the fleet file, compiled by the same rule as ours.
 
 `install` must run after `jit.enable()` and before the twin's kernel is first imported: the kernel is compiled once a
-process, with the rule in this slot. Loaded at start only, never by a reload; the file's digest may be pinned in the fleet file (`policy.digest`).
+process, with the rule in this slot. Loaded at start only, never by a reload; the file's digest may be pinned in the
+fleet file (`policy.digest`).
 """
 
 from __future__ import annotations
