@@ -259,8 +259,9 @@ def simulate_source(
         cost, carbon = each_hour(twin)
 
         def set_hour(world: st.World, hour: int) -> None:
-            world.columns[st.F_COST] = cost[hour % len(cost)]
-            world.columns[st.F_CARBON] = carbon[hour % len(carbon)]
+            pool = world.replicas["pool"]
+            world.columns[st.F_COST] = cost[hour % len(cost)][pool]
+            world.columns[st.F_CARBON] = carbon[hour % len(carbon)][pool]
 
     endless = source.closed_loop is not None and source.n is None and source.duration_s is not None
     until_ns = round((source.duration_s or 0.0) * 1e9) if endless else st.NEVER

@@ -25,6 +25,7 @@ from baseload.records import (
     REASON_RETRIES,
     REASON_TOO_LONG,
     REFUSED,
+    SERVED,
 )
 from baseload.simulate import engine
 from baseload.simulate.state import (
@@ -49,6 +50,7 @@ from baseload.simulate.state import (
     G_ARRIVAL_I,
     G_BIN_NS,
     G_CLOSED,
+    G_FAILED,
     G_FREE_NODE,
     G_FREE_SLOT,
     G_HANDED,
@@ -63,9 +65,11 @@ from baseload.simulate.state import (
     G_NEXT_TICK,
     G_NOW,
     G_OUT,
+    G_REFUSED,
     G_RETRIES,
     G_ROUTE,
     G_SCRAPES,
+    G_SERVED,
     G_THINK_NS,
     G_TICKS,
     G_TIMER_ORDER,
@@ -110,6 +114,7 @@ admit_within_budget = admit_rules.within_budget
 admit_within_both = admit_rules.within_slo_and_budget
 
 LENGTH_MEMORY = 0.05  # weight of the newest answer in a tenant's running mean
+BACK_OFF_NS = 1_000_000_000  # who was turned away asks again a second later at the earliest, as Retry-After wants
 
 
 @kernel
@@ -470,7 +475,8 @@ def hand_over(now: int, scalars: Any, slots: Any, replicas: Any, deployments: An
 def issue_again(first_out: int, scalars: Any, timers: Any, out: Any) -> None:
     """Closed loop: whoever was answered (or refused) asks again after thinking."""
     for i in range(first_out, scalars[G_OUT]):
-        at_ns = max(out[i].finish_ns + out[i].rtt_ns + scalars[G_THINK_NS], scalars[G_NOW] + 1)
+        pause_ns = scalars[G_THINK_NS] if out[i].status == SERVED else max(scalars[G_THINK_NS], BACK_OFF_NS)
+        at_ns = max(out[i].finish_ns + out[i].rtt_ns + pause_ns, scalars[G_NOW] + 1)
         timer_push(timers, scalars, at_ns, T_ISSUE, 0)
 
 
@@ -522,8 +528,10 @@ def advance(world: World, arrivals: Arrivals, until_ns: int, max_events: int) ->
                 return NEED_ARRIVALS
             timer_drop_first(timers, scalars)  # nothing left to ask
             continue
-        if i >= n_arrivals and arrivals.final and tree[1] == NEVER and scalars[G_N_TIMERS] == 0:
-            return FINISHED
+        if i >= n_arrivals and arrivals.final and tree[1] == NEVER:
+            ended = scalars[G_SERVED] + scalars[G_REFUSED] + scalars[G_FAILED]
+            if scalars[G_N_TIMERS] == 0 or ended == scalars[G_IN]:  # a start or a repair is not waited for
+                return FINISHED
         if key >= until_ns:
             return REACHED_UNTIL
         if key >= bins_until:

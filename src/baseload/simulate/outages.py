@@ -15,6 +15,7 @@ from baseload.errors import FleetError, Problem
 from baseload.fleet.model import Failures
 
 MOST_EVENTS = 5_000_000
+LONGEST_S = 4e9  # of a repair: beyond every run, and whole nanoseconds hold it
 
 
 def drawn(
@@ -27,7 +28,7 @@ def drawn(
     spans = []
     now = generator.exponential(mtbf_s)
     while now < horizon_s:
-        repair = generator.exponential(mttr_s)
+        repair = min(generator.exponential(mttr_s), LONGEST_S)
         spans.append((now, now + repair))
         now += repair + generator.exponential(mtbf_s)
     return spans

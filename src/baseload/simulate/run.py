@@ -115,7 +115,9 @@ def run(
     if each_hour is not None:
         each_hour(world, 0)
     g = world.scalars
+    calls = 0
     while True:
+        calls += 1
         stop_ns = until_ns if each_hour is None else min(until_ns, (hour + 1) * hour_ns)
         why = advance(world, arrivals, stop_ns, EVENTS_A_CALL)
         if why == st.FINISHED:
@@ -152,7 +154,7 @@ def run(
             each_hour(world, hour)
         if g[st.G_OUT] > len(world.out) // 2 or why == st.OUT_FULL:
             _empty(world, emit)
-        if breathe is not None and why in (st.PAUSED, st.NEED_ARRIVALS, st.OUT_FULL):
+        if breathe is not None and (why in (st.PAUSED, st.NEED_ARRIVALS, st.OUT_FULL) or calls % 4096 == 0):
             ended = int(g[st.G_SERVED] + g[st.G_REFUSED] + g[st.G_FAILED])
             breathe(Moment(int(g[st.G_NOW]), int(g[st.G_IN]), ended, int(g[st.G_IN]) - ended))
     _empty(world, emit)

@@ -34,13 +34,15 @@ from baseload.simulate import state as st
 from baseload.simulate.engines import DeployedEngine, deployed_engine, joules_per_token
 from baseload.simulate.outages import schedule
 from baseload.simulate.training import TrainingRun, simulate_training
-from baseload.simulate.world import PoolSpec, TwinSpec, pool_rows
+from baseload.simulate.world import PoolSpec, TwinSpec
 from baseload.units import HOURS_PER_MONTH
 
 Floats = npt.NDArray[np.float64]
 MOST_BINS = 1500
 LEAST_BIN_S = 10.0
 DEFAULT_DURATION_S = 3600.0
+LEAST_TICK_S = 0.001
+MOST_TICKS = 100_000_000  # of one kind in a run: about an hour of computing
 ANYONE = "anyone"
 EVERYWHERE = "everywhere"
 
@@ -106,7 +108,13 @@ def describe(
     hours = tuple(site_hours(fleet, name, base_folder) for name in sites)
     training = {
         (site, name): simulate_training(
-            job, duration_s=bins * bin_s, bin_s=bin_s, bins=bins, seed=seed, stream=100 * sites.index(site) + i
+            job,
+            duration_s=bins * bin_s,
+            bin_s=bin_s,
+            bins=bins,
+            seed=seed,
+            stream=100 * sites.index(site) + i,
+            key=f"sites.{site}.training.{name}",
         )
         for site in sites
         for i, (name, job) in enumerate(fleet.sites[site].training.items())
@@ -119,6 +127,9 @@ def describe(
     door = fleet.gateway.site or sites[0]
     policy = fleet.policy
     route = policies.ROUTE.get(policy.route, policies.ROUTE_CUSTOM)
+    scrapes = route in policies.READS_SCRAPE or policy.admit in ("within_slo", "within_slo_and_budget")
+    _require_few_ticks("observe_every_s", policy.observe_every_s, length_s, used=scrapes)
+    _require_few_ticks("control_every_s", policy.control_every_s, length_s, used=policy.scale != "fixed")
     groups, outages = _outages(fleet, pools, sites, length_s, seed)
     month_ratio = length_s / 3600.0 / HOURS_PER_MONTH
     spec = TwinSpec(
@@ -142,7 +153,7 @@ def describe(
         admit=policies.ADMIT[policy.admit],
         scale=policies.SCALE[policy.scale],
         cap=policies.CAP[policy.cap],
-        scrapes=route in policies.READS_SCRAPE or policy.admit in ("within_slo", "within_slo_and_budget"),
+        scrapes=scrapes,
         observe_every_s=policy.observe_every_s,
         control_every_s=policy.control_every_s,
         detect_s=policy.detect_s,
@@ -160,8 +171,17 @@ def describe(
     return Twin(
         spec=spec, engines=tuple(engines), tenants=tuple(tenants), regions=regions, models=models,
         deployments=tuple(engine.name for engine in engines), sites=sites, pool_names=tuple(pool_names), hours=hours,
-        start_hour=start_hour, training=training, training_kw=training_kw, parked_w=parked_w, rtt_basis=rtt.basis, tenant_records=tenants,
+        start_hour=start_hour, training=training, training_kw=training_kw, parked_w=parked_w,
+        rtt_basis=rtt.basis, tenant_records=tenants,
     )  # fmt: skip
+
+
+def _require_few_ticks(key: str, every_s: float, length_s: float, *, used: bool) -> None:
+    """Refuse an interval that no run would ever get through."""
+    least_s = max(LEAST_TICK_S, length_s / MOST_TICKS)
+    if every_s < (least_s if used else LEAST_TICK_S):
+        what = f"{every_s:g} s would be {length_s / every_s:,.0f} times in a run of {length_s:,.0f} s"
+        raise FleetError(Problem(key=f"policy.{key}", what=what, mend=f"write at least {least_s:g}"))
 
 
 def site_hours(fleet: Fleet, name: str, base_folder: Path) -> SiteHours:
@@ -192,20 +212,41 @@ def site_hours(fleet: Fleet, name: str, base_folder: Path) -> SiteHours:
     )  # fmt: skip
 
 
+def _price(fleet: Fleet, site: Site, key: str, base_folder: Path) -> HourlySeries:
+    """Return what a MWh costs each hour: the contracts in force share the draw by their MW, as in the report."""
+    found = [
+        hourly(
+            contract.price_per_mwh if contract else None,
+            place=site.place,
+            kind="price_per_mwh",
+            base_folder=base_folder,
+            usd_rate=fleet.money.usd_rate,
+            key=f"{key}.contracts.{i}.price_per_mwh",
+        )
+        for i, contract in enumerate(site.contracts or [None])
+    ]
+    if len(found) == 1:
+        return found[0]
+    hours = np.arange(8760)
+    share = [contract.power_mw / sum(c.power_mw for c in site.contracts) for contract in site.contracts]
+    values = sum((part * _series(one, hours) for part, one in zip(share, found, strict=True)), np.zeros(8760))
+    trusted_least = max(found, key=lambda one: BASES.index(one.basis) if one.basis in BASES else len(BASES))
+    source = "; ".join(dict.fromkeys(one.source for one in found))
+    return HourlySeries(values=values.tolist(), year=found[0].year, basis=trusted_least.basis, source=source)
+
+
 def each_hour(twin: Twin) -> tuple[Floats, Floats]:
-    """Return (hour, replica) marginal cost per million tokens and grams of CO2 per million tokens, for a year ahead."""
+    """Return (hour, pool) marginal cost per million tokens and grams of CO2 per million tokens, for a year ahead."""
     joules = np.array([joules_per_token(engine) for engine in twin.engines])
-    rows = pool_rows(twin.spec)
-    n = rows[-1][1]
+    n = len(twin.spec.pools)
     span = np.arange(8760) + twin.start_hour
     cost, carbon = np.zeros((8760, n)), np.zeros((8760, n))
     for p, pool in enumerate(twin.spec.pools):
         hours = twin.hours[pool.site]
         pue = hours.fixed_pue or np.asarray(cooling.pue(_series(hours.wetbulb_c, span), 1.0, hours.plant))
         kwh_per_mtok = joules[pool.deployment] / 3.6 * pue
-        lo, hi = rows[p]
-        cost[:, lo:hi] = (kwh_per_mtok * _series(hours.price_per_mwh, span) / 1000.0)[:, None]
-        carbon[:, lo:hi] = (kwh_per_mtok * _series(hours.carbon_g_per_kwh, span))[:, None]
+        cost[:, p] = kwh_per_mtok * _series(hours.price_per_mwh, span) / 1000.0
+        carbon[:, p] = kwh_per_mtok * _series(hours.carbon_g_per_kwh, span)
     return cost, carbon
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from baseload.errors import InputError
 from baseload.simulate import state as st
 
 Floats = npt.NDArray[np.float64]
+MOST_BIN_ROWS = 4_000_000  # of sites and bins: 288 MB
+LATEST_NS = 4 * 10**18  # 127 years: what is set from there on still fits int64
+MOST_MEMORY_RATIO = 0.6  # of the machine's memory that the twin's world may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +188,36 @@ def _replicas(spec: TwinSpec, rows: list[tuple[int, int]]) -> tuple[Any, Any]:
     return replicas, pools
 
 
+def _require_memory(spec: TwinSpec, n_replicas: int) -> None:
+    """Refuse a world that does not fit the machine, naming what makes it large."""
+    engines = spec.engines
+    width = max(e.max_tokens for e in engines) + max(e.max_seqs for e in engines)
+    cached = [e.blocks * e.block_tokens // e.chunk_tokens for e in engines if e.caching and e.chunk_tokens > 0]
+    of = {
+        "the replicas' seats (max_num_seqs)": 8 * n_replicas * max(e.max_seqs for e in engines),
+        "the replicas' block tables (block_tokens)": 4 * n_replicas * max(e.block_tokens for e in engines),
+        "the replicas' prefix caches (kv_blocks; or prefix_caching: false)": 40 * n_replicas * max(cached, default=0),
+        "the deployments' step tables (max_num_batched_tokens)": 24 * len(engines) * width,
+        "who may be served where (tenants x models x replicas)": spec.may.shape[0] * spec.may.shape[1] * n_replicas,
+        "network times (regions x replicas)": 8 * len(spec.region_rtt_s) * n_replicas,
+        "the users of the closed loop": 32 * spec.closed_users,
+    }
+    total, there = sum(of.values()), _machine_bytes()
+    if total > MOST_MEMORY_RATIO * there:
+        largest = max(of, key=lambda name: of[name])
+        raise InputError(
+            f"the twin of this fleet takes {total / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB; "
+            f"most of it are {largest}: lower them, or run fewer replicas"
+        )
+
+
+def _machine_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 16e9
+
+
 def _pair_decoders(spec: TwinSpec, rows: list[tuple[int, int]], replicas: Any) -> None:
     """Tell each prefill replica which rows decode for it: the decode pool of its model in its site."""
     for p, pool in enumerate(spec.pools):
@@ -203,6 +237,7 @@ def build(spec: TwinSpec, *, slots: int = 4096, nodes: int = 4096, out_rows: int
     n = rows[-1][1]
     if n == 0:
         raise InputError("no replica is deployed anywhere; give a deployment at least one under `sites`")
+    _require_memory(spec, n)
     deployments, base, head, power = _deployments(spec)
     replicas, pools = _replicas(spec, rows)
     n_sites, n_tenants, n_models = len(spec.one_way_s), len(spec.priority), spec.may.shape[1]
@@ -360,8 +395,14 @@ def more_nodes(world: st.World) -> st.World:
 
 
 def more_bins(world: st.World) -> st.World:
-    """Return the world with twice as many bins of time."""
+    """Return the world with twice as many bins of time; InputError where the run has no sensible end."""
     old = world.bins
+    bin_ns = int(world.scalars[st.G_BIN_NS])
+    if 2 * old.shape[0] * old.shape[1] > MOST_BIN_ROWS or 2 * old.shape[1] * bin_ns > LATEST_NS:
+        raise InputError(
+            f"the run goes on for more than {old.shape[1] * bin_ns / 1e9:,.0f} s, far beyond its demand: requests wait for a "
+            "queue that hardly moves, or users think that long; add replicas, lower demand.scale, or set policy.max_wait_s"
+        )
     bins = np.zeros((old.shape[0], 2 * old.shape[1], old.shape[2]))
     bins[:, : old.shape[1]] = old
     return world._replace(bins=bins)
