@@ -71,7 +71,7 @@ REQUESTS = (
     Column("scheduled_ns", "int64", "ns", "first prefill began at the replica"),
     Column("first_token_ns", "int64", "ns", "first token left the replica"),
     Column("finish_ns", "int64", "ns", "last token left the replica, or it was given up"),
-    Column("rtt_ns", "int64", "ns", "network there and back, client to gateway to site; add to TTFT and E2E"),
+    Column("rtt_ns", "int64", "ns", "network that the times here do not hold: client to gateway and back, site back to gateway; add to TTFT and E2E"),
     Column("energy_j", "float64", "J", "accelerators' and host's energy while they worked on it, idle not included"),
 )
 

@@ -71,7 +71,7 @@ def judged(twin: Twin, rows: Rows, factor: float) -> Probe:
     last_ns = int(rows["arrival_ns"].max())
     warm_ns = min(WARM_UP_RATIO * last_ns, MOST_WARM_UP_S * 1e9)
     rows = rows[rows["arrival_ns"] >= warm_ns]
-    length_s = max((last_ns - warm_ns) / 1e9, 1e-9)
+    length_s = max((int(rows["finish_ns"].max()) - warm_ns) / 1e9, 1e-9)  # to the end of the run, as the report does
     served = rows[rows["status"] == SERVED]
     tokens = int(served["input_tokens"].sum()) + int(served["output_tokens"].sum())
     worst: tuple[float, str, float, float, str] | None = None
@@ -83,7 +83,7 @@ def judged(twin: Twin, rows: Rows, factor: float) -> Probe:
         e2e_s = float("inf") if slo.e2e_ms is None else slo.e2e_ms / 1000.0
         promise = Promise(ttft_s=slo.ttft_ms / 1000.0, tpot_s=slo.tpot_ms / 1000.0, e2e_s=e2e_s)
         own = own.copy()
-        own["arrival_ns"] -= own["rtt_ns"]  # the client's side of the network
+        own["arrival_ns"] -= own["rtt_ns"]  # the network that the times do not hold
         good = kept(own, promise)
         share = float(good.mean())
         if worst is None or share - slo.attainment < worst[0]:

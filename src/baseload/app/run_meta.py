@@ -74,11 +74,23 @@ def replica_capacities(twin: Twin, lengths: Mapping[int, tuple[Any, Any]]) -> di
             continue
         promise, names = found
         capacity = replica_capacity(engine.spec, sample[0], sample[1], promise)
+        alone = "" if engine.spec.role == st.MIXED else ", as if it served whole requests by itself"
         answer[i] = (
             capacity,
-            f"one replica in the twin, Poisson arrivals, the run's lengths, strictest promise of {names}",
+            f"one replica in the twin{alone}, Poisson arrivals, the run's lengths, strictest promise of {names}",
         )
     return answer
+
+
+def capacity_notes(twin: Twin) -> list[str]:
+    """Return what the reader must know of the capacities: prefill and decode replicas are not measured as a pair."""
+    split = [engine.name for engine in twin.engines if engine.spec.role != st.MIXED]
+    if not split:
+        return []
+    return [
+        f"{', '.join(split)}: prefill and decode replicas enter the capacity ladder as if each served whole requests by "
+        "itself; what the pairs can serve together is what the search for the highest load says"
+    ]
 
 
 def first_meta(
@@ -118,7 +130,7 @@ def first_meta(
             scale=PolicyMeta(name=policy.scale),
             cap=PolicyMeta(name=policy.cap),
         ),
-        notes=list(prepared.warnings),
+        notes=[*prepared.warnings, *capacity_notes(twin)],
     )
 
 
@@ -274,11 +286,15 @@ def unfinished_rows(outcome: Outcome) -> Rows:
     rows["deployment_i"] = np.where(routed, world.replicas["dep"][of], -1)
     rows["site_i"] = np.where(routed, world.replicas["site"][of], -1)
     rows["replica_i"] = live["replica"]
-    rows["input_tokens"], rows["output_tokens"] = live["inp"], 0
+    decoding = routed & (live["state"] == st.DECODING)
+    steps = np.where(decoding, world.replicas["step_no"][of] - live["dec_step"], 0)
+    rows["input_tokens"], rows["output_tokens"] = live["inp"], live["gen"] + steps
     rows["cached_tokens"], rows["n_preempted"], rows["n_tries"] = live["cached"], live["preempted"], live["tries"]
     rows["status"], rows["reason"] = UNFINISHED, REASON_END
     rows["scheduled_ns"], rows["first_token_ns"], rows["finish_ns"] = live["scheduled"], live["first"], outcome.end_ns
-    rows["rtt_ns"], rows["energy_j"] = live["rtt"], live["energy"]
+    one_way_ns = world.sites["one_way_ns"][world.replicas["site"][of]]
+    rows["rtt_ns"] = live["rtt"] + np.where(routed, one_way_ns, 0)
+    rows["energy_j"] = live["energy"] + np.where(decoding, world.replicas["cum_j"][of] - live["energy0"], 0.0)
     return rows
 
 

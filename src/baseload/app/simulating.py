@@ -231,8 +231,7 @@ def _run_windows(
         windows, prepared.source, twin_at=prepared.twin_at, simulate=simulate_source,
         emit=writer.append_requests, breathe=breathe,
     )  # fmt: skip
-    weights = [window.weight for window in windows]
-    _, outcome = windowed.merged([part for _, part, _, _ in parts], weights)
+    _, outcome = windowed.merged([part for _, part, _, _ in parts], windows)
     tables = [run_meta.site_rows(twin, part, offset_ns=round(start_s * 1e9)) for twin, part, start_s, _ in parts]
     writer.write_replicas(run_meta.replica_rows(prepared.twin, outcome))
     writer.write_sites({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})

@@ -116,8 +116,16 @@ def interval_notes(windows: list[Window], figures: list[dict[str, tuple[float, f
     return notes
 
 
-def merged(parts: list[Outcome], weights: list[float]) -> tuple[Rows, Outcome]:
-    """Return the replicas of all windows added up by weight, and an outcome whose counts are the plain sums."""
+def merged(parts: list[Outcome], windows: list[Window]) -> tuple[Rows, Outcome]:
+    """Return the replicas of all windows added up by weight, and an outcome whose counts are the plain sums.
+
+    Warm-up and what runs on after a window are in its replicas, so each is weighted by what it stands for over what was
+    simulated: the replicas' times add up to the time that all windows together stand for.
+    """
+    weights = [
+        window.weight * (window.until_s - window.start_s) * 1e9 / max(part.end_ns, 1)
+        for part, window in zip(parts, windows, strict=True)
+    ]
     total = parts[0].world.replicas.copy()
     summed = ("n_steps", "busy_ns", "prefill_ns", "powered_ns", "down_ns", "prefill_tokens", "decode_tokens",
               "cached_tokens", "served", "n_preempted")  # fmt: skip

@@ -196,6 +196,18 @@ def racks_power_mw(site: Site) -> float:
     return sum(rack.racks * rack_power_kw(rack) for rack in site.racks.values()) / 1000.0
 
 
+def liquid_share(site: Site, otherwise: float) -> float:
+    """Return the share of a site's heat that liquid takes: its racks' own by their kW, `otherwise` where they say none."""
+    total_kw = racks_power_mw(site) * 1000.0
+    if total_kw <= 0.0:
+        return otherwise
+    heat = [
+        (rack.racks * rack_power_kw(rack), otherwise if rack.liquid_ratio is None else rack.liquid_ratio)
+        for rack in site.racks.values()
+    ]
+    return min(1.0, max(0.0, sum(kw * share for kw, share in heat) / total_kw))
+
+
 def racks_area_m2(site: Site) -> float:
     """Return the floor that all racks of a site take."""
     return sum(rack.racks * rack.area_m2 for rack in site.racks.values())

@@ -115,7 +115,7 @@ def _site(
     day = start_of(run.meta).date()
     hours = hours_of(run, fleet, name, i, plant, basis)
     service = asked.service("site", i)
-    here = used.total(done, lambda _, s: s == i, run.meta.duration_ns / 1e9)
+    here = used.total(done, lambda _, s: s == i, asked.span.span_s)
     sold = (service.input_tokens_per_s or 0.0) + (service.output_tokens_per_s or 0.0)
     area = plant.site.floor_m2 if plant.site.floor_m2 is not None else resolve.racks_area_m2(plant.site)
     return _Site(
@@ -253,7 +253,7 @@ def _fleet(
     meta: RunMeta, fleet: Fleet, sites: Sequence[_Site], tenants: Sequence[TenantReport], asked: Requests, done: UsedBy
 ) -> FleetReport:
     service = asked.service("fleet")
-    everything = used.total(done, lambda _d, _s: True, meta.duration_ns / 1e9)
+    everything = used.total(done, lambda _d, _s: True, asked.span.span_s)
     day = start_of(meta).date()
     span_s = asked.span.span_s
     power_kw, seconds = _together(sites)
@@ -316,7 +316,7 @@ def _tenants(meta: RunMeta, fleet: Fleet, asked: Requests) -> list[TenantReport]
 def _deployments(meta: RunMeta, asked: Requests, done: UsedBy) -> list[DeploymentReport]:
     made = []
     for i, what in enumerate(meta.deployments):
-        here = used.total(done, lambda d, _, i=i: d == i, meta.duration_ns / 1e9)  # type: ignore[misc]
+        here = used.total(done, lambda d, _, i=i: d == i, asked.span.span_s)  # type: ignore[misc]
         service = asked.service("deployment", i)
         made.append(DeploymentReport(name=what.name, what=what, service=service, hardware=here.hardware()))
     return made

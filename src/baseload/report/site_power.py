@@ -50,15 +50,7 @@ def plant_of(fleet: Fleet, name: str, day: date) -> SitePlant:
     facts = resolve.site_facts(fleet, name)
     plant = cooling.with_chain_efficiency(cooling.PLANTS[site.cooling.type], site.chain_efficiency)
     racked_kw = resolve.racks_power_mw(site) * KW_PER_MW
-    liquid = [
-        (rack.racks * resolve.rack_power_kw(rack), rack.liquid_ratio)
-        for rack in site.racks.values()
-        if rack.liquid_ratio is not None
-    ]
-    if liquid and racked_kw > 0.0:
-        rest = racked_kw - sum(kw for kw, _ in liquid)
-        share = (sum(kw * ratio for kw, ratio in liquid) + rest * plant.liquid_share) / racked_kw
-        plant = cooling.with_liquid_share(plant, min(1.0, max(0.0, share)))
+    plant = cooling.with_liquid_share(plant, resolve.liquid_share(site, plant.liquid_share))
     wetbulb = facts.design_wetbulb_c
     pue_peak = site.cooling.pue if site.cooling.pue is not None else cooling.pue_peak(wetbulb, plant)
     cap_mw = site.cooling.capacity_mw

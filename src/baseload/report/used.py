@@ -8,7 +8,7 @@ from typing import Any
 
 from baseload.ports import Run, RunMeta
 from baseload.report.model import Hardware
-from baseload.report.requests import ratio
+from baseload.report.requests import ratio, span_of
 from baseload.units import NS_PER_S
 
 _REPLICAS = """
@@ -84,7 +84,7 @@ def _used(meta: RunMeta, row: tuple[Any, ...]) -> Used:
         prefill_accelerator_s=float(prefill) / NS_PER_S,
         powered_accelerator_s=float(powered) / NS_PER_S,
         down_accelerator_s=float(down) / NS_PER_S,
-        duration_s=meta.duration_ns / NS_PER_S,
+        duration_s=span_of(meta).span_s,
         flops=2.0 * deployment.active_parameters * float(computed) if deployment else 0.0,
         peak_flops=deployment.peak_flops_per_s * float(powered) / NS_PER_S if deployment else 0.0,
         kv_peak_ratio=None if kv_peak is None else float(kv_peak),

@@ -204,7 +204,7 @@ def leave(s: int, status: int, reason: int, now: int, generated: int, scalars: A
     q = slots[s]
     rep = replicas[q.replica]
     site = sites[rep.site]
-    emit(q, status, reason, now, generated, rep, q.rtt + 2 * site.one_way_ns, scalars, out)
+    emit(q, status, reason, now, generated, rep, q.rtt + site.one_way_ns, scalars, out)  # the way there is in `ready`
     if q.hashes >= 0:
         free_hashes(q, scalars, nodes)
     q.gen = generated

@@ -22,7 +22,9 @@ from baseload.fleet.resolve import (
     hour_of_year,
     hourly,
     jurisdiction_allows,
+    liquid_share,
     rack_accelerators,
+    racks_power_mw,
     region_location,
     server_size,
     site_facts,
@@ -30,6 +32,7 @@ from baseload.fleet.resolve import (
 from baseload.formulas import cooling
 from baseload.formulas.distance import great_circle_km, rtt_ms
 from baseload.policies.may_run import may_run
+from baseload.ports import BASES
 from baseload.simulate import state as st
 from baseload.simulate.engines import DeployedEngine, deployed_engine, joules_per_token
 from baseload.simulate.outages import schedule
@@ -187,18 +190,12 @@ def _require_few_ticks(key: str, every_s: float, length_s: float, *, used: bool)
 def site_hours(fleet: Fleet, name: str, base_folder: Path) -> SiteHours:
     """Return a site's hourly price, carbon, weather, and its cooling plant."""
     site = fleet.sites[name]
-    contract = site.contracts[0] if site.contracts else None
     key = f"sites.{name}"
     plant = cooling.PLANTS[site.cooling.type]
-    liquid = [r.liquid_ratio for r in site.racks.values() if r.liquid_ratio is not None]
-    if liquid:
-        plant = cooling.with_liquid_share(plant, sum(liquid) / len(liquid))
+    plant = cooling.with_liquid_share(plant, liquid_share(site, plant.liquid_share))
     plant = cooling.with_chain_efficiency(plant, site.chain_efficiency)
     return SiteHours(
-        price_per_mwh=hourly(
-            contract.price_per_mwh if contract else None, place=site.place, kind="price_per_mwh",
-            base_folder=base_folder, usd_rate=fleet.money.usd_rate, key=f"{key}.contracts.0.price_per_mwh",
-        ),
+        price_per_mwh=_price(fleet, site, key, base_folder),
         carbon_g_per_kwh=hourly(
             site.carbon_g_per_kwh, place=site.place, kind="carbon_g_per_kwh", base_folder=base_folder,
             key=f"{key}.carbon_g_per_kwh",
@@ -379,6 +376,8 @@ def _limit_kw(
         flat = cooling.usable_it_kw(drawable_mw * 1000.0, peak, site.redundancy, site.power_modules, cooling_kw)
     else:
         flat = cooling_kw if not site.grid and not site.contracts else 0.0
+    if any(rack.rack_kw is not None for rack in site.racks.values()):
+        flat = min(flat, racks_power_mw(site) * 1000.0)
     limit = np.full(bins, flat)
     span = start_hour + (starts_s // 3600.0).astype(np.int64)
     now_pue = hours.fixed_pue or np.asarray(cooling.pue(_series(hours.wetbulb_c, span), 1.0, hours.plant))

@@ -253,7 +253,7 @@ def build(spec: TwinSpec, *, slots: int = 4096, nodes: int = 4096, out_rows: int
         if spec.engines[spec.pools[p].deployment].role != st.DECODE:
             may[:, lo:hi] = spec.may[:, :, p].reshape(-1, 1)
     limits = np.full(n_models, st.NEVER, np.int64)
-    for engine in spec.engines:
+    for engine in (spec.engines[i] for i in sorted({pool.deployment for pool in spec.pools})):
         room = min(engine.max_context, engine.blocks * engine.block_tokens - 1)
         limits[engine.model_i] = min(limits[engine.model_i], room)
     of = replicas["dep"]
