@@ -324,7 +324,7 @@ class Tenant(Record, frozen=True):
         Positive | None,
         D("most they will pay in a month; requests beyond are refused where policy.admit looks at budgets"),
     ] = None
-    priority: Annotated[int, D("9 is served last when power or capacity is short, 0 first", ge=0, le=9)] = 5
+    priority: Annotated[int, D("0 keeps being served when power is short, 9 is the first to be turned away", ge=0, le=9)] = 5
 
 
 class Generator(Record, frozen=True):

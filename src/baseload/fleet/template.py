@@ -67,7 +67,7 @@ tenants:               # who asks, what they were promised, and what they pay pe
   public:
     share: 40
     price: {{input_per_mtok: 0.06, output_per_mtok: 0.20}}
-    priority: 2        # first to wait when power or capacity is short
+    priority: 8        # first to wait when power or capacity is short (0 last)
 
 demand:                # or `trace:`, a file or azure-conv, azure-code
   generator: {{kind: diurnal, requests_per_s: 40, duration_s: 600, lengths_from: azure-conv}}
