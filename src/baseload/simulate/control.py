@@ -348,7 +348,8 @@ def cap_site(site: int, now: int, world: World, plant: Plant) -> None:
         if rep.site == site and rep.powered_since >= 0:
             idle_w = world.deployments[rep.dep].idle_w
             idle_kw += (1.0 - here.parked_ratio) * idle_w / 1000.0  # training_kw holds what it drew while parked
-            if rep.run_m > 0:
+            if rep.run_m > 0 or rep.t > now - scalars[G_TICK_NS]:
+                # Whoever took a step since the last decision may be in the next one the moment after this.
                 dynamic_kw += (world.power[rep.dep, rep.run_tokens] - idle_w) / 1000.0
     rule = scalars[G_CAP]
     lowest = 9

@@ -354,7 +354,8 @@ def send(s: int, now: int, world: World) -> None:
             q.tries += 1
             rep = world.replicas[r]
             if rep.down > 0 or (rep.state != UP and rep.state != DRAINING):
-                # Connection refused: the gateway has not heard yet that this replica is gone.
+                # Connection refused: so the gateway hears, before any health check, that this replica is gone.
+                world.gate[r] = -1
                 end_ns_ = now + 2 * world.sites[rep.site].one_way_ns
                 if q.tries > scalars[G_RETRIES]:
                     status = FAILED

@@ -75,15 +75,16 @@ def no_arrivals(final: bool, rtt_ns: npt.NDArray[np.int64]) -> st.Arrivals:
 
 def as_arrivals(chunk: Chunk, rtt_ns: npt.NDArray[np.int64]) -> st.Arrivals:
     """Return the chunk as the kernel's columns, with the dtypes that it was compiled for."""
+    layout = ["C", "A", "W"]  # a read-only or unaligned column would compile the kernel once more
     return st.Arrivals(
-        np.ascontiguousarray(chunk.arrival_ns, np.int64),
-        np.ascontiguousarray(chunk.input_tokens, np.int32),
-        np.ascontiguousarray(chunk.output_tokens, np.int32),
-        np.ascontiguousarray(chunk.tenant_i, np.int16),
-        np.ascontiguousarray(chunk.region_i, np.int16),
-        np.ascontiguousarray(chunk.model_i, np.int16),
-        np.ascontiguousarray(chunk.hash_offsets, np.int64),
-        np.ascontiguousarray(chunk.hash_ids, np.int64),
+        np.require(chunk.arrival_ns, np.int64, layout),
+        np.require(chunk.input_tokens, np.int32, layout),
+        np.require(chunk.output_tokens, np.int32, layout),
+        np.require(chunk.tenant_i, np.int16, layout),
+        np.require(chunk.region_i, np.int16, layout),
+        np.require(chunk.model_i, np.int16, layout),
+        np.require(chunk.hash_offsets, np.int64, layout),
+        np.require(chunk.hash_ids, np.int64, layout),
         rtt_ns,
         int(chunk.first_id),
         int(np.diff(chunk.hash_offsets).max(initial=0)),
