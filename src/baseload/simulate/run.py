@@ -73,18 +73,22 @@ def no_arrivals(final: bool, rtt_ns: npt.NDArray[np.int64]) -> st.Arrivals:
     return st.Arrivals(i64, i32, i32, i16, i16, i16, np.zeros(1, np.int64), i64, rtt_ns, 0, 0, final)
 
 
+def _column(values: Any, dtype: Any) -> npt.NDArray[Any]:
+    """Return a column as the kernel wants it; a read-only or unaligned one would compile the kernel once more."""
+    return np.require(values, dtype, ["C", "A", "W"])
+
+
 def as_arrivals(chunk: Chunk, rtt_ns: npt.NDArray[np.int64]) -> st.Arrivals:
     """Return the chunk as the kernel's columns, with the dtypes that it was compiled for."""
-    layout = ["C", "A", "W"]  # a read-only or unaligned column would compile the kernel once more
     return st.Arrivals(
-        np.require(chunk.arrival_ns, np.int64, layout),
-        np.require(chunk.input_tokens, np.int32, layout),
-        np.require(chunk.output_tokens, np.int32, layout),
-        np.require(chunk.tenant_i, np.int16, layout),
-        np.require(chunk.region_i, np.int16, layout),
-        np.require(chunk.model_i, np.int16, layout),
-        np.require(chunk.hash_offsets, np.int64, layout),
-        np.require(chunk.hash_ids, np.int64, layout),
+        _column(chunk.arrival_ns, np.int64),
+        _column(chunk.input_tokens, np.int32),
+        _column(chunk.output_tokens, np.int32),
+        _column(chunk.tenant_i, np.int16),
+        _column(chunk.region_i, np.int16),
+        _column(chunk.model_i, np.int16),
+        _column(chunk.hash_offsets, np.int64),
+        _column(chunk.hash_ids, np.int64),
         rtt_ns,
         int(chunk.first_id),
         int(np.diff(chunk.hash_offsets).max(initial=0)),
