@@ -84,7 +84,7 @@ def test_joules_of_sites_are_those_of_replicas_and_of_what_is_parked(folder: Pat
         idle_w = known.idle_w + known.server_idle_other_w
         powered_s = float((replicas["powered_ns"] * replicas["accelerators"])[here].sum()) / 1e9
         parked_j = parked_ratio * idle_w * ((racked - in_training) * duration_s - powered_s)
-        assert 0.0 < parked_j
+        assert parked_j > 0.0
         assert sites["inference_j"][bins].sum() == pytest.approx(replicas["energy_j"][here].sum() + parked_j, rel=1e-9)
         assert sites["idle_j"][bins].sum() == pytest.approx(replicas["idle_j"][here].sum() + parked_j, rel=1e-9)
         lengths_s = sites["length_ns"][bins] / 1e9

@@ -6,6 +6,7 @@ outage does to requests is `control.py`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,16 @@ from baseload.fleet.model import Failures
 
 MOST_EVENTS = 5_000_000
 LONGEST_S = 4e9  # of a repair: beyond every run, and whole nanoseconds hold it
+
+
+def stream_of(*name: str | int) -> int:
+    """Return the number of a thing's own stream of random numbers, from its name alone.
+
+    >>> stream_of("oslo", 1) == stream_of("oslo", 1) != stream_of("oslo", 2)
+    True
+    """
+    text = "/".join(str(part) for part in name)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def drawn(
@@ -45,7 +56,7 @@ def schedule(
 ) -> npt.NDArray[np.int64]:
     """Return the outages as (event, 3): ns, group, +1 down or -1 up, in order of time.
 
-    `groups` says of each group its kind ("replica", "server", "site") and its number within the kind.
+    `groups` says of each group its kind ("replica", "server", "site") and its stream of random numbers (`stream_of`).
     """
     rates = {
         "replica": (failures.replica_mtbf_h * 3600.0, failures.replica_mttr_s),

@@ -35,7 +35,7 @@ from baseload.policies.may_run import may_run
 from baseload.ports import BASES
 from baseload.simulate import state as st
 from baseload.simulate.engines import DeployedEngine, deployed_engine, joules_per_token
-from baseload.simulate.outages import schedule
+from baseload.simulate.outages import schedule, stream_of
 from baseload.simulate.training import TrainingRun, simulate_training
 from baseload.simulate.world import PoolSpec, TwinSpec
 from baseload.units import HOURS_PER_MONTH
@@ -116,11 +116,11 @@ def describe(
             bin_s=bin_s,
             bins=bins,
             seed=seed,
-            stream=100 * sites.index(site) + i,
+            stream=stream_of(site, name),
             key=f"sites.{site}.training.{name}",
         )
         for site in sites
-        for i, (name, job) in enumerate(fleet.sites[site].training.items())
+        for name, job in fleet.sites[site].training.items()
     }
     training_kw = np.array(
         [sum((run.power_kw for (where, _), run in training.items() if where == site), np.zeros(bins)) for site in sites]
@@ -399,16 +399,21 @@ def _outages(
         rows.append((n, n + pool.n_max))
         n += pool.n_max
     groups: list[tuple[int, ...]] = [(r,) for r in range(n)]
-    kinds = [("replica", r) for r in range(n)]
+    names = list(fleet.deployments)
+    kinds = [
+        ("replica", stream_of(names[pool.deployment], sites[pool.site], r - lo))
+        for pool, (lo, hi) in zip(pools, rows, strict=True)
+        for r in range(lo, hi)
+    ]
     servers = _servers(fleet, pools, rows, sites)
-    groups += servers
-    kinds += [("server", i) for i in range(len(servers))]
+    groups += servers.values()
+    kinds += [("server", stream_of(sites[site], kind, server)) for site, kind, server in servers]
     first_site = len(groups)
-    for i in range(len(sites)):
+    for i, name in enumerate(sites):
         groups.append(
             tuple(r for pool, (lo, hi) in zip(pools, rows, strict=True) if pool.site == i for r in range(lo, hi))
         )
-        kinds.append(("site", i))
+        kinds.append(("site", stream_of(name)))
     events = schedule(
         fleet.failures, groups=kinds, site_names=sites, site_group=range(first_site, first_site + len(sites)),
         horizon_s=1.5 * length_s + 3600.0, seed=seed,
@@ -418,8 +423,11 @@ def _outages(
 
 def _servers(
     fleet: Fleet, pools: list[PoolSpec], rows: list[tuple[int, int]], sites: tuple[str, ...]
-) -> list[tuple[int, ...]]:
-    """Return the replicas on each server: filled in order, a replica larger than a server stands on several."""
+) -> dict[tuple[int, str, int], tuple[int, ...]]:
+    """Return the replicas on each server (site, accelerator, number).
+
+    Filled in order; a replica larger than a server stands on several.
+    """
     members: dict[tuple[int, str, int], list[int]] = {}
     used: dict[tuple[int, str], int] = {}
     deployments = list(fleet.deployments.values())
@@ -435,7 +443,7 @@ def _servers(
             used[pool.site, kind] = first + held
             for server in range(first // size, (first + held - 1) // size + 1):
                 members.setdefault((pool.site, kind, server), []).append(r)
-    return [tuple(replicas) for replicas in members.values()]
+    return {server: tuple(replicas) for server, replicas in members.items()}
 
 
 def stepped(twin: Twin) -> Twin:
