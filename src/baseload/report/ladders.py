@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from baseload.fleet import dates, resolve
+from baseload.fleet.model import Site
 from baseload.formulas import ladder as rungs
 from baseload.formulas.ladder import Rung
 from baseload.ports import RunMeta
@@ -21,6 +22,9 @@ from baseload.report.words import megawatts, percent
 
 KW_PER_MW = 1000.0
 NAMES = {"within_slo": "within SLO"}
+SPARE = "kept spare by redundancy"
+UNBOUGHT = "the grid agreement covers it, but no power contract does"
+UNSIGNED_OR_UNBOUGHT = "announced, but no grid agreement or no power contract covers it"
 
 
 @dataclass(slots=True)
@@ -74,7 +78,7 @@ def site_ladder(
     made = rungs.ladder(raw, {key: value for key, value in reason_keys.items() if key in rungs.RUNGS})
     made = rungs.with_tokens(made, tokens, mix)
     result = SiteLadder(made)
-    result.reasons = _reasons(plant, made, serving, racked_mw, available, limit_mw)
+    result.reasons = _reasons(plant, made, serving, racked_mw, available, limit_mw) | _uncontracted(plant.site, day)
     if not serving.known:
         result.open = "tokens/s within the SLO were not reckoned for every deployment: the last rungs are not known"
     elif serving.mw == 0.0:
@@ -108,10 +112,19 @@ def fleet_steps(ladders: Sequence[tuple[str, SiteLadder]]) -> list[Step]:
         worst = max(lost, key=lambda one: one[0], default=None)
         reason = rungs.REASONS[rung.reason]
         if worst is not None and worst[0] > 0.0:
-            own = worst[2].reasons.get(rung.name, reason)
+            some_mw = 0.001 * sum(mw for mw, _, _ in lost)
+            told = {ladder.reasons.get(rung.name, reason) for mw, _, ladder in lost if mw > some_mw}
+            own = told.pop() if len(told) == 1 else _common(rung, told)
             reason = f"{own}, {_where(worst[0], worst[1], [mw for mw, _, _ in lost])}" if len(ladders) > 1 else own
         made.append(_step(rung, reason))
     return made
+
+
+def _common(rung: Rung, told: set[str]) -> str:
+    """Return one reason for sites that lose at the same step for different ones."""
+    if all(reason.startswith(SPARE) for reason in told):
+        return f"{SPARE} {' and '.join(sorted(reason.removeprefix(SPARE).strip() for reason in told))}"
+    return rungs.REASONS[rung.name]
 
 
 def _where(worst_mw: float, name: str, lost_mw: Sequence[float]) -> str:
@@ -201,6 +214,15 @@ def _available(site_i: int, used: UsedBy) -> float:
     return max(0.0, 1.0 - down / time) if time > 0.0 else 1.0
 
 
+def _uncontracted(site: Site, day: date) -> dict[str, str]:
+    """Return why the step to `contracted` loses anything, where power contracts cover less than the grid agreements."""
+    agreed_mw = sum(phase.power_mw for phase in site.grid if dates.reached(phase, "contracted", day))
+    if not site.grid or agreed_mw <= dates.contracted_mw(site, day) + 1e-9:
+        return {}
+    unsigned = dates.announced_mw(site, day) > agreed_mw + 1e-9
+    return {"contracted": UNSIGNED_OR_UNBOUGHT if unsigned else UNBOUGHT}
+
+
 def _reasons(
     plant: SitePlant, made: list[Rung], serving: Serving, racked_mw: float, available: float, limit_mw: float
 ) -> dict[str, str]:
@@ -209,7 +231,7 @@ def _reasons(
     site, spare_mw = plant.site, racked_mw - serving.mw - serving.training_mw
     coolable = next(rung for rung in made if rung.name == "coolable")
     if coolable.reason == "redundancy" and site.redundancy != "N":
-        reasons["coolable"] = f"kept spare by redundancy {site.redundancy}"
+        reasons["coolable"] = f"{SPARE} {site.redundancy}"
     elif coolable.reason == "cooling":
         reasons["coolable"] = f"the cooling plant takes {megawatts(plant.coolable_it_kw / KW_PER_MW)}"
     down = f"failed or in repair {percent(1.0 - available, 2)} of the time"
@@ -225,7 +247,8 @@ def _reasons(
     if serving.training_mw > serving.training_useful_mw:
         beyond.append("training draws less than its racks could, checkpoints and restarts")
     if spare_mw > max(1e-9, 0.005 * racked_mw):
-        beyond.append(f"{megawatts(spare_mw)} racked without a replica or a job")
+        part = "of it " if beyond else ""
+        beyond.append(f"{part}{megawatts(spare_mw)} racked without a replica or a job")
     if beyond:
         reasons["within_slo"] = "; ".join(beyond)
     return reasons

@@ -163,7 +163,8 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
         if within is not None and within.tokens_per_s > 0.0:
             most = scaled(within.tokens_per_s, "tokens/s")
             said.append(
-                f"Its replicas could serve {most} within the SLO if demand came in the proportions they stand in."
+                f"Its replicas, all of them running and evenly loaded, could serve {most} within the SLO; "
+                "between the two lie the mix of demand, law, routing and scaling."
             )
     elif within is not None and within.tokens_per_s > 0.0:
         text = f"The replicas of {name} can serve {scaled(within.tokens_per_s, 'tokens/s')} within its SLOs"
@@ -177,7 +178,9 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
         said.append(f"{name} served {scaled(rate, 'tokens/s')}; what it could serve within its SLOs is not known.")
     stops = [_loss(step) for step in limits(fleet.ladder)]
     if stops:
-        said.append(f"What stops it from serving more: {'; and, larger, '.join(stops)}.")
+        idle = search is not None and within is not None and search.tokens_per_s < 0.9 * within.tokens_per_s
+        more = "running more replicas" if idle else "serving more"  # more racks would not lift what the search found
+        said.append(f"What stops it from {more}: {'; and, larger, '.join(stops)}.")
     missed = [tenant for tenant in tenants if tenant.slo_met is False]
     if missed:
         shown = ", ".join(
@@ -185,8 +188,8 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
             f"{percent(tenant.slo.attainment)} promised)"
             for tenant in missed[:3]
         )
-        more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
-        said.append(f"It missed the SLO of {shown}{more}.")
+        others = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
+        said.append(f"It missed the SLO of {shown}{others}.")
     elif any(tenant.slo_met for tenant in tenants):
         said.append("It met every tenant's SLO.")
     return " ".join(said)
