@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +110,18 @@ def kernel_uncached(function: F) -> F:
 
     wrapped: F = numba.njit(**OPTIONS)(function)
     return wrapped
+
+
+def compile_for(function: Any, arguments: Sequence[Any]) -> tuple[bool, str]:
+    """Compile `function` for the types of these values; return whether its answer is a whole number, and its type in words.
+
+    Raises what the compiler raises.
+    """
+    import numba
+
+    function.compile(tuple(numba.typeof(value) for value in arguments))
+    answer = function.overloads[next(iter(function.overloads))].signature.return_type
+    return isinstance(answer, numba.types.Integer), str(answer)
 
 
 def inlined(function: F) -> F:

@@ -99,6 +99,22 @@ for spec in sys.argv[2:]:
         print(str(error).replace("\\n", " "))
 """
 
+STALE = """
+import os, py_compile, sys
+from pathlib import Path
+os.environ["BASELOAD_JIT"] = "0"
+from baseload.policies import custom
+rule = Path(sys.argv[1], "stale.py")
+text = "def rule(ask, columns, allowed, tunables):\\n    return %d\\n"
+rule.write_text(text % 7)
+py_compile.compile(str(rule))
+then = rule.stat().st_mtime_ns
+rule.write_text(text % 3)
+os.utime(rule, ns=(then, then))
+custom.install("stale.py:rule", rule.parent, {})
+print(custom.route(None, None, None, None))
+"""
+
 
 def run(script: str, *args: str) -> str:
     """Run a script in a fresh process, because a rule is installed once a process; return what it prints."""
@@ -145,3 +161,8 @@ def test_what_is_wrong_with_a_rule_is_said_in_a_sentence(tmp_path: Path) -> None
     assert len(told) == len(wrong)
     for line, (spec, words) in zip(told, wrong.items(), strict=True):
         assert line.startswith("policy.") and words in line, (spec, line)
+
+
+def test_the_file_that_the_digest_is_of_is_the_one_that_runs(tmp_path: Path) -> None:
+    """Compiled code that lies beside a rule's file, of the same age and size, does not stand in for it."""
+    assert run(STALE, str(tmp_path)) == "3\n"
