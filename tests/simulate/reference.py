@@ -367,6 +367,7 @@ class Reference:
         q.tries += 1
         replica = self.replicas[chosen]
         if not replica.up or replica.down:
+            self.known[chosen] = False
             at = now + 2 * self.one_way[replica.site]
             if q.tries > spec.retries:
                 q.replica = -1

@@ -144,7 +144,9 @@ def test_a_queue_given_up_at_once_fits_into_the_records() -> None:
     arrival_s = np.linspace(0.0, 0.5, n)
     answers = np.full(n, 2)
     answers[0] = 500
-    records, outcome = specs.simulate(specs.system(one, max_wait_s=0.01), specs.trace(arrival_s, 3, answers), out_rows=1)
+    records, outcome = specs.simulate(
+        specs.system(one, max_wait_s=0.01), specs.trace(arrival_s, 3, answers), out_rows=1
+    )
     assert len(records) == n == outcome.served + outcome.refused and outcome.refused > 4000
     check_world(outcome.world)
 
