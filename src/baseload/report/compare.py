@@ -6,7 +6,7 @@ as it was run, `--set` included.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from typing import Any, Literal
 
@@ -17,13 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from baseload.ports import Run
-from baseload.report.kpi_table import GROUPS, KPIS, fields
+from baseload.report.kpi_table import GROUPS, KPIS, Kpi, fields
 from baseload.report.kpis import kpis
-from baseload.report.model import Number, Part, Report
-from baseload.report.words import NONE, figure, percent, printable
+from baseload.report.model import Number, Part, Report, Step
+from baseload.report.words import NONE, figure, megawatts, percent, printable
 
 Mark = Literal["better", "worse", "same", "changed", ""]
 _SAME = 1e-3
+_RUNG = Kpi("ladder_mw", "MW", "higher", "IT power of a rung of the capacity ladder", "")
 
 
 class Change(Part, frozen=True):
@@ -72,6 +73,7 @@ def compare_reports(a: Report, b: Report, *, fleet_a: Any, fleet_b: Any) -> Comp
             if left is None or right is None:
                 continue
             changes += [_change(scope, name, getattr(left, name), getattr(right, name)) for name in fields(record)]
+        changes += _rungs(scope, getattr(one, "ladder", None) or [], getattr(other, "ladder", None) or [])
     return Comparison(
         a=a.run.folder,
         b=b.run.folder,
@@ -89,8 +91,15 @@ def _scopes(a: Report, b: Report) -> Iterator[tuple[str, Any, Any]]:
         yield from ((f"{kind} {one.name}", one, other[one.name]) for one in ours if one.name in other)
 
 
-def _change(scope: str, name: str, a: Number, b: Number) -> Change:
-    kpi = KPIS[name]
+def _rungs(scope: str, a: Sequence[Step], b: Sequence[Step]) -> list[Change]:
+    """Return the capacity ladder's rungs in both runs, as figures `ladder_NAME_mw`; `sold` is demand, not capacity."""
+    theirs = {step.name: step for step in b}
+    both = [(step, theirs[step.name]) for step in a if step.name in theirs and step.name != "sold"]
+    return [_change(scope, f"ladder_{one.name.lower().replace(' ', '_')}_mw", one.mw, other.mw, _RUNG) for one, other in both]
+
+
+def _change(scope: str, name: str, a: Number, b: Number, kpi: Kpi | None = None) -> Change:
+    kpi = kpi or KPIS[name]
     both = a is not None and b is not None
     difference = b - a if a is not None and b is not None else None
     return Change(
@@ -206,7 +215,8 @@ def _print_changes(console: Console, comparison: Comparison) -> None:
     scope = ""
     for one in comparison.changes:
         kind = one.scope.split(" ")[0]
-        if one.name not in {"fleet": SHOWN, "tenant": SHOWN_TENANT, "site": SHOWN_SITE}[kind]:
+        rung = one.unit == "MW" and kind == "fleet" and one.mark != "same"
+        if not rung and one.name not in {"fleet": SHOWN, "tenant": SHOWN_TENANT, "site": SHOWN_SITE}[kind]:
             continue
         if one.scope != scope:
             scope = one.scope
@@ -226,6 +236,8 @@ def _print_changes(console: Console, comparison: Comparison) -> None:
 def _shown(change: Change, value: Number, currency: str) -> str:
     if change.name.endswith("_ratio"):
         return percent(value)
+    if change.unit == "MW" and value is not None:
+        return megawatts(value)
     return figure(value, change.unit, currency)
 
 
