@@ -98,7 +98,7 @@ def whole(here: Path, *, seed: int, shown: bool, trace: str | None, windows: int
 
     wish = simulating.Wish(fleet=here / "fleet.yaml", trace=trace, seed=seed % 7, requests=REQUESTS, windows=windows,
                            measure_replicas=measured, search=measured)  # fmt: skip
-    prepared = simulating.prepare(wish, quiet)
+    prepared = simulating.prepare(wish)
     out = simulating.run_into(
         prepared, wish, here / "run", say=quiet, progress=lambda moment, duration_s: None, overwrite=False
     )

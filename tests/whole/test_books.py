@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (where / "fleet.yaml").write_text(FLEET, encoding="utf-8")
     wish = Wish(fleet=where / "fleet.yaml", seed=5, search=False, measure_replicas=False)
     return run_into(
-        prepare(wish, lambda _: None), wish, where / "run",
+        prepare(wish), wish, where / "run",
         say=lambda _: None, progress=lambda _m, _d: None, overwrite=False,
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ def test_weighted_windows_stand_for_the_whole_time(tmp_path: Path) -> None:
     """The replicas' hours of a run from windows are those of the time that the windows stand for, warm-up left out."""
     wish = Wish(fleet=Path("tests/whole/day.yaml"), windows=6, search=False, measure_replicas=False)
     done = run_into(
-        prepare(wish, lambda _: None), wish, tmp_path / "run",
+        prepare(wish), wish, tmp_path / "run",
         say=lambda _: None, progress=lambda _m, _d: None, overwrite=False,
     )  # fmt: skip
     report, tables = _tables(done)
@@ -187,3 +187,18 @@ def test_weighted_windows_stand_for_the_whole_time(tmp_path: Path) -> None:
     cost = report.fleet.cost
     standing = cost.cost_accelerators + cost.cost_maintenance
     assert cost.cost_serving == pytest.approx(standing * busy / 2.0, rel=0.2)
+
+
+def test_same_file_trace_and_seed_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    """A run's folder depends on nothing but its fleet file, trace, seed and version: every file, byte by byte."""
+    (tmp_path / "fleet.yaml").write_text(FLEET, encoding="utf-8")
+    wish = Wish(fleet=tmp_path / "fleet.yaml", seed=5, search=False, measure_replicas=False)
+    again = run_into(
+        prepare(wish, lambda _: None), wish, tmp_path / "run",
+        say=lambda _: None, progress=lambda _m, _d: None, overwrite=False,
+    )  # fmt: skip
+    files = sorted(path.name for path in folder.iterdir())
+    assert {"fleet.yaml", "meta.json", "replicas.parquet", "sites.parquet"} <= set(files)
+    assert files == sorted(path.name for path in again.iterdir())
+    for name in files:
+        assert (folder / name).read_bytes() == (again / name).read_bytes(), name

@@ -23,7 +23,7 @@ N_WINDOWS = 32
 def prepared() -> Prepared:
     """One day of a diurnal demand on the three-sites example, at a tenth of its size."""
     wish = Wish(fleet=Path("tests/whole/day.yaml"))
-    return prepare(wish, lambda sentence: None)
+    return prepare(wish)
 
 
 def _figures(rows: list[Any], start_ns: float) -> dict[str, float]:

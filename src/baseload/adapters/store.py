@@ -66,6 +66,17 @@ def state_of(folder: Path) -> State:
     return "partial" if partial_of(folder).exists() else "missing"
 
 
+def refuse_to_overwrite(folder: Path, *, overwrite: bool) -> None:
+    """Raise RunError where a run may not be written to `folder`."""
+    if folder.name.endswith(".partial"):
+        raise RunError(f"{folder}: a name that ends in .partial is kept for unfinished runs; choose another")
+    state = state_of(folder)
+    if state == "foreign":
+        raise RunError(f"{folder}: exists and is no run folder; choose another --out")
+    if state == "complete" and not overwrite:
+        raise RunError(f"{folder}: holds a complete run; choose another --out, or add --overwrite")
+
+
 # ---- writing ---------------------------------------------------------------------------------------------
 
 
@@ -108,7 +119,7 @@ class RunWriter:
     def __enter__(self) -> Self:
         """Make the `.partial` folder, or raise RunError where something else stands in the way."""
         with self._blamed():
-            self._refuse_to_overwrite()
+            refuse_to_overwrite(self.folder, overwrite=self._overwrite)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._clear_leftover()
             self.partial.mkdir()
@@ -171,15 +182,6 @@ class RunWriter:
             self._put_in_place()
         self.finished = True
         return self.folder
-
-    def _refuse_to_overwrite(self) -> None:
-        if self.folder.name.endswith(".partial"):
-            raise RunError(f"{self.folder}: a name that ends in .partial is kept for unfinished runs; choose another")
-        state = state_of(self.folder)
-        if state == "foreign":
-            raise RunError(f"{self.folder}: exists and is no run folder; choose another --out")
-        if state == "complete" and not self._overwrite:
-            raise RunError(f"{self.folder}: holds a complete run; choose another --out, or add --overwrite")
 
     def _clear_leftover(self) -> None:
         if not self.partial.exists():

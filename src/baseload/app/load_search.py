@@ -19,10 +19,12 @@ from baseload.errors import InputError
 from baseload.ports import SearchMeta
 from baseload.records import REASON_NAMES, SERVED
 from baseload.simulate.capacity import Promise, highest_load, kept
+from baseload.simulate.run import Moment
 from baseload.simulate.setup import Twin
 
 Rows = npt.NDArray[Any]
-FREE_SEARCH_REQUESTS = 60_000  # up to here a plain `simulate` searches too: a few CPU seconds
+FREE_SEARCH_REQUESTS = (100, 60_000)  # between them a plain `simulate` searches too: fewer say nothing, more take long
+FREE_SEARCH_BREATHS = 1_000  # and no longer than this: some CPU seconds, counted so that equal runs end equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,32 @@ class Probe:
         )
 
 
-def search(twin: Twin, source: TraceSource, say: Callable[[str], None]) -> tuple[float, list[Probe]]:
+class TooLong(Exception):
+    """A search that would take more than some seconds."""
+
+
+def free_search(twin: Twin, source: TraceSource, n_requests: int) -> SearchMeta | None:
+    """Return what a search finds that takes a few seconds only; None where it would take longer, or mean nothing."""
+    least, most = FREE_SEARCH_REQUESTS
+    if source.closed_loop is not None or not least <= n_requests <= most:
+        return None
+    breaths = 0
+
+    def breathe(_: Moment) -> None:
+        nonlocal breaths
+        breaths += 1
+        if breaths > FREE_SEARCH_BREATHS:
+            raise TooLong
+
+    try:
+        return as_meta(*search(twin, source, lambda sentence: None, breathe))
+    except (TooLong, InputError):  # a load at which the run has no end is no mistake of the user's
+        return None
+
+
+def search(
+    twin: Twin, source: TraceSource, say: Callable[[str], None], breathe: Callable[[Moment], None] | None = None
+) -> tuple[float, list[Probe]]:
     """Return the highest load factor at which every tenant's promise holds (0: none found), and each probe."""
     if source.closed_loop is not None:
         raise InputError(
@@ -58,7 +85,7 @@ def search(twin: Twin, source: TraceSource, say: Callable[[str], None]) -> tuple
     def meets(factor: float) -> bool:
         found: list[Rows] = []
         faster = scaled(source, factor) if factor != 1.0 else source
-        simulate_source(twin, faster, emit=lambda rows: found.append(rows.copy()))
+        simulate_source(twin, faster, emit=lambda rows: found.append(rows.copy()), breathe=breathe)
         probes.append(judged(twin, np.concatenate(found), factor))
         say(probes[-1].sentence())
         return probes[-1].meets

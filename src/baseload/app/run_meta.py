@@ -110,7 +110,7 @@ def first_meta(
         fleet_digest=loaded.digest,
         seed=seed,
         trace=TraceMeta(name=source.name, note=source.source_note, requests=source.n or 0, scale=prepared.scale),
-        start_utc=start.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        start_utc=start.replace(microsecond=0, tzinfo=None).isoformat() + "Z",
         duration_ns=0,
         names=Names(
             tenants=list(twin.tenants),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from baseload.adapters.store import RunWriter
     from baseload.adapters.traces import TraceSource
-    from baseload.ports import RunMeta, SearchMeta
+    from baseload.ports import RunMeta
     from baseload.simulate.run import Moment, Outcome
     from baseload.simulate.setup import Twin
 
@@ -71,20 +71,23 @@ def known_policies() -> dict[str, Sequence[str]]:
     return {kind: list(table) for kind, table in KINDS.items()}
 
 
-def prepare(wish: Wish, say: Say) -> Prepared:
+def say_compiling(say: Say) -> None:
+    """Say that the twin will have to be compiled first, where that is so."""
+    if jit.compiled() and not jit.is_warm():
+        say("compiling the twin, once on this machine (about half a minute) ...")
+
+
+def prepare(wish: Wish) -> Prepared:
     """Read, check and describe; raises InputError where the user's files are wrong."""
     loaded = load.load(wish.fleet, wish.overrides)
     check.require(loaded, policies=known_policies())
     warnings = tuple(str(problem) for problem in check.warnings(loaded))
     fleet = loaded.fleet
-    compiled = jit.enable()  # before any rule is imported: what was imported before stays plain
+    jit.enable()  # before any rule is imported: what was imported before stays plain
     if fleet.policy.route not in ROUTE:
         from baseload.policies import custom
 
         custom.install(fleet.policy.route, loaded.base_folder, fleet.policy.digest)
-    if compiled and not jit.is_warm():
-        say("compiling the twin, once on this machine (about half a minute) ...")
-
     from baseload.adapters.mix import mixed
 
     day = wish.day or dates.run_day(fleet)
@@ -138,13 +141,13 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
             block_tokens=block_tokens,
         )
     else:
-        name = wish.trace or demand.trace
+        name = demand.trace if wish.trace is None else wish.trace
         if name is None:
             raise RunError(
                 f"{loaded.path}: demand names neither a trace nor a generator; add one, or say --trace azure-conv"
             )
         # A path on the command line is relative to the user, one in the file to the file.
-        base = Path.cwd() if wish.trace else loaded.base_folder
+        base = Path.cwd() if wish.trace is not None else loaded.base_folder
         source = trace_files.open_trace(name, base_folder=base, prefix_block_tokens=block_tokens)
     if scale != 1.0:
         source = trace_transforms.scaled(source, scale)
@@ -168,9 +171,11 @@ def _lengths(source: TraceSource) -> tuple[dict[int, tuple[Any, Any]], int, floa
 def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: Progress, overwrite: bool) -> Path:
     """Run the twin and write the run folder; returns it. Ctrl-C leaves `<out>.partial` and raises Interrupted."""
     from baseload.adapters.series_files import series_files
-    from baseload.adapters.store import RunWriter
-    from baseload.app import run_meta
+    from baseload.adapters.store import RunWriter, refuse_to_overwrite
+    from baseload.app import load_search, run_meta
 
+    refuse_to_overwrite(out, overwrite=overwrite)  # before the work, not after it
+    say_compiling(say)
     loaded, twin, source = prepared.loaded, prepared.twin, prepared.source
     duration_s = source.duration_s or 0.0
     warm_up_s = min(WARM_UP_RATIO * duration_s, MOST_WARM_UP_S)
@@ -199,7 +204,7 @@ def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: P
             writer.write_replicas(run_meta.replica_rows(twin, outcome))
             writer.write_sites(run_meta.site_rows(twin, outcome))
             extra = run_meta.last_meta(meta, prepared, outcome, [])
-            extra["search"] = _search(prepared, outcome.n_in) if wish.search else None
+            extra["search"] = load_search.free_search(twin, source, outcome.n_in) if wish.search else None
             return writer.finish(extra)
         except KeyboardInterrupt:
             moment = state.get("moment")
@@ -207,15 +212,6 @@ def run_into(prepared: Prepared, wish: Wish, out: Path, *, say: Say, progress: P
                 f" at {moment.now_ns / 1e9:,.0f} s of simulated time, {moment.ended:,} requests ended" if moment else ""
             )
             raise Interrupted(f"interrupted{at}; what was written so far is in {writer.partial}") from None
-
-
-def _search(prepared: Prepared, n_requests: int) -> SearchMeta | None:
-    from baseload.app import load_search
-
-    if prepared.source.closed_loop is not None or n_requests > load_search.FREE_SEARCH_REQUESTS:
-        return None
-    factor, probes = load_search.search(prepared.twin, prepared.source, lambda sentence: None)
-    return load_search.as_meta(factor, probes)
 
 
 def _run_windows(

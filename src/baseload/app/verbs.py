@@ -66,12 +66,13 @@ def simulate_verb(options: argparse.Namespace) -> int:
     from baseload.app import simulating
 
     wish = _wish(options)
-    prepared = simulating.prepare(wish, say)
+    prepared = simulating.prepare(wish)
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     if options.find_capacity:
         from baseload.app import load_search
 
+        simulating.say_compiling(say)
         return _print_capacity(*load_search.search(prepared.twin, prepared.source, say), as_json=options.json)
     out: Path = options.out or Path("runs") / prepared.loaded.fleet.name
     with _progress(options.json) as progress:
@@ -146,9 +147,12 @@ def _day(text: str | None) -> date | None:
     if text is None:
         return None
     try:
-        return date.fromisoformat(text if text.count("-") == 2 else f"{text}-01")
+        day = date.fromisoformat(text if text.count("-") == 2 else f"{text}-01")
     except ValueError:
         raise InputError(f"--date {text}: is no day; write YYYY-MM-DD or YYYY-MM") from None
+    if not 1900 <= day.year <= 2200:
+        raise InputError(f"--date {text}: no fleet stands then; write a day between 1900 and 2200")
+    return day
 
 
 def _show(folder: Path, *, as_json: bool, html: Path | None, text: bool = True) -> None:
