@@ -38,10 +38,10 @@ def compare(on: specs.Switches) -> None:
     on=some.builds(
         specs.Switches,
         seed=some.integers(0, 2**32 - 1),
-        n_requests=some.integers(1, 60),
+        n_requests=some.integers(10, 60),
         route=some.sampled_from([0, 1]),
         grid=some.booleans(),
-        tiny_kv=some.booleans(),
+        tiny_kv=some.sampled_from([True, True, False]),
         caching=some.booleans(),
         failures=some.booleans(),
         disaggregated=some.sampled_from([False, False, True]),

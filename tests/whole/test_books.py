@@ -194,7 +194,7 @@ def test_same_file_trace_and_seed_write_the_same_bytes(folder: Path, tmp_path: P
     (tmp_path / "fleet.yaml").write_text(FLEET, encoding="utf-8")
     wish = Wish(fleet=tmp_path / "fleet.yaml", seed=5, search=False, measure_replicas=False)
     again = run_into(
-        prepare(wish, lambda _: None), wish, tmp_path / "run",
+        prepare(wish), wish, tmp_path / "run",
         say=lambda _: None, progress=lambda _m, _d: None, overwrite=False,
     )  # fmt: skip
     files = sorted(path.name for path in folder.iterdir())
