@@ -50,6 +50,7 @@ def to_text(report: Report, *, width: int = 80, colour: bool = False, ascii_only
     if len(report.sites) > 1:
         for site in report.sites:
             _ladder(console, f"Capacity ladder, {site.name}", site.ladder)
+    _training(console, report)
     _cost(console, report)
     _refusals(console, report)
     _foot(console, report)
@@ -78,6 +79,16 @@ def _head(console: Console, report: Report) -> None:
     console.print(report.headline)
     if report.built_on:
         console.print(Text(report.built_on, style="yellow"))
+
+
+def _training(console: Console, report: Report) -> None:
+    if report.run.training:
+        _title(console, "Training")
+    for job in report.run.training:
+        console.print(
+            f"{job.name} at {job.site}: {job.accelerators:,} accelerators, goodput {percent(job.goodput_ratio)}, "
+            f"{job.failures:,} failures"
+        )
 
 
 def _title(console: Console, title: str) -> None:
