@@ -86,7 +86,7 @@ def test_every_mistake_is_told_at_once():
     [
         ("power_mw: 1", "power_kw: 1000", 7, "the key is `power_mw`: give the value in its unit"),
         ("power_mw: 1", "power_mw: 1000000", 7, "at most 100,000 is wanted; is the unit right?"),
-        ("power_mw: 1", "power_mw: -1", 7, "more than 0 is wanted"),
+        ("power_mw: 1", "power_mw: -1", 7, "at least 1e-09 is wanted"),
         ("power_mw: 1", "power_mw: .nan", 7, ".nan is not a number that can be used"),
         ("power_mw: 1", "power_mw: .inf", 7, ".inf is not a number that can be used"),
         ("power_mw: 1", "power_mw: 1e999", 7, "1e999 is not a number that can be used"),

@@ -125,6 +125,8 @@ def _deployment(notes: Notes, at: Path, deployment: Deployment, day: date) -> No
             f"{deployment.max_num_batched_tokens} is below max_num_seqs {deployment.max_num_seqs}",
             "a step has at least one token for each sequence",
         )
+    if deployment.block_tokens & (deployment.block_tokens - 1):
+        notes.problem((*at, "block_tokens"), f"{deployment.block_tokens} is no power of two", "write 16, or 32")
     _parallel(notes, at, deployment)
     known = notes.attempt((*at, "accelerator"), lambda: catalog.accelerator(deployment.accelerator))
     if known is not None:

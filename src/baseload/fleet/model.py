@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-# Upper bounds are far beyond what anybody owns: they catch a slipped unit, and keep times within int64 nanoseconds.
+# Bounds are far beyond what anybody owns: they catch a slipped unit, keep times within int64 nanoseconds, and what is
+# divided by them finite.
 ZeroUp = Annotated[float, Meta(ge=0)]
-OverZero = Annotated[float, Meta(gt=0)]
+OverZero = Annotated[float, Meta(ge=1e-9)]
 ZeroUpInt = Annotated[int, Meta(ge=0)]
 OneUp = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[float, Meta(ge=0, le=1e12)]
-Positive = Annotated[float, Meta(gt=0, le=1e12)]
+Positive = Annotated[float, Meta(ge=1e-9, le=1e12)]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Natural = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -27,14 +28,14 @@ Width = Annotated[int, Meta(ge=0, le=1_000_000)]  # of a model: layers, heads, e
 PositiveWidth = Annotated[int, Meta(ge=1, le=1_000_000)]
 Parallel = Annotated[int, Meta(ge=1, le=1024)]
 Megawatts = Annotated[float, Meta(ge=0, le=100_000)]
-PositiveMegawatts = Annotated[float, Meta(gt=0, le=100_000)]
+PositiveMegawatts = Annotated[float, Meta(ge=1e-9, le=100_000)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-PositiveSeconds = Annotated[float, Meta(gt=0, le=1e9)]
+PositiveSeconds = Annotated[float, Meta(ge=1e-9, le=1e9)]
 Hours = Annotated[float, Meta(ge=0, le=1e6)]
-PositiveHours = Annotated[float, Meta(gt=0, le=1e6)]
+PositiveHours = Annotated[float, Meta(ge=1e-9, le=1e6)]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
-PositiveMilliseconds = Annotated[float, Meta(gt=0, le=1e9)]
-PositiveTokens = Annotated[float, Meta(gt=0, le=10_000_000)]
+PositiveMilliseconds = Annotated[float, Meta(ge=1e-6, le=1e9)]
+PositiveTokens = Annotated[float, Meta(ge=1e-3, le=10_000_000)]
 Celsius = Annotated[float, Meta(ge=-60, le=60)]
 Country = Annotated[str, Meta(pattern="^[A-Z]{2}$")]
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -179,7 +180,7 @@ class Site(Record, frozen=True):
     parked_power_ratio: Annotated[Ratio, D("share of their idle power that racked accelerators draw while no replica or "
                                             "job runs on them; 0: switched off")] = 1.0
     power_modules: Annotated[Natural, D("modules of the power chain; with N+1 one of them is spare")] = 4
-    chain_efficiency: Annotated[float, D("UPS and distribution, meter to server", gt=0, le=1)] = 0.94
+    chain_efficiency: Annotated[float, D("UPS and distribution, meter to server", ge=0.1, le=1)] = 0.94
     carbon_g_per_kwh: Annotated[HourlyCarbon | None, D("grid carbon, flat or a series; the place's where absent")] = (
         None
     )
@@ -277,7 +278,7 @@ class Deployment(Record, frozen=True):
     max_num_batched_tokens: Annotated[OneUp, D("token budget of a step", le=1_048_576)] = 2048
     block_tokens: Annotated[OneUp, D("tokens in a KV block", le=4096)] = 16
     kv_blocks: Annotated[Natural | None, D("KV blocks of a replica; computed where absent")] = None
-    memory_utilisation: Annotated[float, D("share of accelerator memory the engine may fill", gt=0, le=1)] = 0.9
+    memory_utilisation: Annotated[float, D("share of accelerator memory the engine may fill", ge=0.01, le=1)] = 0.9
     prefix_caching: Annotated[bool, D("reuse KV of equal prompt prefixes")] = True
     cold_start_s: Annotated[Seconds, D("from decision to first request: load weights, warm up")] = 90.0
     speed: Annotated[
@@ -293,7 +294,7 @@ class Slo(Record, frozen=True):
     ttft_ms: Annotated[PositiveMilliseconds, D("time to first token, at the client")] = 2000.0
     tpot_ms: Annotated[PositiveMilliseconds, D("time per output token after the first")] = 100.0
     e2e_ms: Annotated[PositiveMilliseconds | None, D("whole answer; none: no promise")] = None
-    attainment: Annotated[float, D("share of requests that must meet it", gt=0, le=1)] = 0.99
+    attainment: Annotated[float, D("share of requests that must meet it", ge=0.001, le=1)] = 0.99
 
 
 class PriceList(Record, frozen=True):
@@ -337,7 +338,7 @@ class Generator(Record, frozen=True):
     cv: Annotated[OverZero, D("coefficient of variation of gamma arrivals; 1 is Poisson", le=100)] = 1.0
     burst_factor: Annotated[float, D("mmpp: rate in a burst over the mean rate", ge=1, le=1e6)] = 4.0
     burst_s: Annotated[PositiveSeconds, D("mmpp: mean length of a burst")] = 30.0
-    burst_ratio: Annotated[float, D("mmpp: share of time in bursts", gt=0, lt=1)] = 0.1
+    burst_ratio: Annotated[float, D("mmpp: share of time in bursts", ge=1e-6, lt=1)] = 0.1
     daily_swing: Annotated[Ratio, D("diurnal: (peak - mean) / mean over a day")] = 0.6
     weekend_ratio: Annotated[Ratio, D("diurnal: weekend rate over weekday rate")] = 0.7
     peak_hour_utc: Annotated[ZeroUp, D("diurnal: hour of the daily peak", lt=24)] = 14.0
@@ -383,7 +384,7 @@ class Policy(Record, frozen=True):
     detect_s: Annotated[Seconds, D("from a failure to the gateway knowing")] = 2.0
     retries: Annotated[int, D("tries after the first, before a first byte", ge=0, le=5)] = 2
     max_wait_s: Annotated[PositiveSeconds | None, D("a queued request is given up after this; none: never")] = None
-    target_utilisation: Annotated[float, D("scale: wanted share of max_num_seqs in flight", gt=0, le=1)] = 0.6
+    target_utilisation: Annotated[float, D("scale: wanted share of max_num_seqs in flight", ge=0.001, le=1)] = 0.6
     scale_down_s: Annotated[Seconds, D("scale: wait before a replica is let go")] = 300.0
     admit_factor: Annotated[Positive, D("admit: refuse when the expected TTFT exceeds the SLO by this factor")] = 1.0
     load_guard: Annotated[

@@ -117,6 +117,11 @@ def deployed_engine(fleet: Fleet, name: str, *, model_i: int, chunk_tokens: int)
         )
     known_context = catalog.model(model.catalog).max_context_tokens if model.catalog else 1 << 30
     max_context = model.max_context_tokens or known_context
+    room = min(max_context, blocks * deployment.block_tokens - 1)
+    if room < 2:
+        what = f"a context of {room} token{'s' * (room != 1)} has no room for a prompt and an answer"
+        mend = "raise kv_blocks, or the model's max_context_tokens"
+        raise FleetError(Problem(key=f"deployments.{name}", what=what, mend=mend))
     transfer_gb_s = (accelerator.scale_out_gb_s or 1.0) * KV_TRANSFER_SHARE * parallelism.accelerators
     spec = EngineSpec(
         base_s=costs.base_s,
