@@ -109,19 +109,7 @@ def describe(
     regions = tuple(fleet.regions) or (EVERYWHERE,)
     engines, pools, pool_names = _pools(fleet, models, sites, chunk_tokens)
     hours = tuple(site_hours(fleet, name, base_folder) for name in sites)
-    training = {
-        (site, name): simulate_training(
-            job,
-            duration_s=bins * bin_s,
-            bin_s=bin_s,
-            bins=bins,
-            seed=seed,
-            stream=stream_of(site, name),
-            key=f"sites.{site}.training.{name}",
-        )
-        for site in sites
-        for name, job in fleet.sites[site].training.items()
-    }
+    training = _training(fleet, sites, bin_s=bin_s, bins=bins, seed=seed)
     training_kw = np.array(
         [sum((run.power_kw for (where, _), run in training.items() if where == site), np.zeros(bins)) for site in sites]
     )
@@ -177,6 +165,25 @@ def describe(
         start_hour=start_hour, training=training, training_kw=training_kw, parked_w=parked_w,
         rtt_basis=rtt.basis, tenant_records=tenants,
     )  # fmt: skip
+
+
+def _training(
+    fleet: Fleet, sites: tuple[str, ...], *, bin_s: float, bins: int, seed: int
+) -> dict[tuple[str, str], TrainingRun]:
+    """Return how each training job fares, by site and name."""
+    return {
+        (site, name): simulate_training(
+            job,
+            duration_s=bins * bin_s,
+            bin_s=bin_s,
+            bins=bins,
+            seed=seed,
+            stream=stream_of(site, name),
+            key=f"sites.{site}.training.{name}",
+        )
+        for site in sites
+        for name, job in fleet.sites[site].training.items()
+    }
 
 
 def _require_few_ticks(key: str, every_s: float, length_s: float, *, used: bool) -> None:
