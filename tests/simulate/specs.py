@@ -250,7 +250,7 @@ def random_system(on: Switches) -> tuple[TwinSpec, SimpleNamespace]:
         if on.two_sites and pool.site == 1:
             may[1, :, p] = 0  # the second tenant must stay in the first site
     busy_s = np.mean([e.base_s[-1] for e in engines])
-    gap_s = float(busy_s * rng.choice([0.3, 1.0, 3.0, 10.0]))
+    gap_s = float(busy_s * rng.choice([0.1, 0.3, 1.0, 3.0]))
     if rng.random() < 0.15:
         gap_s = 3000.0 / on.n_requests  # up to an hour, mostly idle
     chunk = random_trace(rng, on, gap_s, n_tenants, n_regions, n_models, chunk_block or 0)

@@ -21,12 +21,12 @@ SEEN: Counter[str] = Counter()
 SWITCHES = some.builds(
     specs.Switches,
     seed=some.integers(0, 2**32 - 1),
-    n_requests=some.integers(1, 120),
+    n_requests=some.integers(1, 120).map(lambda n: n if n < 4 else max(n, 40)),
     route=some.integers(0, 5),
     grid=some.booleans(),
-    tiny_kv=some.booleans(),
-    caching=some.booleans(),
-    failures=some.booleans(),
+    tiny_kv=some.sampled_from([False, True, True]),
+    caching=some.sampled_from([False, True, True]),
+    failures=some.sampled_from([False, True, True]),
     scaling=some.booleans(),
     cap=some.sampled_from([0, 0, 1, 2, 3]),
     disaggregated=some.sampled_from([False, False, True]),
@@ -55,7 +55,7 @@ def note(on: specs.Switches, records: np.ndarray, world: st.World) -> None:
     SEEN["an hour"] += bool(world.scalars[st.G_NOW] > 2000e9)
 
 
-@settings(max_examples=260)
+@settings(max_examples=300)
 @given(on=SWITCHES)
 def test_fast_forwarding_and_stepping_agree_to_the_bit(on: specs.Switches) -> None:
     """Every time, token count, place and end of every request is the same whether decode steps are merged or not."""

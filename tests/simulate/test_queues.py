@@ -93,7 +93,7 @@ def test_many_seats_agree_with_erlang_c(c: int, load: float) -> None:
     assert_mean(delayed * 1.0, queues.erlang_c(load * c, c))
     assert_mean(waits * delayed, queues.mmc_wait_s(rate, service_s, c), at_most=0.1)
     limit_s = queues.mmc_wait_quantile_s(0.9, rate, service_s, c)
-    assert_mean((waits > limit_s) * 1.0, 0.1, at_most=0.12)
+    assert_mean((waits > limit_s) * 1.0, 0.1, at_most=0.2)
 
 
 def test_a_batch_that_shares_its_speed_is_processor_sharing() -> None:
