@@ -102,7 +102,7 @@ def describe(
     day += timedelta(days=int((fleet.demand.start_hour_utc * 3600.0 + start_s) // 86_400.0))
     fleet = dates.on(fleet, day)
     length_s = duration_s or DEFAULT_DURATION_S
-    bin_s = max(LEAST_BIN_S, np.ceil(length_s / MOST_BINS / LEAST_BIN_S) * LEAST_BIN_S)
+    bin_s = max(LEAST_BIN_S, float(np.ceil(length_s / MOST_BINS / LEAST_BIN_S)) * LEAST_BIN_S)
     bins = int(length_s * 1.25 // bin_s) + 8
     tenants: Mapping[str, Tenant] = fleet.tenants or {ANYONE: Tenant()}
     sites, models = tuple(fleet.sites), tuple(fleet.models)
