@@ -45,6 +45,7 @@ class Request:
     tries: int = 0
     preempted: int = 0
     replica: int = -1
+    door: int = -1  # where the gateway sent it: its prefill replica, if prefill stands apart
     ready: int = 0
     scheduled: int = -1
     first: int = -1
@@ -340,6 +341,8 @@ class Reference:
         """End a request at its replica; the gateway hears of it later."""
         self.finish(q, status, reason, now, tokens)
         self.notices.append((now + self.one_way[self.replicas[q.replica].site], q.replica))
+        if q.door != q.replica:
+            self.notices.append((now + self.one_way[self.replicas[q.replica].site], q.door))
 
     def send(self, q: Request, now: int) -> None:
         """Route a request."""
@@ -375,7 +378,7 @@ class Reference:
             else:
                 self.set_timer(at, "retry", q)
             return
-        q.replica = chosen
+        q.replica = q.door = chosen
         q.ready = now + self.one_way[replica.site]
         q.scheduled = -1
         q.target = q.inp
@@ -428,7 +431,6 @@ class Reference:
             self.leave(q, FAILED, LOST, now, q.answered)
             return
         best = min(able, key=lambda i: (self.outstanding[i], i))
-        self.outstanding[old.number] -= 1
         self.outstanding[best] += 1
         q.replica = best
         q.remote = True

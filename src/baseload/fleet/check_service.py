@@ -222,6 +222,12 @@ def _pairs(notes: Notes, today: Fleet) -> None:
         for site, replicas in deployment.sites.items():
             if (replicas.max if replicas.max is not None else replicas.min) > 0:
                 own = roles.setdefault((deployment.model, site), {})
+                if deployment.role == "decode" and "decode" in own:
+                    what = f"{site} has a second deployment that decodes for {deployment.model}"
+                    notes.problem(("deployments", name, "role"), what, "join the two into one deployment, with more replicas")
+                if deployment.role == "decode" and replicas.min == 0:
+                    what = "decode replicas that start from none would never be woken: prompts reach them only when computed"
+                    notes.problem(("deployments", name, "sites", site, "min"), what, "set it to 1 or more")
                 own[deployment.role] = ("deployments", name, "role")
     for (model, site), own in roles.items():
         for role, other in (("prefill", "decode"), ("decode", "prefill")):

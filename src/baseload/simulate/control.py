@@ -45,6 +45,7 @@ from baseload.simulate.state import (
     G_TICK_NS,
     NEVER,
     OFF,
+    PREFILL,
     SLOW_ONE,
     STARTING,
     T_KNOW_DOWN,
@@ -295,7 +296,10 @@ def scale_pool(p: int, now: int, world: World, plant: Plant) -> None:
         if world.may[k, pool.lo]:
             outstanding += world.kinds[k].asked
     for r in range(pool.lo, pool.hi):
-        outstanding += world.counts[C_OUTSTANDING, r]
+        if world.deployments[pool.dep].role == PREFILL:  # what it handed on is another pool's load
+            outstanding += world.replicas[r].n_queue + (1 if world.replicas[r].run_m > 0 else 0)
+        else:
+            outstanding += world.counts[C_OUTSTANDING, r]
         if world.replicas[r].state == UP or world.replicas[r].state == STARTING:
             n_on += 1
     tunables = Tunables(world.tunables[0], world.tunables[1], world.tunables[2], world.tunables[3])

@@ -535,7 +535,7 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
             break
         if scalars[G_MAX_WAIT_NS] > 0 and q.scheduled < 0 and now - q.ready > scalars[G_MAX_WAIT_NS]:
             queue_pop(r, slots, replicas)
-            leave(int(s), int(REFUSED), int(REASON_WAITED), now, int(0), scalars, slots, replicas, nodes, sites, out)
+            leave(int(s), int(REFUSED), int(REASON_WAITED), now, 0, scalars, slots, replicas, nodes, sites, out)
             continue
         hits = 0
         leaf = -1

@@ -210,6 +210,9 @@ def learn(now: int, scalars: Any, slots: Any, sites: Any, tenants: Any, kinds: A
             columns[F_QUEUED, r] -= q.work
             if counts[C_OUTSTANDING, r] == 0:
                 columns[F_QUEUED, r] = 0.0  # no residue of rounding
+            if q.door != r:  # the gateway counts a pair's work at the replica that it sent it to
+                counts[C_OUTSTANDING, q.door] -= 1
+                columns[F_QUEUED, q.door] -= q.work
             tenant = tenants[q.tenant]
             if q.gen > 0:
                 kind = kinds[q.tenant * scalars[G_MODELS] + q.model]
@@ -264,7 +267,7 @@ def turn_away(s: int, now: int, status: int, reason: int, scalars: Any, slots: A
     """End a request at the gateway itself: refused, or failed after its last try."""
     q = slots[s]
     q.replica = -1
-    emit(q, status, reason, now, int(0), replicas[0], q.rtt, scalars, out)
+    emit(q, status, reason, now, 0, replicas[0], q.rtt, scalars, out)
     if q.hashes >= 0:
         free_hashes(q, scalars, nodes)
     tenants[q.tenant].reserved -= q.price
@@ -369,6 +372,7 @@ def send(s: int, now: int, world: World) -> None:
         )
         return
     q.replica = r
+    q.door = r
     dep = world.deployments[world.replicas[r].dep]
     q.ready = now + world.sites[world.replicas[r].site].one_way_ns + dep.overhead_ns
     q.scheduled = -1
@@ -461,8 +465,6 @@ def hand_over(now: int, scalars: Any, slots: Any, replicas: Any, deployments: An
         if best < 0:
             leave(s, int(FAILED), int(REASON_LOST), now, int(q.gen), scalars, slots, replicas, nodes, sites, out)
         else:
-            counts[C_OUTSTANDING, old] -= 1
-            columns[F_QUEUED, old] -= q.work
             counts[C_OUTSTANDING, best] += 1
             columns[F_QUEUED, best] += q.work
             q.replica = best

@@ -75,6 +75,7 @@ SLOT = np.dtype(
         ("n_hash", "i4"),
         ("next", "i4"),  # link in whichever list it is in
         ("replica", "i4"),
+        ("door", "i4"),  # replica that the gateway sent it to: with prefill apart from decode, the prefill replica
         ("cached", "i4"),
         ("window", "i4"),  # tokens it reads in sliding-window layers
         ("tenant", "i2"),
