@@ -166,3 +166,69 @@ def test_what_is_wrong_with_a_rule_is_said_in_a_sentence(tmp_path: Path) -> None
 def test_the_file_that_the_digest_is_of_is_the_one_that_runs(tmp_path: Path) -> None:
     """Compiled code that lies beside a rule's file, of the same age and size, does not stand in for it."""
     assert run(STALE, str(tmp_path)) == "3\n"
+
+
+KINDS_RULE = """
+def take(ask, columns, replica, tunables):
+    # within_slo, written by an operator
+    excess = columns.outstanding[replica] + 1 - columns.slots[replica]
+    slot_s = 0.0
+    if excess > 0:
+        slot_s = excess * ask.predicted_output_tokens * columns.decode_s_per_token[replica] / columns.slots[replica]
+    own_s = ask.input_tokens / columns.prefill_tokens_per_s[replica]
+    ttft_s = columns.rtt_s[replica] + slot_s + own_s * (1.0 + columns.waiting[replica]) + columns.decode_s_per_token[replica]
+    return 2 if ttft_s > tunables.admit_factor * ask.ttft_slo_s else 0
+
+def size(n_on, outstanding, slots, n_min, n_max, tunables):
+    wanted = outstanding / (slots * tunables.target_utilisation)
+    n = int(wanted)
+    if n < wanted:
+        n += 1
+    return min(max(n, n_min), n_max)
+
+def close(power_kw, idle_kw, limit_kw, lowest_open):
+    if power_kw > limit_kw:
+        return 1.0, max(-1, lowest_open - 1)
+    if power_kw < 0.9 * limit_kw:
+        return 1.0, min(9, lowest_open + 1)
+    return 1.0, lowest_open
+
+def wrong(power_kw, idle_kw, limit_kw, lowest_open):
+    return 1.0
+"""
+
+KINDS_EQUAL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from baseload import jit
+jit.enable()
+from baseload.errors import PolicyError
+from baseload.policies import custom
+folder = Path(sys.argv[1])
+for kind, rule in (("admit", "take"), ("scale", "size"), ("cap", "close")):
+    custom.install("kinds.py:" + rule, folder, {}, kind)
+try:
+    custom.install("kinds.py:wrong", folder, {}, "cap")
+except PolicyError as error:
+    assert "policy.cap: kinds.py:wrong answers with float64" in str(error), error
+from tests.simulate import specs
+seen = 0
+for seed in range(4):
+    switches = specs.Switches(seed=seed, n_requests=150, two_sites=True, network=True, scaling=True, cap=2)
+    spec, chunk = specs.random_system(switches)
+    spec = replace(spec, scrapes=True, slo=spec.slo * 0.1)
+    ours, _ = specs.simulate(replace(spec, admit=1, scale=1, cap=2), chunk)
+    theirs, _ = specs.simulate(replace(spec, admit=4, scale=2, cap=4), chunk)
+    assert ours.tobytes() == theirs.tobytes()
+    seen += int((ours["status"] == 1).sum())
+assert seen > 0
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_own_rules_for_admission_scaling_and_power_caps_equal_the_built_in_ones(tmp_path: Path) -> None:
+    """The built-in rules written again by an operator decide every request alike; a wrong answer's type is refused."""
+    (tmp_path / "kinds.py").write_text(KINDS_RULE)
+    assert run(KINDS_EQUAL, str(tmp_path)).strip() == "equal"

@@ -105,6 +105,27 @@ def test_the_same_run_twice_writes_the_same_bytes() -> None:
     assert kept[0] == kept[1] and kept[0]
 
 
+def test_decisions_at_the_very_boundary_of_a_step_find_it_over() -> None:
+    """At equal times the replica goes first: a step that began at the decision runs as before, the next one slower."""
+    one = specs.engine(step_s=0.01, power_busy_w=700.0, power_idle_w=100.0)
+    limit_kw = np.full((1, 100), np.inf)
+    limit_kw[0, 3:] = 0.4  # half the power above idle from 0.3 s on
+    spec = specs.system(one, cap=1, limit_kw=limit_kw, bin_s=0.1, control_every_s=0.1)
+    for stepping in (False, True):
+        records, _ = specs.simulate(replace(spec, stepping=stepping), specs.trace([0.0], 5, 60))
+        slow_ns = 10_000_000 * 81 // 64  # the cube root of a half, in whole 64ths
+        assert records["finish_ns"][0] == 310_000_000 + 29 * 12_656_250
+        assert slow_ns == 12_656_250
+
+
+def test_an_arrival_at_the_very_boundary_of_a_step_waits_for_the_next() -> None:
+    """A request that is there at the moment when a step begins joins the step after it, stepped or not."""
+    spec = specs.system(specs.engine(step_s=0.01))
+    for stepping in (False, True):
+        records, _ = specs.simulate(replace(spec, stepping=stepping), specs.trace([0.0, 0.05], 5, [60, 2]))
+        assert records["scheduled_ns"].tolist() == [0, 60_000_000]
+
+
 def test_the_examples_saw_what_matters() -> None:
     """Preemption, caching, failures, caps, scaling and hand-overs really happened in a good share of the examples."""
     if SEEN["runs"] < 200:
