@@ -78,7 +78,7 @@ def test_a_fleet_that_keeps_its_promises_has_no_problems():
         ("demand:", "gateway: {site: x}\ndemand:", "gateway.site", 30, "there is no site `x`"),
         ("demand:", "policy: {route: least_wat}\ndemand:", "policy.route", 30, "did you mean `least_wait`?"),
         ("demand:", "policy: {route: 'a.py:f'}\ndemand:", "policy.route", 30, "there is no file `a.py`"),
-        ("demand:", "policy: {cap: 'a.py:f'}\ndemand:", "policy.cap", 30, "possible for `route` alone"),
+        ("demand:", "policy: {cap: 'a.py:f'}\ndemand:", "policy.cap", 30, "there is no file `a.py`"),
         ("demand:", "policy: {digest: {a.py: xy}}\ndemand:", "policy.digest.a.py", 30, "is not a SHA-256"),
         # room
         ("min: 6", "min: 7", "deployments.chat.sites.frankfurt", 21, "36 h100-sxm at frankfurt, and 32 are racked"),

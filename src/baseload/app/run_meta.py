@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baseload.fleet import catalog
+from baseload.fleet.model import Policy
 from baseload.ports import (
     Balance,
     BasisMeta,
@@ -125,13 +126,18 @@ def first_meta(
         deployments=[_deployment(prepared, i, capacities.get(i)) for i in range(len(twin.engines))],
         basis=basis_of(prepared),
         policies=Policies(
-            route=PolicyMeta(name=policy.route, digest=policy.digest.get(policy.route.partition(":")[0], "")),
-            admit=PolicyMeta(name=policy.admit),
-            scale=PolicyMeta(name=policy.scale),
-            cap=PolicyMeta(name=policy.cap),
+            route=_rule(policy, "route"),
+            admit=_rule(policy, "admit"),
+            scale=_rule(policy, "scale"),
+            cap=_rule(policy, "cap"),
         ),
         notes=[*prepared.warnings, *capacity_notes(twin)],
     )
+
+
+def _rule(policy: Policy, kind: str) -> PolicyMeta:
+    name: str = getattr(policy, kind)
+    return PolicyMeta(name=name, digest=policy.digest.get(name.partition(":")[0], ""))
 
 
 def _deployment(prepared: Prepared, i: int, measured: tuple[ReplicaCapacity, str] | None) -> DeploymentMeta:

@@ -84,10 +84,11 @@ def prepare(wish: Wish) -> Prepared:
     warnings = tuple(str(problem) for problem in check.warnings(loaded))
     fleet = loaded.fleet
     jit.enable()  # before any rule is imported: what was imported before stays plain
-    if fleet.policy.route not in ROUTE:
-        from baseload.policies import custom
+    for kind, table in KINDS.items():
+        if getattr(fleet.policy, kind) not in table:
+            from baseload.policies import custom
 
-        custom.install(fleet.policy.route, loaded.base_folder, fleet.policy.digest)
+            custom.install(getattr(fleet.policy, kind), loaded.base_folder, fleet.policy.digest, kind)
     from baseload.adapters.mix import mixed
 
     day = wish.day or dates.run_day(fleet)

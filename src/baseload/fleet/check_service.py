@@ -224,7 +224,9 @@ def _pairs(notes: Notes, today: Fleet) -> None:
                 own = roles.setdefault((deployment.model, site), {})
                 if deployment.role == "decode" and "decode" in own:
                     what = f"{site} has a second deployment that decodes for {deployment.model}"
-                    notes.problem(("deployments", name, "role"), what, "join the two into one deployment, with more replicas")
+                    notes.problem(
+                        ("deployments", name, "role"), what, "join the two into one deployment, with more replicas"
+                    )
                 if deployment.role == "decode" and replicas.min == 0:
                     what = "decode replicas that start from none would never be woken: prompts reach them only when computed"
                     notes.problem(("deployments", name, "sites", site, "min"), what, "set it to 1 or more")
@@ -358,9 +360,7 @@ def _policies(notes: Notes, policies: Mapping[str, Collection[str]] | None) -> N
         at = ("policy", key)
         file, colon, function = name.partition(":")
         if colon:
-            if key != "route":
-                notes.problem(at, "an own function is possible for `route` alone")
-            elif not function.isidentifier() or not file.endswith(".py"):
+            if not function.isidentifier() or not file.endswith(".py"):
                 notes.problem(at, f"`{name}` is not of the form file.py:function")
             elif not _is_file(notes, file):
                 notes.problem(at, f"there is no file `{file}`", "name it relative to the fleet file")

@@ -13,7 +13,10 @@ ROUTE = {
     "cheapest": 4,
     "greenest": 5,
 }
-ROUTE_CUSTOM = 6
+ROUTE_CUSTOM = 6  # an operator's own rule, as the next three
+ADMIT_CUSTOM = 4
+SCALE_CUSTOM = 2
+CAP_CUSTOM = 4
 ADMIT = {"always": 0, "within_slo": 1, "within_budget": 2, "within_slo_and_budget": 3}
 SCALE = {"fixed": 0, "target_utilisation": 1}
 CAP = {"none": 0, "slow": 1, "shed": 2, "by_priority": 3}

@@ -95,7 +95,10 @@ def _rungs(scope: str, a: Sequence[Step], b: Sequence[Step]) -> list[Change]:
     """Return the capacity ladder's rungs in both runs, as figures `ladder_NAME_mw`; `sold` is demand, not capacity."""
     theirs = {step.name: step for step in b}
     both = [(step, theirs[step.name]) for step in a if step.name in theirs and step.name != "sold"]
-    return [_change(scope, f"ladder_{one.name.lower().replace(' ', '_')}_mw", one.mw, other.mw, _RUNG) for one, other in both]
+    return [
+        _change(scope, f"ladder_{one.name.lower().replace(' ', '_')}_mw", one.mw, other.mw, _RUNG)
+        for one, other in both
+    ]
 
 
 def _change(scope: str, name: str, a: Number, b: Number, kpi: Kpi | None = None) -> Change:

@@ -10,6 +10,7 @@ import numpy as np
 
 from baseload.jit import inlined, kernel
 from baseload.policies import cap as cap_rules
+from baseload.policies import custom
 from baseload.policies import scale as scale_rules
 from baseload.policies.view import Tunables
 from baseload.records import FAILED, REASON_LOST, REASON_RETRIES
@@ -76,6 +77,8 @@ cap_slow = cap_rules.slow
 cap_shed = cap_rules.shed
 cap_by_priority = cap_rules.by_priority
 speed_ratio = cap_rules.speed_ratio
+custom_scale = custom.scale
+custom_cap = custom.cap
 
 
 @kernel
@@ -304,7 +307,12 @@ def scale_pool(p: int, now: int, world: World, plant: Plant) -> None:
             n_on += 1
     tunables = Tunables(world.tunables[0], world.tunables[1], world.tunables[2], world.tunables[3])
     slots = int(world.deployments[pool.dep].max_seqs)
-    wanted = target_utilisation(n_on, int(outstanding), slots, int(pool.n_min), int(pool.n_max), tunables)
+    wanted = 0
+    if scalars[G_SCALE] == 2:
+        wanted = int(custom_scale(n_on, int(outstanding), slots, int(pool.n_min), int(pool.n_max), tunables))
+        wanted = min(max(wanted, int(pool.n_min)), int(pool.n_max))
+    else:
+        wanted = target_utilisation(n_on, int(outstanding), slots, int(pool.n_min), int(pool.n_max), tunables)
     if wanted >= n_on:
         pool.below_since = -1
     elif pool.below_since < 0:
@@ -364,6 +372,10 @@ def cap_site(site: int, now: int, world: World, plant: Plant) -> None:
         ratio, lowest = cap_shed(idle_kw + dynamic_kw, idle_kw, limit_kw, int(here.open))
     elif rule == 3:
         ratio, lowest = cap_by_priority(idle_kw + dynamic_kw, idle_kw, limit_kw, int(here.open))
+    elif rule == 4:
+        ratio, lowest = custom_cap(idle_kw + dynamic_kw, idle_kw, limit_kw, int(here.open))
+        ratio = min(1.0, max(0.001, ratio))
+        lowest = min(9, max(-1, lowest))
     if here.capped_since >= 0 and scalars[G_ENERGY]:
         length_s = (now - here.capped_since) * 1e-9
         add_over_time(world.bins[site], B_CAPPED_S, here.capped_since, now, length_s, scalars[G_BIN_NS])

@@ -109,6 +109,7 @@ prefix_affine = route_rules.prefix_affine
 cheapest = route_rules.cheapest
 greenest = route_rules.greenest
 custom_route = custom.route
+custom_admit = custom.admit
 admit_within_slo = admit_rules.within_slo
 admit_within_budget = admit_rules.within_budget
 admit_within_both = admit_rules.within_slo_and_budget
@@ -258,6 +259,8 @@ def chosen_admit(rule: int, ask: Ask, columns: Columns, replica: int, tunables: 
         return admit_within_budget(ask, columns, replica, tunables)
     if rule == 3:
         return admit_within_both(ask, columns, replica, tunables)
+    if rule == 4:
+        return int(custom_admit(ask, columns, replica, tunables))
     return REASON_NONE
 
 

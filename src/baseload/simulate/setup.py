@@ -118,7 +118,8 @@ def describe(
     door = fleet.gateway.site or sites[0]
     policy = fleet.policy
     route = policies.ROUTE.get(policy.route, policies.ROUTE_CUSTOM)
-    scrapes = route in policies.READS_SCRAPE or policy.admit in ("within_slo", "within_slo_and_budget")
+    admit = policies.ADMIT.get(policy.admit, policies.ADMIT_CUSTOM)
+    scrapes = route in policies.READS_SCRAPE or admit in (1, 3, policies.ADMIT_CUSTOM)  # these read the queues
     _require_few_ticks("observe_every_s", policy.observe_every_s, length_s, used=scrapes)
     _require_few_ticks("control_every_s", policy.control_every_s, length_s, used=policy.scale != "fixed")
     groups, outages = _outages(fleet, pools, sites, length_s, seed)
@@ -141,9 +142,9 @@ def describe(
         outages=outages,
         groups=tuple(groups),
         route=route,
-        admit=policies.ADMIT[policy.admit],
-        scale=policies.SCALE[policy.scale],
-        cap=policies.CAP[policy.cap],
+        admit=admit,
+        scale=policies.SCALE.get(policy.scale, policies.SCALE_CUSTOM),
+        cap=policies.CAP.get(policy.cap, policies.CAP_CUSTOM),
         scrapes=scrapes,
         observe_every_s=policy.observe_every_s,
         control_every_s=policy.control_every_s,
