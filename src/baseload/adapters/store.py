@@ -56,14 +56,21 @@ def partial_of(folder: Path) -> Path:
 
 
 def state_of(folder: Path) -> State:
-    """Say what stands at a run's path: nothing, only an interrupted run beside it, a complete run, something else."""
-    if folder.name.endswith(".partial"):
-        return "partial" if folder.exists() else "missing"
-    if (folder / "meta.json").is_file():
-        return "complete"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        return "foreign"
-    return "partial" if partial_of(folder).exists() else "missing"
+    """Say what stands at a run's path: nothing, only an interrupted run beside it, a complete run, something else.
+
+    Raises RunError where that cannot be seen.
+    """
+    try:
+        if folder.name.endswith(".partial"):
+            return "partial" if folder.exists() else "missing"
+        if (folder / "meta.json").is_file():
+            return "complete"
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            return "foreign"
+        return "partial" if partial_of(folder).exists() else "missing"
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be read, a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(f"{str(folder)[:200]}: cannot be looked at ({reason}); name another folder") from None
 
 
 def refuse_to_overwrite(folder: Path, *, overwrite: bool) -> None:

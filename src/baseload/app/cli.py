@@ -6,13 +6,15 @@ Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from baseload import __version__
-from baseload.errors import BaseloadError
+from baseload.errors import BaseloadError, InputError
 
 DESCRIPTION = """Infrastructure software for those who run AI in several sites: one fleet file declares sites, power,
 cooling, racks, accelerators, links, models, deployments, tenants and money; the twin says what the fleet can really serve,
@@ -120,6 +122,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Errors of the user are raised as BaseloadError."""
     top = parser()
     options = top.parse_args(arguments)
+    for text in sys.argv[1:] if arguments is None else arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{text[:200]!a}: holds bytes that are no UTF-8 text; rename the file")
     if options.verb is None:
         top.print_help()
         return 0
@@ -131,15 +136,36 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `baseload` command."""
+    _open_streams()
     try:
-        code = run()
+        try:
+            code = run()
+        finally:
+            sys.stdout.flush()
     except BaseloadError as error:
         print(f"baseload: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("baseload: interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        print("baseload: out of memory; run fewer replicas or fewer requests, or a larger machine", file=sys.stderr)
+        code = 1
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            print(f"baseload: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
         code = 1
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Give a command that was started without output somewhere to write, and never fail on a letter it cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")

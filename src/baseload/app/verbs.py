@@ -66,6 +66,8 @@ def simulate_verb(options: argparse.Namespace) -> int:
     from baseload.app import simulating
 
     wish = _wish(options)
+    if options.html is not None and (options.html.is_dir() or not options.html.name):
+        raise InputError(f"--html {options.html}: is a folder; name a file")
     prepared = simulating.prepare(wish)
     for warning in prepared.warnings:
         say(f"warning: {warning}")
@@ -126,6 +128,8 @@ def _wish(options: argparse.Namespace) -> Wish:
         raise InputError(f"--requests {options.requests}: must be at least 1")
     if options.scale is not None and not 0.0 < options.scale < 1e9:
         raise InputError(f"--scale {options.scale}: must be above 0")
+    if options.trace is not None and not options.trace.strip():
+        raise InputError("--trace: is empty; name a file, azure-conv or azure-code")
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: must be 0 or more")
     if options.windows < 0:
@@ -166,8 +170,9 @@ def _show(folder: Path, *, as_json: bool, html: Path | None, text: bool = True) 
         if html is not None:
             try:
                 html_report.write(report, run, html)
-            except OSError as error:
-                raise InputError(f"{html}: cannot be written ({error.strerror}); choose another place") from None
+            except (OSError, ValueError) as error:  # ValueError: no name at all
+                reason = getattr(error, "strerror", None) or str(error)
+                raise InputError(f"{html}: cannot be written ({reason}); choose another place") from None
         if as_json:
             print(json_out.to_json(report))
         elif text:
