@@ -162,6 +162,7 @@ def write_run(
     warmup_s: float = 60.0,
     windows: Sequence[Window] = (),
     slow: float = 1.0,
+    limit_kw: float = 34.0,
 ) -> Path:
     """Write a made-up run of `n` requests through a fleet; `slow` stretches every latency."""
     fleet = loads(fleet_text).fleet
@@ -169,7 +170,7 @@ def write_run(
     replicas = _replicas(fleet, duration_s, rng)
     requests = _requests(fleet, replicas, n, duration_s, rng, slow)
     _close_books(requests, replicas)
-    sites = _sites(fleet, replicas, requests, duration_s)
+    sites = _sites(fleet, replicas, requests, duration_s, limit_kw=limit_kw)
     status = requests["status"]
     meta = meta_of(
         fleet,
@@ -268,7 +269,12 @@ def _close_books(requests: dict[str, Any], replicas: dict[str, Any]) -> None:
 
 
 def _sites(
-    fleet: Fleet, replicas: dict[str, Any], requests: dict[str, Any], duration_s: float, bin_s: float = 60.0
+    fleet: Fleet,
+    replicas: dict[str, Any],
+    requests: dict[str, Any],
+    duration_s: float,
+    bin_s: float = 60.0,
+    limit_kw: float = 34.0,
 ) -> dict[str, Any]:
     rows = []
     n_bins = max(1, round(duration_s / bin_s))
@@ -287,7 +293,7 @@ def _sites(
                 {
                     "site_i": i, "start_ns": int(b * bin_s * NS), "length_ns": int(bin_s * NS),
                     "inference_j": idle + busy, "idle_j": idle, "training_j": training_w * bin_s,
-                    "limit_kw": 34.0 if i == 0 else 36.0, "powered_replicas": float(here.sum()),
+                    "limit_kw": limit_kw if i == 0 else 36.0, "powered_replicas": float(here.sum()),
                     "healthy_replicas": float(here.sum()), "served": int(counts[b]),
                     "prefill_tokens": int(replicas["prefill_tokens"][here].sum() * shape[b]),
                     "decode_tokens": int(replicas["decode_tokens"][here].sum() * shape[b]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from datetime import date
 from math import isclose, isfinite
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from baseload.report.json_out import from_json, to_json
 from baseload.report.kpi_table import GROUPS, KPIS, fields, markdown
 from baseload.report.kpis import kpis
 from baseload.report.model import COST_PARTS, Report
+from baseload.report.site_power import hours_of, over_limit, plant_of
 from tests.report import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,6 +307,41 @@ def test_weighted_windows_stand_for_their_weight(tmp_path):
     assert b.cost.cost_per_mtok == pytest.approx(a.cost.cost_per_mtok)
     assert b.service.ttft_s_p99 == pytest.approx(a.service.ttft_s_p99, rel=0.003)
     assert "approximate" in weighted.run.quantiles and plain.run.quantiles == "exact"
+
+
+@pytest.mark.parametrize("worse", ["pue: 1.3", "pue: 1.6", "pue: 2.5"])
+@pytest.mark.parametrize("redundancy", ["N", "N+1", "2N"])
+def test_a_worse_plant_is_never_cheaper(tmp_path, worse, redundancy):
+    """Colocation and building are for what stands there: a worse PUE or more redundancy never lowers cost."""
+    plain = synthetic.FLEET.replace("redundancy: N+1", "redundancy: N").replace("type: air,", "type: air, pue: 1.2,")
+    plain = plain.replace("    colocation", "    facility_capex_per_kw: 5000\n    colocation")
+    changed = plain.replace("pue: 1.2", worse).replace("redundancy: N", f"redundancy: {redundancy}")
+    with RunReader(synthetic.write_run(tmp_path / "a", plain, n=50)) as run:
+        before = kpis(run).fleet.cost
+    with RunReader(synthetic.write_run(tmp_path / "b", changed, n=50)) as run:
+        after = kpis(run).fleet.cost
+
+    assert after.cost_total > before.cost_total
+    assert after.cost_colocation == pytest.approx(before.cost_colocation) and before.cost_colocation > 0.0
+    assert after.cost_facility == pytest.approx(before.cost_facility)
+
+
+def test_power_above_a_limit_is_told(tmp_path):
+    """Time above a power limit and the most kW above it are figures of site and fleet, and a sentence of the report."""
+    kept = report_of(tmp_path / "a", n=50)
+    assert kept.fleet.energy.over_limit_ratio == 0.0 == kept.fleet.energy.over_limit_kw_max
+    assert not any("than its limit" in note for note in kept.notes)
+    over = report_of(tmp_path / "b", n=50, limit_kw=0.5)
+    assert over.fleet.energy.over_limit_ratio == over.sites[0].energy.over_limit_ratio == 1.0
+    assert over.sites[0].energy.over_limit_kw_max > 0.0 == over.sites[1].energy.over_limit_kw_max
+    assert any(note.startswith("frankfurt drew up to") and "100 % of the time" in note for note in over.notes)
+    with RunReader(tmp_path / "a") as run:
+        day = plant_of(run.fleet, "frankfurt", date(2023, 6, 15))
+        hours = hours_of(run, run.fleet, "frankfurt", 0, day, [])
+    it_kw = hours.it_kw.copy()
+    it_kw[:6] = hours.limit_kw[:6] + np.array([5.0, 0.1, 2.0, 1.0, 1.0, 1.0])  # 0.1 kW of 34 kW is within 0.5 %
+    share, most_kw = over_limit([replace(hours, it_kw=it_kw), hours])
+    assert share == pytest.approx(5.0 / len(it_kw)) and most_kw == pytest.approx(5.0)
 
 
 def test_warm_up_is_left_out_of_latencies_and_not_of_money(tmp_path):

@@ -189,8 +189,8 @@ class Site(Record, frozen=True):
     racks: Annotated[dict[Name, Rack], D("groups of racks, by name")] = {}
     training: Annotated[dict[Name, TrainingJob], D("training jobs as base load, by name")] = {}
     staff_cost_per_year: Annotated[NonNegative, D("people on site")] = 0.0
-    facility_capex_per_kw: Annotated[NonNegative, D("shell, power and cooling, per kW of IT; 0 when rented")] = 0.0
-    colocation_per_kw_month: Annotated[NonNegative, D("rent per kW of IT and month; 0 when owned")] = 0.0
+    facility_capex_per_kw: Annotated[NonNegative, D("shell, power and cooling, per kW that the racks draw at full load; 0 when rented")] = 0.0
+    colocation_per_kw_month: Annotated[NonNegative, D("rent per month and kW that the racks draw at full load, used or not; 0 when owned")] = 0.0
     opex_per_year: Annotated[NonNegative, D("anything else a year: licences, insurance, transit")] = 0.0
 
 

@@ -62,13 +62,13 @@ def site_bill(plant: SitePlant, hours: SiteHours, used: Used, fleet: Fleet, span
     months, years = span_h / HOURS_PER_MONTH, span_h / HOURS_PER_YEAR
     owned = [rack for rack in site.racks.values() if rack.rent_per_accelerator_hour is None]
     capex = sum(_accelerators(rack) * capex_per_accelerator(rack, terms) for rack in owned)
-    facility_capex = site.facility_capex_per_kw * plant.built_it_kw
+    facility_capex = site.facility_capex_per_kw * plant.racked_it_kw
     parts = {
         "cost_accelerators": money.owned_cost_per_hour(capex, terms.wacc, terms.accelerator_life_years) * span_h,
         "cost_rent": span_h
         * sum(_accelerators(rack) * (rack.rent_per_accelerator_hour or 0.0) for rack in site.racks.values()),
         "cost_facility": money.owned_cost_per_hour(facility_capex, terms.wacc, terms.facility_life_years) * span_h,
-        "cost_colocation": site.colocation_per_kw_month * plant.built_it_kw * months,
+        "cost_colocation": site.colocation_per_kw_month * plant.racked_it_kw * months,
         "cost_maintenance": terms.maintenance_ratio_per_year * capex * years,
         "cost_staff": site.staff_cost_per_year * years,
         "cost_other": site.opex_per_year * years,

@@ -37,7 +37,7 @@ from baseload.report.model import (
     TenantReport,
 )
 from baseload.report.requests import Requests, ratio, tokens_of
-from baseload.report.site_power import SiteHours, SitePlant, hours_of, plant_of, start_of, weighted_quantile
+from baseload.report.site_power import SiteHours, SitePlant, hours_of, over_limit, plant_of, start_of, weighted_quantile
 from baseload.report.used import UsedBy
 from baseload.units import HOURS_PER_MONTH, J_PER_KWH, S_PER_HOUR
 
@@ -183,6 +183,7 @@ def _energy(
     tokens = tokens_of(service)
     highest = float(power_kw.max()) if len(power_kw) else 0.0
     ours_j = ours_kwh * J_PER_KWH
+    over_ratio, over_kw_max = over_limit(hours)
     rate = ratio(tokens, span_s)
     n_racks, area = sum(site.n_racks for site in sites), sum(site.area_m2 for site in sites)
     return Energy(
@@ -199,6 +200,8 @@ def _energy(
         power_kw_contract=contract_kw,
         power_used_ratio=ratio(highest, contract_kw),
         power_capped_ratio=ratio(sum(one.capped_ratio * one.it_kwh for one in hours), it_kwh),
+        over_limit_ratio=over_ratio,
+        over_limit_kw_max=over_kw_max,
         energy_j_per_token=ratio(ours_j, tokens),
         energy_j_per_output_token=ratio(ours_j, float(service.output_tokens or 0)),
         energy_wh_per_request=ratio(ours_kwh * 1000.0, float(service.served or 0)),
@@ -413,6 +416,13 @@ def _notes(meta: RunMeta, sites: Sequence[_Site]) -> list[str]:
         notes.append(f"the books do not balance: {balance.requests_in} requests in, {ended} accounted for")
     if balance.kv_blocks_leaked:
         notes.append(f"the books do not balance: {balance.kv_blocks_leaked} KV blocks were not given back")
+    for site in sites:
+        share, most_kw = over_limit([site.hours])
+        if most_kw > 0.0:
+            notes.append(
+                f"{site.name} drew up to {words.number(most_kw)} kW more IT power than its limit, and was above it for "
+                f"{words.percent(share)} of the time (policy.cap says what a site does at its limit)"
+            )
     notes += [f"{site.name}: {site.ladder.open}" for site in sites if site.ladder.open]
     return notes
 

@@ -83,6 +83,8 @@ class Energy(Part, frozen=True):
     power_kw_contract: Number
     power_used_ratio: Number
     power_capped_ratio: Number
+    over_limit_ratio: Number
+    over_limit_kw_max: Number
     energy_j_per_token: Number
     energy_j_per_output_token: Number
     energy_wh_per_request: Number

@@ -89,6 +89,11 @@ def kpi_rows(report: Report) -> list[tuple[str, list[Row]]]:
                     f"{scaled(energy.tokens_per_s_per_rack)} per rack, {scaled(energy.tokens_per_s_per_m2)} per m2",
                 ),
                 Row("under a power cap", percent(energy.power_capped_ratio), "of the time"),
+                Row(
+                    "above a power limit",
+                    percent(energy.over_limit_ratio),
+                    f"of the time, by up to {number(energy.over_limit_kw_max)} kW",
+                ),
             ],
         ),
         (

@@ -7,6 +7,7 @@ draw, but not more than can be cooled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from baseload.units import J_PER_KWH, NS_PER_S, S_PER_HOUR
 Floats = npt.NDArray[np.float64]
 BILLING_S = 900.0  # a demand charge bills the highest quarter of an hour
 KW_PER_MW = 1000.0
+OVER_LIMIT_SLACK = 0.005  # of a power limit, above which it counts as exceeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +36,9 @@ class SitePlant:
     design_wetbulb_c: float
     plant: cooling.Plant
     pue_peak: float
-    racked_it_kw: float  # what all racks draw at full load
+    racked_it_kw: float  # what all racks draw at full load: what facility and colocation cost is for
     coolable_it_kw: float  # what energised power carries after redundancy and cooling in the hottest design hour
     design_it_kw: float  # what the plant is built out for
-
-    @property
-    def built_it_kw(self) -> float:
-        """Return the IT kW that is built or rented, used or not: what facility and colocation cost is for."""
-        return self.coolable_it_kw if self.coolable_it_kw > 0.0 else self.racked_it_kw
 
 
 def plant_of(fleet: Fleet, name: str, day: date) -> SitePlant:
@@ -157,6 +154,21 @@ def hours_of(run: Run, fleet: Fleet, name: str, i: int, plant: SitePlant, basis:
         billing_peak_kw=_billing_peak(start_s, length_s, site_kw),
         limit_kw_mean=_mean(limit, seconds) if len(limit) and np.isfinite(limit).all() else None,
     )
+
+
+def over_limit(sites: Sequence[SiteHours]) -> tuple[float, float]:
+    """Return the share of time in which any of the sites draws more IT power than its limit, and the most kW above it."""
+    bins: dict[float, tuple[float, float]] = {}  # start: seconds, kW above the limit
+    for one in sites:
+        above_kw = np.where(one.it_kw > one.limit_kw * (1.0 + OVER_LIMIT_SLACK), one.it_kw - one.limit_kw, 0.0)
+        seconds = one.length_s * one.weight
+        for at, length_s, kw in zip(one.start_s.tolist(), seconds.tolist(), above_kw.tolist(), strict=True):
+            known = bins.get(at, (0.0, 0.0))
+            bins[at] = max(known[0], length_s), max(known[1], kw)
+    total_s = sum(length_s for length_s, _ in bins.values())
+    above = [(length_s, kw) for length_s, kw in bins.values() if kw > 0.0 and length_s > 0.0]
+    share = sum(length_s for length_s, _ in above) / total_s if above else 0.0
+    return share, max((kw for _, kw in above), default=0.0)
 
 
 class _Series:
