@@ -82,12 +82,17 @@ def calibrate_file(
     rows = read_measured(path, precision=precision, tp=tp)
     fit = fit_measured(rows, shape, spec)
     snippet = yaml_snippet(fit, source=f"{path.name}, {len(rows)} rows, {accelerator}, {model}")
+    above = [name for name in ("memory_efficiency", "math_efficiency", "attention_efficiency")
+             if fit.constants[name] > 1.0]  # fmt: skip
+    too_fast = f"{', '.join(above)} above 1: faster than the data sheet: check tp, precision, units"
+    if above and out is not None:
+        raise InputError(f"{path}: {too_fast}; {out} is not written")
     if out is not None:
         try:
             out.write_text(snippet, encoding="utf-8")
         except OSError as problem:
             raise InputError(f"{out}: cannot be written ({problem.strerror}); name another file") from problem
-    report = report_text(rows, shape, spec, fit)
+    report = report_text(rows, shape, spec, fit) + (f"\nWarning: {too_fast}." if above else "")
     return (
         f"{report}\n\nFor the deployment in the fleet file{f' (written to {out})' if out else ''}:\n{snippet.rstrip()}"
     )
