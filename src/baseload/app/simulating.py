@@ -229,11 +229,14 @@ def _run_windows(
         emit=writer.append_requests, breathe=breathe,
     )  # fmt: skip
     _, outcome = windowed.merged([part for _, part, _, _ in parts], windows)
-    tables = [run_meta.site_rows(twin, part, offset_ns=round(start_s * 1e9)) for twin, part, start_s, _ in parts]
+    tables = [
+        windowed.within(run_meta.site_rows(twin, part, offset_ns=round(start_s * 1e9)), window)
+        for window, (twin, part, start_s, _) in zip(windows, parts, strict=True)
+    ]
     writer.write_replicas(run_meta.replica_rows(prepared.twin, outcome))
     writer.write_sites({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})
     extra = run_meta.last_meta(meta, prepared, outcome, windows)
-    extra["duration_ns"] = max(round((start_s * 1e9) + part.end_ns) for _, part, start_s, _ in parts)
+    extra["duration_ns"] = round(windowed.span_s(windows) * 1e9)
     extra["notes"] = [*extra["notes"], *windowed.interval_notes(windows, [figures for *_, figures in parts])]
     return writer.finish(extra)
 

@@ -56,9 +56,11 @@ def run_windows(
 ) -> list[tuple[Twin, Outcome, float, dict[str, tuple[float, float]]]]:
     """Run each window; return (twin, outcome, its start on the run's axis in s, its figures) of each.
 
+    Only what arrives within a window is emitted: a warm-up may lie in the window before, where it counts already.
     `twin_at(start_s, length_s)` describes the fleet as it is then: prices, weather and outages move on.
     """
     from baseload.adapters.trace_transforms import window as cut
+    from baseload.app.run_meta import unfinished_rows
 
     parts = []
     for window in windows:
@@ -66,14 +68,20 @@ def run_windows(
         twin = twin_at(start_s, window.until_s - start_s)
         kept: list[Rows] = []
 
-        def keep(rows: Rows, start_s: float = start_s, kept: list[Rows] = kept) -> None:
+        def keep(
+            rows: Rows, start_s: float = start_s, kept: list[Rows] = kept,
+            first_s: float = window.start_s, until_s: float = window.until_s,
+        ) -> None:  # fmt: skip
             moved = rows.copy()
             for name in NS_COLUMNS:
                 moved[name] = np.where(rows[name] >= 0, rows[name] + round(start_s * 1e9), rows[name])
+            at_ns = moved["arrival_ns"]
+            moved = moved[(at_ns >= round(first_s * 1e9)) & (at_ns < round(until_s * 1e9))]
             kept.append(moved)
             emit(moved)
 
         outcome = simulate(twin, cut(source, start_s, window.until_s), emit=keep, breathe=breathe)
+        keep(unfinished_rows(outcome))
         figures = window_figures(np.concatenate(kept) if kept else None, window)
         parts.append((twin, outcome, start_s, figures))
     return parts
@@ -96,6 +104,18 @@ def window_figures(rows: Rows | None, window: Window) -> dict[str, tuple[float, 
         "tpot_s_mean": (float(tpot_s.sum()), n),
         "energy_j_per_request": (float(served["energy_j"].sum()), n),
     }
+
+
+def within(table: dict[str, Rows], window: Window) -> dict[str, Rows]:
+    """Return the bins of a sites table that lie in the window: its warm-up, and what runs on after it, stand for nothing."""
+    middle_ns = table["start_ns"] + table["length_ns"] // 2
+    inside = (middle_ns >= window.start_s * 1e9) & (middle_ns < window.until_s * 1e9)
+    return {name: column[inside] for name, column in table.items()}
+
+
+def span_s(windows: list[Window]) -> float:
+    """Return the time that windows stand for together."""
+    return sum(window.weight * (window.until_s - window.start_s) for window in windows)
 
 
 def interval_notes(windows: list[Window], figures: list[dict[str, tuple[float, float]]]) -> list[str]:
