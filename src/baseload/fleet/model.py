@@ -177,8 +177,13 @@ class Site(Record, frozen=True):
     contracts: Annotated[list[PowerContract], D("power contracts")] = []
     power_limits: Annotated[list[PowerLimit], D("limits on the draw during some hours")] = []
     redundancy: Annotated[Redundancy, D("of the power chain: N, N+1 or 2N")] = "N"
-    parked_power_ratio: Annotated[Ratio, D("share of their idle power that racked accelerators draw while no replica or "
-                                            "job runs on them; 0: switched off")] = 1.0
+    parked_power_ratio: Annotated[
+        Ratio,
+        D(
+            "share of their idle power that racked accelerators draw while no replica or "
+            "job runs on them; 0: switched off"
+        ),
+    ] = 1.0
     power_modules: Annotated[Natural, D("modules of the power chain; with N+1 one of them is spare")] = 4
     chain_efficiency: Annotated[float, D("UPS and distribution, meter to server", ge=0.1, le=1)] = 0.94
     carbon_g_per_kwh: Annotated[HourlyCarbon | None, D("grid carbon, flat or a series; the place's where absent")] = (
@@ -189,8 +194,12 @@ class Site(Record, frozen=True):
     racks: Annotated[dict[Name, Rack], D("groups of racks, by name")] = {}
     training: Annotated[dict[Name, TrainingJob], D("training jobs as base load, by name")] = {}
     staff_cost_per_year: Annotated[NonNegative, D("people on site")] = 0.0
-    facility_capex_per_kw: Annotated[NonNegative, D("shell, power and cooling, per kW that the racks draw at full load; 0 when rented")] = 0.0
-    colocation_per_kw_month: Annotated[NonNegative, D("rent per month and kW that the racks draw at full load, used or not; 0 when owned")] = 0.0
+    facility_capex_per_kw: Annotated[
+        NonNegative, D("building and plant, per kW the racks draw at full load; 0 when rented")
+    ] = 0.0
+    colocation_per_kw_month: Annotated[
+        NonNegative, D("rent per month and kW the racks draw at full load; 0 when owned")
+    ] = 0.0
     opex_per_year: Annotated[NonNegative, D("anything else a year: licences, insurance, transit")] = 0.0
 
 
@@ -325,7 +334,9 @@ class Tenant(Record, frozen=True):
         Positive | None,
         D("most they will pay in a month; requests beyond are refused where policy.admit looks at budgets"),
     ] = None
-    priority: Annotated[int, D("0 keeps being served when power is short, 9 is the first to be turned away", ge=0, le=9)] = 5
+    priority: Annotated[
+        int, D("0 keeps being served when power is short, 9 is the first to be turned away", ge=0, le=9)
+    ] = 5
 
 
 class Generator(Record, frozen=True):
