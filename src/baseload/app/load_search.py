@@ -24,7 +24,7 @@ from baseload.simulate.setup import Twin
 
 Rows = npt.NDArray[Any]
 FREE_SEARCH_REQUESTS = (100, 60_000)  # between them a plain `simulate` searches too: fewer say nothing, more take long
-FREE_SEARCH_BREATHS = 1_000  # and no longer than this: some CPU seconds, counted so that equal runs end equal
+FREE_SEARCH_BREATHS = 60  # and no longer than this: some CPU seconds, counted so that equal runs end equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
