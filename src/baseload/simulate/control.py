@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baseload.jit import inlined, kernel
+from baseload.jit import inlined, kernel, part
 from baseload.policies import cap as cap_rules
 from baseload.policies import custom
 from baseload.policies import scale as scale_rules
@@ -81,7 +81,7 @@ custom_scale = custom.scale
 custom_cap = custom.cap
 
 
-@kernel
+@part
 def lose(s: int, now: int, world: World) -> None:
     """A request's replica failed: it is tried elsewhere if no byte had left, and has failed otherwise."""
     scalars = world.scalars
@@ -100,7 +100,7 @@ def lose(s: int, now: int, world: World) -> None:
         timer_push(world.timers, scalars, at_ns, T_RETRY, s)
 
 
-@kernel
+@part
 def lose_list(s: int, now: int, world: World) -> None:
     """Lose every request of a linked list."""
     while s >= 0:
@@ -109,7 +109,7 @@ def lose_list(s: int, now: int, world: World) -> None:
         s = following
 
 
-@kernel
+@part
 def power_mark(r: int, now: int, up_before: bool, world: World) -> None:
     """Book the time that a replica was powered, and up, since the last mark."""
     rep = world.replicas[r]
@@ -128,7 +128,7 @@ def power_mark(r: int, now: int, up_before: bool, world: World) -> None:
         rep.powered_since = now
 
 
-@kernel
+@part
 def settle_until(r: int, now: int, world: World) -> None:
     """Book the steps of the run in progress that ended by `now`; the step in progress stays unbooked."""
     rep = world.replicas[r]
@@ -145,7 +145,7 @@ def settle_until(r: int, now: int, world: World) -> None:
             take_blocks(r, need, dep.chunk_blocks, world.replicas, world.entries, world.table)
 
 
-@kernel
+@part
 def fail(r: int, now: int, world: World) -> None:
     """One more cause keeps replica `r` down; the first one ends everything that ran or waited there."""
     rep = world.replicas[r]
@@ -192,7 +192,7 @@ def fail(r: int, now: int, world: World) -> None:
     timer_push(world.timers, scalars, now + scalars[G_DETECT_NS], T_KNOW_DOWN, r)
 
 
-@kernel
+@part
 def start(r: int, now: int, world: World) -> None:
     """Power a replica on; it takes requests after its cold start."""
     rep = world.replicas[r]
@@ -252,7 +252,7 @@ def on_timer(world: World) -> None:
         world.gate[r] = -1
 
 
-@kernel
+@part
 def blocks_in_use(r: int, now: int, world: World) -> int:
     """Return the KV blocks that replica `r` holds at `now`, in the middle of a run too."""
     rep = world.replicas[r]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseload.jit import inlined, kernel
+from baseload.jit import inlined, part
 from baseload.records import (
     REASON_NONE,
     REASON_WAITED,
@@ -62,13 +62,13 @@ allocations = prefix.allocations
 steps_that_fit = prefix.steps_that_fit
 
 
-@kernel
+@part
 def span_ticks(b: int, g: int, m: int) -> int:
     """Return the ticks of `m` steps of which the first takes `b` and each further one `g` more."""
     return m * b + g * ((m * (m - 1)) // 2)
 
 
-@kernel
+@part
 def heap_push(row: Any, n: int, key: int) -> None:
     """Add `key` to the binary heap of the first `n` entries of `row`."""
     i = n
@@ -81,7 +81,7 @@ def heap_push(row: Any, n: int, key: int) -> None:
     row[i] = key
 
 
-@kernel
+@part
 def heap_take(row: Any, n: int, i: int) -> None:
     """Remove entry `i` from the binary heap of the first `n` entries of `row`."""
     key = row[n - 1]
@@ -107,14 +107,14 @@ def heap_take(row: Any, n: int, i: int) -> None:
     row[i] = key
 
 
-@kernel
+@part
 def end_ns(rep: Any) -> int:
     """Return when the run in progress ends, in whole ns, rounded up: what anyone outside can see."""
     ticks = rep.frac + span_ticks(rep.run_b, rep.run_g, rep.run_m)
     return rep.t + ((ticks + TICK_MASK) >> TICK_BITS)
 
 
-@kernel
+@part
 def steps_until(rep: Any, at_ns: int) -> int:
     """Return the fewest steps (1..run_m) of the run after which the boundary lies at or after `at_ns`."""
     low = 1
@@ -129,7 +129,7 @@ def steps_until(rep: Any, at_ns: int) -> int:
     return low
 
 
-@kernel
+@part
 def add_over_time(row: Any, column: int, from_ns: int, until_ns: int, amount: float, bin_ns: int) -> None:
     """Spread `amount` over the bins (bin, column) of `row` that from_ns..until_ns touches."""
     first = from_ns // bin_ns
@@ -144,7 +144,7 @@ def add_over_time(row: Any, column: int, from_ns: int, until_ns: int, amount: fl
     row[last, column] += per_ns * (until_ns - last * bin_ns)
 
 
-@kernel
+@part
 def free_hashes(q: Any, scalars: Any, nodes: Any) -> None:
     """Give a request's hash nodes back."""
     node = q.hashes
@@ -157,7 +157,7 @@ def free_hashes(q: Any, scalars: Any, nodes: Any) -> None:
     q.hashes = -1
 
 
-@kernel
+@part
 def emit(
     q: Any, status: int, reason: int, now: int, generated: int, rep: Any, rtt_ns: int, scalars: Any, out: Any
 ) -> None:
@@ -197,7 +197,7 @@ def emit(
         scalars[G_FAILED] += 1
 
 
-@kernel
+@part
 def leave(s: int, status: int, reason: int, now: int, generated: int, scalars: Any, slots: Any, replicas: Any,
           nodes: Any, sites: Any, out: Any) -> None:  # fmt: skip
     """End a request at its replica: its record now, the gateway's knowledge after the network's delay."""
@@ -217,7 +217,7 @@ def leave(s: int, status: int, reason: int, now: int, generated: int, scalars: A
     site.notice_tail = s
 
 
-@kernel
+@part
 def queue_back(s: int, r: int, slots: Any, replicas: Any) -> None:
     """Put a request at the end of a replica's queue, kept in order of `ready` (KV transfers take different times)."""
     rep = replicas[r]
@@ -244,7 +244,7 @@ def queue_back(s: int, r: int, slots: Any, replicas: Any) -> None:
         slots[before].next = s
 
 
-@kernel
+@part
 def queue_pop(r: int, slots: Any, replicas: Any) -> None:
     """Take the first request out of a replica's queue."""
     rep = replicas[r]
@@ -254,7 +254,7 @@ def queue_pop(r: int, slots: Any, replicas: Any) -> None:
     rep.n_queue -= 1
 
 
-@kernel
+@part
 def decode_start(s: int, r: int, block_bits: int, slots: Any, replicas: Any, heap: Any, residues: Any) -> None:
     """Let a request whose prompt is computed join the decoding sequences."""
     q = slots[s]
@@ -269,7 +269,7 @@ def decode_start(s: int, r: int, block_bits: int, slots: Any, replicas: Any, hea
     rep.window_sum += q.window
 
 
-@kernel
+@part
 def decode_stop(s: int, r: int, block_bits: int, chunk_blocks: int,
                 slots: Any, replicas: Any, residues: Any, entries: Any) -> None:  # fmt: skip
     """Take a decoding sequence (already out of the heap) off the books and free its KV."""
@@ -287,7 +287,7 @@ def decode_stop(s: int, r: int, block_bits: int, chunk_blocks: int,
     q.shared = 0
 
 
-@kernel
+@part
 def preempt_last(r: int, now: int, deployments: Any, slots: Any, replicas: Any, heap: Any, residues: Any,
                  entries: Any) -> None:  # fmt: skip
     """Send the last admitted request back to the front of the queue, to be recomputed."""
@@ -441,7 +441,7 @@ def completions(r: int, now: int, scalars: Any, deployments: Any, slots: Any, re
             bins[rep.site, rep.t // scalars[G_BIN_NS], B_SERVED] += n
 
 
-@kernel
+@part
 def register_chunks(s: int, r: int, covered: int, deployments: Any, slots: Any, replicas: Any, entries: Any, table: Any,
                     nodes: Any) -> None:  # fmt: skip
     """Offer the full hashed blocks of a prompt's first `covered` tokens to the prefix cache, as vLLM does on scheduling."""
@@ -468,7 +468,7 @@ def register_chunks(s: int, r: int, covered: int, deployments: Any, slots: Any, 
             node = nodes[node, HASHES_PER_NODE]
 
 
-@kernel
+@part
 def chunk_units(dep: Any, context: int, chunk: int) -> int:
     """Return what `chunk` prompt tokens on top of `context` add in attention, in table units."""
     compute = dep.att_units * chunk * (context + 0.5 * chunk)
@@ -626,7 +626,7 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
             rep.run_m = steps_until(rep, slots[rep.q_head].ready)
 
 
-@kernel
+@part
 def next_event(r: int, slots: Any, replicas: Any) -> int:
     """Return when replica `r` needs attention next, in ns."""
     rep = replicas[r]

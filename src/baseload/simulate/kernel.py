@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseload.jit import inlined, kernel
+from baseload.jit import inlined, kernel, part
 from baseload.policies import admit as admit_rules
 from baseload.policies import custom
 from baseload.policies import route as route_rules
@@ -118,7 +118,7 @@ LENGTH_MEMORY = 0.05  # weight of the newest answer in a tenant's running mean
 BACK_OFF_NS = 1_000_000_000  # who was turned away asks again a second later at the earliest, as Retry-After wants
 
 
-@kernel
+@part
 def tree_set(tree: Any, leaves: int, i: int, key: int) -> None:
     """Set replica `i`'s next event in the winner tree."""
     node = leaves + i
@@ -134,7 +134,7 @@ def tree_set(tree: Any, leaves: int, i: int, key: int) -> None:
         node >>= 1
 
 
-@kernel
+@part
 def tree_first(tree: Any, leaves: int) -> int:
     """Return the replica with the earliest event; the lowest index of equal ones."""
     key = tree[1]
@@ -146,7 +146,7 @@ def tree_first(tree: Any, leaves: int) -> int:
     return node - leaves
 
 
-@kernel
+@part
 def timer_push(timers: Any, scalars: Any, at_ns: int, kind: int, row: int) -> None:
     """Set a timer; equal times fire in the order in which they were set."""
     order = (scalars[G_TIMER_ORDER] << 3) | kind
@@ -166,7 +166,7 @@ def timer_push(timers: Any, scalars: Any, at_ns: int, kind: int, row: int) -> No
     timers[i, 2] = row
 
 
-@kernel
+@part
 def timer_drop_first(timers: Any, scalars: Any) -> None:
     """Remove the earliest timer."""
     n = scalars[G_N_TIMERS] - 1
@@ -198,7 +198,7 @@ def timer_drop_first(timers: Any, scalars: Any) -> None:
     timers[i, 2] = row
 
 
-@kernel
+@part
 def learn(now: int, scalars: Any, slots: Any, sites: Any, tenants: Any, kinds: Any, counts: Any, columns: Any) -> None:
     """Let the gateway learn of every end whose notice has reached it: counts, budgets, lengths of answers."""
     for i in range(len(sites)):
@@ -232,7 +232,7 @@ def learn(now: int, scalars: Any, slots: Any, sites: Any, tenants: Any, kinds: A
             sites[i].notice_tail = -1
 
 
-@kernel
+@part
 def chosen_route(rule: int, ask: Ask, columns: Columns, allowed: Any, tunables: Tunables) -> int:
     """Ask the route rule that the fleet file names."""
     if rule == 1:
@@ -250,7 +250,7 @@ def chosen_route(rule: int, ask: Ask, columns: Columns, allowed: Any, tunables: 
     return int(custom_route(ask, columns, allowed, tunables))
 
 
-@kernel
+@part
 def chosen_admit(rule: int, ask: Ask, columns: Columns, replica: int, tunables: Tunables) -> int:
     """Ask the admission rule that the fleet file names."""
     if rule == 1:
@@ -264,7 +264,7 @@ def chosen_admit(rule: int, ask: Ask, columns: Columns, replica: int, tunables: 
     return REASON_NONE
 
 
-@kernel
+@part
 def turn_away(s: int, now: int, status: int, reason: int, scalars: Any, slots: Any, replicas: Any, nodes: Any,
               tenants: Any, out: Any) -> None:  # fmt: skip
     """End a request at the gateway itself: refused, or failed after its last try."""
@@ -279,7 +279,7 @@ def turn_away(s: int, now: int, status: int, reason: int, scalars: Any, slots: A
     scalars[G_ACTIVE] -= 1
 
 
-@kernel
+@part
 def reach(s: int, r: int, open_ns: int, leaves: int, slots: Any, replicas: Any, deployments: Any, tree: Any) -> None:
     """Put a request on its way to replica `r`; a run in progress there is cut at the first boundary after it arrives.
 
@@ -394,7 +394,7 @@ def send(s: int, now: int, world: World) -> None:
     reach(s, r, now + 1, scalars[G_LEAVES], world.slots, world.replicas, world.deployments, world.tree)
 
 
-@kernel
+@part
 def arrive(i: int, now: int, scalars: Any, slots: Any, nodes: Any, limits: Any, rtt_s: Any, arrivals: Arrivals) -> int:
     """Take row `i` of the trace in at the door; return its slot."""
     s = scalars[G_FREE_SLOT]
@@ -442,7 +442,7 @@ def arrive(i: int, now: int, scalars: Any, slots: Any, nodes: Any, limits: Any, 
     return s
 
 
-@kernel
+@part
 def hand_over(now: int, scalars: Any, slots: Any, replicas: Any, deployments: Any, tree: Any, nodes: Any, sites: Any,
               counts: Any, columns: Any, out: Any) -> None:  # fmt: skip
     """Send requests whose prompt a prefill replica computed to a decode replica of the same model and site."""
@@ -477,7 +477,7 @@ def hand_over(now: int, scalars: Any, slots: Any, replicas: Any, deployments: An
         s = following
 
 
-@kernel
+@part
 def issue_again(first_out: int, scalars: Any, timers: Any, out: Any) -> None:
     """Closed loop: whoever was answered (or refused) asks again after thinking."""
     for i in range(first_out, scalars[G_OUT]):

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseload.jit import kernel
+from baseload.jit import part
 
 
-@kernel
+@part
 def bucket_of(key: int, mask: int) -> int:
     """Return the home bucket of a key (Fibonacci hashing on 32 bits)."""
     low = (key ^ (key >> 32)) & 0xFFFFFFFF
     return ((low * 0x9E3779B1) >> 13) & mask
 
 
-@kernel
+@part
 def find(r: int, key: int, entries: Any, table: Any) -> int:
     """Return replica `r`'s entry for `key`, or -1."""
     mask = table.shape[1] - 1
@@ -33,7 +33,7 @@ def find(r: int, key: int, entries: Any, table: Any) -> int:
         b = (b + 1) & mask
 
 
-@kernel
+@part
 def insert(r: int, key: int, parent: int, replicas: Any, entries: Any, table: Any) -> int:
     """Add an entry held once, and return it; the caller has made sure that the key is new. -1: no entry left."""
     rep = replicas[r]
@@ -55,7 +55,7 @@ def insert(r: int, key: int, parent: int, replicas: Any, entries: Any, table: An
     return e
 
 
-@kernel
+@part
 def remove_key(r: int, key: int, entries: Any, table: Any) -> None:
     """Take a key out of the open-addressing table, closing the gap it leaves (backward shift)."""
     mask = table.shape[1] - 1
@@ -75,7 +75,7 @@ def remove_key(r: int, key: int, entries: Any, table: Any) -> None:
     table[r, hole] = 0
 
 
-@kernel
+@part
 def lru_append(r: int, e: int, replicas: Any, entries: Any) -> None:
     """Put an entry that nobody holds at the young end of the LRU list."""
     rep = replicas[r]
@@ -90,7 +90,7 @@ def lru_append(r: int, e: int, replicas: Any, entries: Any) -> None:
     rep.n_evictable += 1
 
 
-@kernel
+@part
 def lru_remove(r: int, e: int, replicas: Any, entries: Any) -> None:
     """Take an entry out of the LRU list, because it is held again or evicted."""
     rep = replicas[r]
@@ -106,7 +106,7 @@ def lru_remove(r: int, e: int, replicas: Any, entries: Any) -> None:
     rep.n_evictable -= 1
 
 
-@kernel
+@part
 def take_blocks(r: int, n: int, chunk_blocks: int, replicas: Any, entries: Any, table: Any) -> None:
     """Take `n` blocks, evicting the oldest cached chunks as far as needed; the caller knows that there are enough."""
     rep = replicas[r]
@@ -120,7 +120,7 @@ def take_blocks(r: int, n: int, chunk_blocks: int, replicas: Any, entries: Any, 
     rep.free -= n
 
 
-@kernel
+@part
 def release_chain(r: int, leaf: int, replicas: Any, entries: Any) -> None:
     """Let go of a chain, its end first."""
     e = leaf
@@ -132,7 +132,7 @@ def release_chain(r: int, leaf: int, replicas: Any, entries: Any) -> None:
         e = entry.parent
 
 
-@kernel
+@part
 def clear(r: int, deployments: Any, replicas: Any, entries: Any, table: Any, residues: Any) -> None:
     """Forget everything: a failed or fresh replica has no KV."""
     rep = replicas[r]
@@ -153,7 +153,7 @@ def clear(r: int, deployments: Any, replicas: Any, entries: Any, table: Any, res
         residues[r, k] = 0
 
 
-@kernel
+@part
 def allocations(r: int, first_step: int, m: int, n_dec: int, block_bits: int, residues: Any) -> int:
     """Return the KV blocks that `m` decode steps from `first_step` on need, over all decoding sequences.
 
@@ -166,7 +166,7 @@ def allocations(r: int, first_step: int, m: int, n_dec: int, block_bits: int, re
     return total
 
 
-@kernel
+@part
 def steps_that_fit(r: int, first_step: int, m: int, blocks: int, n_dec: int, block_bits: int, residues: Any) -> int:
     """Return how many of the next `m` decode steps `blocks` blocks are enough for."""
     if ((m >> block_bits) + 1) * n_dec <= blocks:
