@@ -78,6 +78,7 @@ policy:                # rules by name; docs/reference/policies.md lists them
   route: least_outstanding
   admit: always
   scale: target_utilisation
+  target_utilisation: 0.25   # of max_num_seqs in flight, from which on more replicas start
 
 failures:              # 0 turns a kind off
   server_mtbf_h: 6300

@@ -159,7 +159,8 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
     within, sold = by_name.get("within SLO"), by_name.get("sold")
     said = []
     if search is not None:
-        said.append(_searched(search, name))
+        rate = (fleet.service.input_tokens_per_s or 0.0) + (fleet.service.output_tokens_per_s or 0.0)
+        said.append(_searched(search, name, rate))
         if within is not None and within.tokens_per_s > 0.0:
             most = scaled(within.tokens_per_s, "tokens/s")
             said.append(
@@ -195,13 +196,13 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
     return " ".join(said)
 
 
-def _searched(search: SearchMeta, name: str) -> str:
+def _searched(search: SearchMeta, name: str, served_per_s: float) -> str:
     """Return how much more of this very demand the fleet can take, and what breaks first."""
     if search.highest_load_factor <= 0.0:
         return f"{name} cannot keep its promises under this demand, however little of it arrives."
     text = (
-        f"{name} can serve {scaled(search.tokens_per_s, 'tokens/s')} of this demand within its SLOs: "
-        f"{search.highest_load_factor:.2f} times what was asked"
+        f"{name} can serve {scaled(search.highest_load_factor * served_per_s, 'tokens/s')} of this demand within its SLOs: "
+        f"{search.highest_load_factor:.2f} times what it served"
     )
     if search.first_to_miss:
         text += f"; beyond that, {search.first_to_miss} is the first to miss ({search.cause})"

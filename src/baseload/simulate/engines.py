@@ -115,13 +115,7 @@ def deployed_engine(fleet: Fleet, name: str, *, model_i: int, chunk_tokens: int)
                 mend="raise tp or pp, or choose a smaller precision or a larger accelerator",
             )
         )
-    known_context = catalog.model(model.catalog).max_context_tokens if model.catalog else 1 << 30
-    max_context = model.max_context_tokens or known_context
-    room = min(max_context, blocks * deployment.block_tokens - 1)
-    if room < 2:
-        what = f"a context of {room} token{'s' * (room != 1)} has no room for a prompt and an answer"
-        mend = "raise kv_blocks, or the model's max_context_tokens"
-        raise FleetError(Problem(key=f"deployments.{name}", what=what, mend=mend))
+    max_context = _max_context(model, name, kv_tokens=blocks * deployment.block_tokens)
     transfer_gb_s = (accelerator.scale_out_gb_s or 1.0) * KV_TRANSFER_SHARE * parallelism.accelerators
     spec = EngineSpec(
         base_s=costs.base_s,
@@ -162,6 +156,18 @@ def deployed_engine(fleet: Fleet, name: str, *, model_i: int, chunk_tokens: int)
         modelled=catalog.modelled_figures(provenance),
         calibrated=bool(deployment.speed),
     )
+
+
+def _max_context(model: Model, name: str, *, kv_tokens: int) -> int:
+    """Return the longest context that the model allows; raises FleetError where not even two tokens fit."""
+    known = catalog.model(model.catalog).max_context_tokens if model.catalog else 1 << 30
+    longest = model.max_context_tokens or known
+    room = min(longest, kv_tokens - 1)
+    if room < 2:
+        what = f"a context of {room} token{'s' * (room != 1)} has no room for a prompt and an answer"
+        mend = "raise kv_blocks, or the model's max_context_tokens"
+        raise FleetError(Problem(key=f"deployments.{name}", what=what, mend=mend))
+    return longest
 
 
 def prefill_speed(costs: StepCosts, chunk: int) -> float:
