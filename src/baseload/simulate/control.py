@@ -174,8 +174,8 @@ def fail(r: int, now: int, world: World) -> None:
     if rep.pf_head < 0 and rep.partial >= 0:  # a prompt between two of its chunks
         world.slots[rep.partial].next = -1
         rep.pf_head = rep.partial
-    lose_list(rep.pf_head, now, world)
-    lose_list(rep.q_head, now, world)
+    lose_list(int(rep.pf_head), now, world)
+    lose_list(int(rep.q_head), now, world)
     rep.n_dec = 0
     rep.kv_sum = 0
     rep.window_sum = 0
@@ -211,7 +211,7 @@ def on_outage(world: World, plant: Plant) -> None:
     group = plant.outages[i, 1]
     first_out = scalars[G_OUT]
     for k in range(plant.group_start[group], plant.group_start[group + 1]):
-        r = plant.group_member[k]
+        r = int(plant.group_member[k])
         if plant.outages[i, 2] > 0:
             fail(r, now, world)
         else:
