@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 import baseload
+from baseload.adapters.duck import connected, undisturbed
 from baseload.adapters.series_files import with_files
 from baseload.errors import FleetError, RunError
 from baseload.fleet.load import Loaded, loads
@@ -131,7 +132,7 @@ class RunWriter:
             self._clear_leftover()
             self.partial.mkdir()
             self._take_lock()
-            self._db = duckdb.connect(":memory:", config={"threads": 1})
+            self._db = connected()
             self._write_text("fleet.yaml", self._fleet_text)
             self._copy_files()
         return self
@@ -186,8 +187,9 @@ class RunWriter:
             self._write_text("meta.json", text.decode() + "\n")
             (self.partial / _LOCK).unlink(missing_ok=True)
             _sync(self.partial)
-            self._put_in_place()
-        self.finished = True
+            with undisturbed():
+                self._put_in_place()
+                self.finished = True
         return self.folder
 
     def _clear_leftover(self) -> None:
@@ -234,14 +236,15 @@ class RunWriter:
 
     def _flush(self) -> None:
         rows = {name: column[: self._n_rows] for name, column in self._part.items()}
-        self._write_table("requests", f"requests-{self._n_parts:05}.parquet", rows)
-        self._n_parts += 1
-        self._n_rows = 0
+        with undisturbed():
+            self._write_table("requests", f"requests-{self._n_parts:05}.parquet", rows)
+            self._n_parts += 1
+            self._n_rows = 0
 
     def _write_table(self, table: str, file: str, columns: Mapping[str, Any]) -> None:
         assert self._db is not None, "use it as a context manager"
         path = self.partial / file
-        with self._blamed():
+        with self._blamed(), undisturbed():
             self._db.register("rows", dict(columns))
             try:
                 # One thread and a fixed row group: the same rows give the same bytes.
@@ -444,11 +447,7 @@ class RunReader:
     def _connection(self) -> duckdb.DuckDBPyConnection:
         if self._db is not None:
             return self._db
-        # One thread: sums of floats come out the same each time.
-        db = duckdb.connect(
-            ":memory:",
-            config={"threads": 1, "memory_limit": _MEMORY_LIMIT, "temp_directory": tempfile.gettempdir()},
-        )
+        db = connected(memory_limit=_MEMORY_LIMIT, temp_directory=tempfile.gettempdir())
         parts = sorted(str(path) for path in self.folder.glob("requests-*.parquet"))
         files = {"requests": parts, "replicas": ["replicas.parquet"], "sites": ["sites.parquet"]}
         for table, names in files.items():
@@ -467,6 +466,10 @@ class RunReader:
     def _blamed(self) -> Iterator[None]:
         try:
             yield
+        except (RuntimeError, duckdb.InterruptException) as error:
+            if "interrupted" in str(error).lower():  # what DuckDB makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             first = str(error).splitlines()[0]
             raise RunError(f"{self.folder}: its tables cannot be read ({first}); run it again") from error

@@ -21,9 +21,9 @@ _ROWS = 262_144
 
 
 def _connected() -> Any:
-    import duckdb
+    from baseload.adapters.duck import connected
 
-    return duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": False})
+    return connected(autoinstall_known_extensions=False)
 
 
 def columns_of(path: Path, shown: str, accepted: str) -> list[str]:
@@ -55,11 +55,13 @@ def blocks(path: Path, checker: Checker, wanted: Sequence[str]) -> Iterator[Trac
     """Yield the rows, a range at a time."""
     import duckdb
 
+    from baseload.adapters.duck import undisturbed
+
     checker.unit = "row"
     at = 0
     while True:
         try:
-            with _connected() as db:
+            with undisturbed(), _connected() as db:
                 found = db.execute(
                     "SELECT COLUMNS(lambda c: list_contains(?, c)) FROM read_parquet(?, file_row_number = true) "
                     "WHERE file_row_number >= ? AND file_row_number < ? ORDER BY file_row_number",
