@@ -9,7 +9,9 @@ import argparse
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,6 +139,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the `baseload` command."""
     _open_streams()
+    pressed = _note_interrupts()
     try:
         try:
             code = run()
@@ -151,7 +154,12 @@ def main() -> None:
     except MemoryError:
         print("baseload: out of memory; run fewer replicas or fewer requests, or a larger machine", file=sys.stderr)
         code = 1
-    except OSError as error:
+    except Exception as error:
+        if pressed:  # what Ctrl-C turned into on its way through a compiler or a library
+            print("baseload: interrupted", file=sys.stderr)
+            sys.exit(130)
+        if not isinstance(error, OSError):
+            raise
         if not isinstance(error, BrokenPipeError):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 raise
@@ -159,6 +167,19 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
         code = 1
     sys.exit(code)
+
+
+def _note_interrupts() -> list[int]:
+    """Return a list that tells whether Ctrl-C was pressed; KeyboardInterrupt is raised as ever."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, press)
+    return pressed
 
 
 def _open_streams() -> None:
