@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from baseload.jit import inlined, part
+from baseload.jit import part
 from baseload.records import (
     REASON_NONE,
     REASON_WAITED,
@@ -330,7 +330,7 @@ def preempt_last(r: int, now: int, deployments: Any, slots: Any, replicas: Any, 
     rep.n_queue += 1
 
 
-@inlined
+@part
 def settle(r: int, m: int, scalars: Any, deployments: Any, slots: Any, replicas: Any, residues: Any, entries: Any,
            table: Any, power: Any, bins: Any) -> None:  # fmt: skip
     """Book `m` steps of the run in progress: time, energy, KV blocks, context lengths."""
@@ -379,7 +379,7 @@ def settle(r: int, m: int, scalars: Any, deployments: Any, slots: Any, replicas:
             rep.cum_j += (energy_j - for_prompts_j) / rep.n_dec
 
 
-@inlined
+@part
 def completions(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas: Any, heap: Any, residues: Any,
                 entries: Any, nodes: Any, sites: Any, bins: Any, out: Any, scratch: Any) -> None:  # fmt: skip
     """Let go of the requests whose last token the step just produced, in order of admission; prompts done decode on."""
@@ -476,7 +476,7 @@ def chunk_units(dep: Any, context: int, chunk: int) -> int:
     return int(max(compute, read))
 
 
-@inlined
+@part
 def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas: Any, heap: Any, residues: Any,
          entries: Any, table: Any, nodes: Any, base: Any, head: Any, sites: Any, out: Any) -> None:  # fmt: skip
     """Decide the next step of an idle replica, or the next run of equal decode steps, and start it."""
