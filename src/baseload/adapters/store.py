@@ -74,6 +74,21 @@ def state_of(folder: Path) -> State:
         raise RunError(f"{str(folder)[:200]}: cannot be looked at ({reason}); name another folder") from None
 
 
+def being_written(partial: Path) -> bool:
+    """Say whether a living process holds a `.partial` folder: the kernel lets go of its lock however a process ends."""
+    lock = partial / _LOCK
+    if sys.platform == "win32" or not lock.exists():
+        return False
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # not ours to look into: what is done with it next says why
+        return False
+    return False
+
+
 def refuse_to_overwrite(folder: Path, *, overwrite: bool) -> None:
     """Raise RunError where a run may not be written to `folder`."""
     if folder.name.endswith(".partial"):
@@ -83,6 +98,8 @@ def refuse_to_overwrite(folder: Path, *, overwrite: bool) -> None:
         raise RunError(f"{folder}: exists and is no run folder; choose another --out")
     if state == "complete" and not overwrite:
         raise RunError(f"{folder}: holds a complete run; choose another --out, or add --overwrite")
+    if being_written(partial_of(folder)):
+        raise RunError(f"{partial_of(folder)}: another run is writing here; wait for it, or choose another --out")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------
@@ -202,21 +219,10 @@ class RunWriter:
         ]
         if strange:
             raise RunError(f"{self.partial}: holds `{strange[0]}`, which no run wrote; move it away")
-        if self._locked_by_another():
+        if being_written(self.partial):
             raise RunError(f"{self.partial}: another run is writing here; wait for it, or choose another --out")
         shutil.rmtree(self.partial)
         self.said.append(f"{self.partial.name}: left by an interrupted run, and replaced")
-
-    def _locked_by_another(self) -> bool:
-        lock = self.partial / _LOCK
-        if sys.platform == "win32" or not lock.exists():
-            return False
-        with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
 
     def _take_lock(self) -> None:
         # The kernel lets go of it however the process ends.
@@ -422,6 +428,8 @@ class RunReader:
             raise RunError(f"{self.folder}: is no run folder (it has no meta.json); name one that simulate wrote")
         if state == "partial":
             shown = self.folder if self.folder.name.endswith(".partial") else partial_of(self.folder)
+            if being_written(shown):
+                raise RunError(f"{shown}: this run is still being written; wait for it to end")
             raise RunError(
                 f"{shown}: this run was interrupted, and is not complete; "
                 "run it again (the leftover is replaced), or delete it"

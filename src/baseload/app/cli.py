@@ -179,6 +179,7 @@ def _note_interrupts() -> list[int]:
 
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, press)
+        sys.unraisablehook = lambda what: None if pressed else sys.__unraisablehook__(what)
     return pressed
 
 
