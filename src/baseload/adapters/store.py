@@ -478,6 +478,8 @@ class RunReader:
             if "interrupted" in str(error).lower():  # what DuckDB makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        except duckdb.Error as error:
+            if isinstance(error, duckdb.ProgrammingError) and not isinstance(error, duckdb.InvalidInputException):
+                raise  # a query of ours that is wrong
             first = str(error).splitlines()[0]
             raise RunError(f"{self.folder}: its tables cannot be read ({first}); run it again") from error
