@@ -57,9 +57,9 @@ docs: venv-run
 lock:
 	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
 	uv lock
-	uv export -q --format requirements-txt --no-header --no-emit-project --no-default-groups --group build \
+	uv export -q --format requirements-txt --no-header --no-emit-project --no-default-groups --group build --all-extras \
 		-o requirements.lock
-	uv export -q --format requirements-txt --no-header --no-emit-project --all-groups -o requirements-dev.lock
+	uv export -q --format requirements-txt --no-header --no-emit-project --all-groups --all-extras -o requirements-dev.lock
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache build dist
