@@ -46,7 +46,8 @@ class SiteRow(Row, frozen=True):
     carbon_g_per_kwh: float  # at the hour the table was made; the owner writes the current one to the board
     price_per_kwh: float  # in the fleet's currency
     limit_kw: float | None  # IT power that may be drawn now; None: no limit
-    idle_kw: float  # IT power of the site with all its engines idle
+    idle_kw: float  # IT power of training and of parked accelerators, all of them counted as parked
+    parked_ratio: float = 0.0  # share of idle power that an accelerator without a replica draws
 
 
 class DeploymentRow(Row, frozen=True):

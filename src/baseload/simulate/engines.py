@@ -181,11 +181,17 @@ def half_load_step_s(costs: StepCosts, max_seqs: int, kv_tokens: int) -> float:
     return step_time_s(costs, n_decode=n, kv_tokens=n * TYPICAL_CONTEXT_TOKENS)
 
 
+def half_load_sequences(engine: DeployedEngine) -> int:
+    """Return the sequences of half load: half of what seats, or the KV cache with typical contexts, allow."""
+    spec = engine.spec
+    return max(1, min(spec.max_seqs // 2, spec.blocks * spec.block_tokens // (2 * TYPICAL_CONTEXT_TOKENS)))
+
+
 def joules_per_token(engine: DeployedEngine) -> float:
     """Return the energy above idle of one more token at half load, in joules: what routing compares."""
     spec = engine.spec
     assert spec.power_w is not None
-    n = max(1, min(spec.max_seqs // 2, spec.blocks * spec.block_tokens // (2 * TYPICAL_CONTEXT_TOKENS)))
+    n = half_load_sequences(engine)
     above_idle_w = float(spec.power_w[min(n, len(spec.power_w) - 1)]) - spec.power_idle_w
     return max(above_idle_w, 0.0) * spec.decode_s_per_token / n
 
