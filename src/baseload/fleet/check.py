@@ -1,16 +1,17 @@
 """What must hold between the records of a fleet file: names that exist, room for what is promised, dates in order.
 
 One record's own keys are checked by `load.py`. Rules about places, racks and power are in `check_sites.py`, those about
-models, deployments, tenants, demand and policies in `check_service.py`. Whether a model fits its accelerator's memory
-needs formulas: the twin says it.
+models, deployments, tenants, demand and policies in `check_service.py`, those about the live side in `check_serve.py`.
+Whether a model fits its accelerator's memory needs formulas: the twin says it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import date
 
 from baseload.errors import FleetError, Problem
-from baseload.fleet import check_service, check_sites, dates
+from baseload.fleet import check_serve, check_service, check_sites, dates
 from baseload.fleet.load import Loaded
 from baseload.fleet.notes import Notes
 
@@ -19,12 +20,14 @@ MAX_NAMES = 30_000
 MAX_REPLICAS = 100_000
 
 
-def problems(loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = None) -> list[Problem]:
-    """Return what makes the fleet impossible on the day of its run; an empty list when nothing does.
+def problems(
+    loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = None, day: date | None = None
+) -> list[Problem]:
+    """Return what makes the fleet impossible on `day` (that of its run where absent); an empty list when nothing does.
 
     `policies` are the known policy names by key (`baseload.policies.KINDS`); without it, names are not looked at.
     """
-    return _look(loaded, policies).problems
+    return _look(loaded, policies, day).problems
 
 
 def warnings(loaded: Loaded) -> list[Problem]:
@@ -32,21 +35,22 @@ def warnings(loaded: Loaded) -> list[Problem]:
     return _look(loaded, None).warnings
 
 
-def require(loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = None) -> None:
+def require(loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = None, day: date | None = None) -> None:
     """Raise FleetError with all problems, if there are any."""
-    found = problems(loaded, policies=policies)
+    found = problems(loaded, policies=policies, day=day)
     if found:
         raise FleetError(found)
 
 
-def _look(loaded: Loaded, policies: Mapping[str, Collection[str]] | None) -> Notes:
+def _look(loaded: Loaded, policies: Mapping[str, Collection[str]] | None, day: date | None = None) -> Notes:
     notes = Notes(loaded)
     _sizes(notes)
     if notes.problems:  # the other rules walk every pair of names
         return notes
-    day = dates.run_day(loaded.fleet)
+    day = day or dates.run_day(loaded.fleet)
     check_sites.look(notes, day)
     check_service.look(notes, day, policies)
+    check_serve.look(notes)
     return notes
 
 
