@@ -1,4 +1,4 @@
-"""The command line: `baseload init|check|simulate|report|compare|calibrate|catalog`. Light: verbs import what they need.
+"""The command line: `baseload init|check|simulate|serve|report|…`. Light: verbs import what they need.
 
 Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr: where, what, mend), 1 ours, 130 Ctrl-C.
 """
@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     _compare(verbs)
     _calibrate(verbs)
     _catalog(verbs)
+    _serve(verbs)
+    _keys(verbs)
+    _usage(verbs)
+    _verify(verbs)
     return top
 
 
@@ -86,6 +90,12 @@ def _simulate(verbs: Verbs) -> None:  # type: ignore[type-arg]
         "--find-capacity", action="store_true", help="search the highest load that still meets every promise (SLO)"
     )
     sub.add_argument("--step", action="store_true", help="advance every engine step one by one (slower, same answer)")
+    sub.add_argument(
+        "--replay",
+        type=Path,
+        metavar="LEDGER",
+        help="run the requests of a ledger instead of a trace, and say where reality differed",
+    )
     _set_option(sub)
 
 
@@ -120,6 +130,65 @@ def _catalog(verbs: Verbs) -> None:  # type: ignore[type-arg]
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _state_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--state", type=Path, help="folder of keys, ledger and sockets (baseload-state)")
+
+
+def _serve(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("serve", help="run the gateway and the control plane of a fleet, live")
+    sub.add_argument("fleet", type=Path, help="fleet file")
+    sub.add_argument("--listen", metavar="ADDR", help="address and port of the gateway (127.0.0.1:8080)")
+    sub.add_argument("--control", metavar="ADDR", help="address and port of the control listener (127.0.0.1:8081)")
+    sub.add_argument("--workers", type=int, help="gateway processes; serve.workers of the fleet file where absent")
+    sub.add_argument(
+        "--engines", choices=["external", "embedded", "emulated"], help="one kind of engine for all deployments"
+    )
+    _state_option(sub)
+    sub.add_argument("--ready-json", action="store_true", help="print one JSON line with the addresses when ready")
+    _set_option(sub)
+
+
+def _keys(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("keys", help="make, list and revoke the keys of tenants and of the control listener")
+    what = sub.add_subparsers(dest="keys_verb", metavar="WHAT", required=True)
+    create = what.add_parser("create", help="make a key; it is shown once")
+    create.add_argument("--tenant", help="name under `tenants` of the fleet file")
+    create.add_argument("--role", choices=["viewer", "operator", "admin"], help="a control token instead")
+    create.add_argument("--name", default="", help="what it is for, as you will see it in lists")
+    create.add_argument("--budget", type=float, help="most it may spend in its whole life, in the fleet's currency")
+    create.add_argument("--rpm", type=int, help="requests a minute")
+    create.add_argument("--tpm", type=int, help="tokens a minute, input and output together")
+    create.add_argument("--concurrency", type=int, help="requests at a time")
+    create.add_argument("--days", type=float, help="days until it expires; never where absent")
+    listed = what.add_parser("list", help="list keys; the keys themselves are known to nobody")
+    listed.add_argument("--tenant", help="of one tenant")
+    revoke = what.add_parser("revoke", help="end a key; running streams stop within a second")
+    revoke.add_argument("key", help="its id as `keys list` shows it, or the key itself")
+    pepper = what.add_parser("rotate-pepper", help="make a new pepper; keys made under the old one stay valid")
+    forget = what.add_parser("forget", help="remove a tenant's name from everything but their pseudonym in the ledger")
+    forget.add_argument("tenant", help="name under `tenants`")
+    for one in (create, listed, revoke, pepper, forget):
+        _state_option(one)
+        one.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _usage(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("usage", help="what was used and what it comes to, from the ledger")
+    sub.add_argument("--tenant", help="of one tenant")
+    sub.add_argument("--since", help="from this day on (YYYY-MM-DD), UTC; this month where absent")
+    _state_option(sub)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _verify(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("verify", help="check a ledger or a receipt offline; names the first row tampered with")
+    sub.add_argument("ledger", type=Path, nargs="?", help="ledger file")
+    sub.add_argument("--receipt", type=Path, help="receipt of one request, as /v1/receipts/{id} gave it")
+    sub.add_argument("--witness", type=Path, help="file of checkpoints kept elsewhere")
+    sub.add_argument("--public-key", type=Path, help="the signer's public key, from a place you trust")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Errors of the user are raised as BaseloadError."""
     top = parser()
@@ -130,7 +199,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if options.verb is None:
         top.print_help()
         return 0
-    from baseload.app import verbs
+    if options.verb in ("serve", "keys", "usage", "verify"):
+        from baseload.app import live_verbs as verbs
+    else:
+        from baseload.app import verbs  # type: ignore[no-redef]
 
     code: int = getattr(verbs, f"{options.verb}_verb")(options)
     return code

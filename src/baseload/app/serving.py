@@ -1,0 +1,339 @@
+"""`baseload serve`: a small supervisor that starts one owner and some workers, and restarts whichever dies.
+
+The owner (`app/owner_main.py`) holds money, ledger, engines and the control listener; a worker (`serve/worker.py`) is the data
+plane. This process holds the port and the state folder's lock, carries no request, and imports nothing heavy. Children
+end when it does, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from baseload.errors import BaseloadError, FleetError, InputError
+from baseload.fleet import check, load
+from baseload.fleet.check_serve import host_and_port
+from baseload.policies import KINDS
+
+READY_S = 60.0  # an owner that starts engines first takes its time
+BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+CALM_S = 30.0  # a child that lived this long starts again at the first back-off
+STOP_S = 10.0  # after drain_s, before a child is killed
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the children are started with; `run/serve.json`. No secret is in it."""
+
+    fleet: str
+    overrides: list[str]
+    state: str
+    listen_host: str
+    listen_port: int
+    control_host: str
+    control_port: int
+    workers: int
+    engines: str | None = None  # one kind for all deployments
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    drain_s: float = 30.0
+
+    @property
+    def run_folder(self) -> Path:
+        """Return the folder of sockets, board and marks."""
+        return Path(self.state) / "run"
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of ours, and when to start it again."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    ready: dict[str, object] | None = None
+    started_s: float = 0.0
+    failures: int = 0
+    again_s: float = 0.0
+    line: bytes = b""
+    restarts: int = 0
+    keep_open: int = -1  # our end of its stdin: when it closes, we are gone
+
+    def start(self, now_s: float) -> None:
+        """Start it; its first line on stdout says that it is ready."""
+        read_end, write_end = os.pipe()  # ours stays open as long as we live
+        try:
+            self.process = subprocess.Popen(self.command, stdin=read_end, stdout=subprocess.PIPE)
+        except BaseException:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        self.keep_open = write_end
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.ready, self.line, self.started_s = None, b"", now_s
+
+    def let_go(self) -> None:
+        """Close our ends of a process that is gone."""
+        if self.keep_open >= 0:
+            os.close(self.keep_open)
+            self.keep_open = -1
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def hear(self) -> None:
+        """Read what it says; a whole JSON line means ready."""
+        assert self.process is not None and self.process.stdout is not None
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.process.stdout.fileno(), 65_536):
+                self.line = (self.line + data)[-65_536:]
+        if self.ready is None and b"\n" in self.line:
+            with contextlib.suppress(ValueError):
+                self.ready = json.loads(self.line.split(b"\n", 1)[0])
+
+
+def config_of(options: argparse.Namespace) -> ServeConfig:
+    """Check the fleet file as it stands today and return what the children need; raises InputError."""
+    loaded = load.load(options.fleet, options.overrides)
+    check.require(loaded, policies={kind: list(names) for kind, names in KINDS.items()}, day=datetime.now(UTC).date())
+    serve = loaded.fleet.serve
+    try:
+        listen, control = host_and_port(options.listen or serve.listen), host_and_port(options.control or serve.control)
+    except ValueError as error:
+        raise InputError(f"--listen or --control: {error}; write an address and a port, e.g. 127.0.0.1:8080") from None
+    workers = serve.workers if options.workers is None else options.workers
+    if not 1 <= workers <= 256:
+        raise InputError(f"--workers {workers}: from 1 to 256")
+    state = state_folder(options.state)
+
+    def beside(name: str | None) -> str | None:
+        return None if name is None else str(loaded.base_folder / name)
+
+    return ServeConfig(
+        fleet=str(options.fleet), overrides=list(options.overrides), state=str(state), listen_host=listen[0],
+        listen_port=listen[1], control_host=control[0], control_port=control[1], workers=workers,
+        engines=options.engines, tls_cert=beside(serve.tls_cert), tls_key=beside(serve.tls_key),
+        drain_s=serve.limits.drain_s,
+    )  # fmt: skip
+
+
+def state_folder(path: Path | None) -> Path:
+    """Return the state folder, made where it is not there (mode 0700); `baseload-state` where none is named."""
+    folder = path or Path("baseload-state")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "run").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be the state folder ({error.strerror}); name another with --state"
+        ) from None
+    return folder.resolve()
+
+
+def lock(state: Path) -> int:
+    """Return the lock of a state folder; raises InputError where another gateway holds it."""
+    handle = os.open(state / "run" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise InputError(f"{state}: another `baseload serve` runs on it; stop that, or name another --state") from None
+    return handle
+
+
+def hold_port(host: str, port: int, what: str) -> tuple[socket.socket, int]:
+    """Return a bound socket that listens to nothing, and its port: workers join it with SO_REUSEPORT."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    holder = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if port:  # somebody else's listener would share the port unseen, if it is of the same user
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((host, port))
+    except OSError as error:
+        holder.close()
+        mend = "choose another port" if error.errno == errno.EADDRINUSE else "choose an address of this machine"
+        raise InputError(f"{what} {host}:{port}: {error.strerror}; {mend}") from None
+    return holder, int(holder.getsockname()[1])
+
+
+class Supervisor:
+    """Starts, watches and ends the children."""
+
+    def __init__(self, config: ServeConfig, say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        path = config.run_folder / "serve.json"
+        path.write_bytes(msgspec.json.encode(config))
+        python = [sys.executable, "-m"]
+        self.owner = Child("owner", [*python, "baseload.app.owner_main", str(path)])
+        self.workers = [
+            Child(f"worker {i}", [*python, "baseload.serve.worker", str(path), str(i)]) for i in range(config.workers)
+        ]
+        self.stopping = False
+        self.signals: list[int] = []
+
+    @property
+    def children(self) -> list[Child]:
+        """Return all of them, owner first."""
+        return [self.owner, *self.workers]
+
+    def begin(self) -> dict[str, object]:
+        """Start everything; return what the owner and the workers said of themselves."""
+        self._first(self.owner)
+        for worker in self.workers:
+            worker.start(time.monotonic())
+        for worker in self.workers:
+            self._await(worker)
+        assert self.owner.ready is not None
+        return dict(self.owner.ready)
+
+    def _first(self, child: Child) -> None:
+        child.start(time.monotonic())
+        self._await(child)
+
+    def _await(self, child: Child) -> None:
+        until_s = time.monotonic() + READY_S
+        while child.ready is None:
+            self._obey(child)
+            assert child.process is not None
+            child.hear()
+            code = child.process.poll()
+            if code is not None and child.ready is None:
+                raise ChildEnded(f"{child.name} ended with code {code} before it was ready; see above", code)
+            if time.monotonic() > until_s:
+                raise ChildEnded(f"{child.name} was not ready within {READY_S:.0f} s", 1)
+            time.sleep(0.01)
+
+    def _obey(self, child: Child) -> None:
+        if any(number in (signal.SIGTERM, signal.SIGINT) for number in self.signals):
+            raise KeyboardInterrupt
+
+    def watch(self) -> None:
+        """Restart what dies, until told to stop."""
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write)
+        with selectors.DefaultSelector() as selector:
+            selector.register(wake_read, selectors.EVENT_READ)
+            while not self.stopping:
+                if selector.select(timeout=0.25):
+                    os.read(wake_read, 512)
+                while self.signals:
+                    number = self.signals.pop(0)
+                    if number == signal.SIGHUP:
+                        self._pass_on(signal.SIGHUP)
+                    elif number in (signal.SIGTERM, signal.SIGINT):
+                        self.stopping = True
+                if not self.stopping:
+                    self._mend(time.monotonic())
+        signal.set_wakeup_fd(-1)
+        os.close(wake_read)
+        os.close(wake_write)
+
+    def _pass_on(self, number: int) -> None:
+        if self.owner.process is not None and self.owner.process.poll() is None:
+            self.owner.process.send_signal(number)
+
+    def _mend(self, now_s: float) -> None:
+        for child in self.children:
+            if child.process is None:
+                if now_s >= child.again_s:
+                    child.start(now_s)
+                continue
+            child.hear()
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.let_go()
+            child.process = None
+            child.failures = 0 if now_s - child.started_s > CALM_S else child.failures + 1
+            wait_s = BACK_OFF_S[min(child.failures, len(BACK_OFF_S)) - 1] if child.failures else 0.0
+            child.again_s = now_s + wait_s
+            child.restarts += 1
+            self.say(f"{child.name} ended with code {code}; it starts again in {wait_s:g} s")
+
+    def end(self) -> None:
+        """Drain the workers, then end the owner; kill what does not end."""
+        deadline_s = time.monotonic() + self.config.drain_s + STOP_S
+        for group in (self.workers, [self.owner]):
+            for child in group:
+                if child.process is not None and child.process.poll() is None:
+                    child.process.send_signal(signal.SIGTERM)
+            for child in group:
+                if child.process is None:
+                    continue
+                try:
+                    child.process.wait(max(0.1, deadline_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+                    child.process.wait()
+                child.let_go()
+            deadline_s = max(deadline_s, time.monotonic() + STOP_S)
+
+
+class ChildEnded(BaseloadError):
+    """A child ended before it was ready; what was wrong stands above, in its own words."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code if code in (1, 2) else 1
+
+
+def serve(options: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """Run until SIGTERM or Ctrl-C; return the exit code."""
+    config = config_of(options)
+    held = lock(Path(config.state))
+    holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
+    config = msgspec.structs.replace(config, listen_port=port)
+    supervisor = Supervisor(config, say)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda n, frame: supervisor.signals.append(n))
+    try:
+        ready = supervisor.begin()
+        _tell(config, ready, options.ready_json, say)
+        supervisor.watch()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        supervisor.end()
+        holder.close()
+        os.close(held)
+    return 0
+
+
+def _tell(config: ServeConfig, ready: dict[str, object], as_json: bool, say: Callable[[str], None]) -> None:
+    host = f"[{config.listen_host}]" if ":" in config.listen_host else config.listen_host
+    scheme = "https" if config.tls_cert else "http"
+    gateway = f"{scheme}://{host}:{config.listen_port}"
+    if as_json:
+        told = {"gateway": gateway, "pid": os.getpid(), "state": config.state, **ready}
+        print(json.dumps(told), flush=True)
+        return
+    say(f"gateway  {gateway}/v1     (keys: baseload keys create --tenant NAME --state {config.state})")
+    say(f"control  {ready.get('control')}     (token in {ready.get('admin_token_file')})")
+    if ready.get("rehearsal"):
+        say(
+            "rehearsal: engines are emulated; what they answer is made up, and nothing measured here validates anything"
+        )
+    say("ready; Ctrl-C drains and stops")
+
+
+__all__ = ["FleetError", "ServeConfig", "serve", "state_folder"]
