@@ -1,14 +1,15 @@
 """What crosses between rooms that may not know each other: what a run says of itself, and how the report asks it.
 
 `RunMeta` is `meta.json` of a run folder; a verb fills it in, `adapters/store.py` writes and reads it, `report/` shows
-it. `Run` is what the report needs of a store. Only the shelf is imported here, so a Fleet appears as `Any`.
+it. `Run` is what the report needs of a store. `Ledger` is where the live side keeps what it owes and is owed; its rows are
+typed in `serve/rows.py`, and stored by `adapters/ledger_sqlite.py` and `adapters/ledger_postgres.py`. Only the shelf is imported here, so a Fleet appears as `Any`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -191,3 +192,236 @@ class Run(Protocol):
 
     def table(self, name: str, columns: Mapping[str, Any]) -> None:
         """Offer a small table of ours (NumPy columns) to queries under `name`."""
+
+
+# ---- accounts: who may ask, and for how much ---------------------------------------------------------------
+
+
+class KeyRecord(Part, frozen=True):
+    """A tenant's key as it is stored: never the secret, only what shows and bounds it."""
+
+    key_i: int
+    pseudonym: str  # stands for the key in the ledger
+    tenant: str  # name in the fleet file; '' once forgotten
+    tenant_pseudonym: str  # stands for the tenant in the ledger
+    name: str  # the operator's word for it
+    prefix: str  # first characters of the newest secret, for the eye
+    budget_nano: int | None  # over the whole life of the key, in 1e-9 of the currency; None: no limit
+    rpm: int | None  # requests a minute
+    tpm: int | None  # tokens a minute, prompt and answer
+    concurrency: int | None  # requests at once
+    created_ns: int  # UTC
+    expires_ns: int | None
+    revoked_ns: int | None
+
+
+class TokenRecord(Part, frozen=True):
+    """A token of the control listener as it is stored."""
+
+    token_i: int
+    name: str
+    role: str  # viewer, operator, admin
+    prefix: str
+    created_ns: int
+    expires_ns: int | None
+    revoked_ns: int | None
+
+
+class Accounts(Protocol):
+    """Where keys and control tokens are kept. Secrets come in as digests (`serve/keys.py`), never themselves."""
+
+    def add_key(
+        self, tenant: str, digest: bytes, *, pepper_i: int, prefix: str, now_ns: int, name: str = "",
+        budget_nano: int | None = None, rpm: int | None = None, tpm: int | None = None,
+        concurrency: int | None = None, expires_ns: int | None = None,
+    ) -> KeyRecord:
+        """Store a key."""
+
+    def keys(self, tenant: str | None = None) -> list[KeyRecord]:
+        """Return every key, or a tenant's, the oldest first."""
+
+    def key(self, key_i: int) -> KeyRecord | None:
+        """Return one key."""
+
+    def key_by_digest(self, digest: bytes, now_ns: int) -> KeyRecord | None:
+        """Return the key that a secret opens; a secret past its own end opens none."""
+
+    def add_secret(self, key_i: int, digest: bytes, *, pepper_i: int, prefix: str, now_ns: int) -> None:
+        """Give a key one more secret."""
+
+    def end_secrets(self, key_i: int, *, but: bytes, at_ns: int) -> None:
+        """Let all secrets of a key but one end at a time."""
+
+    def redigest(self, old: bytes, new: bytes, pepper_i: int) -> None:
+        """Store a secret's digest under another pepper."""
+
+    def peppers_in_use(self) -> set[int]:
+        """Return the numbers of the peppers that some secret needs."""
+
+    def set_limits(
+        self, key_i: int, *, budget_nano: int | None, rpm: int | None, tpm: int | None, concurrency: int | None
+    ) -> None:
+        """Change what a key may do."""
+
+    def revoke_key(self, key_i: int, now_ns: int) -> bool:
+        """Revoke a key for ever; False where there is none, or it was revoked before."""
+
+    def add_token(
+        self, role: str, digest: bytes, *, pepper_i: int, prefix: str, now_ns: int, name: str = "",
+        expires_ns: int | None = None,
+    ) -> TokenRecord:
+        """Store a control token."""
+
+    def tokens(self) -> list[TokenRecord]:
+        """Return every control token."""
+
+    def token_by_digest(self, digest: bytes, now_ns: int) -> TokenRecord | None:
+        """Return the live token that a secret opens."""
+
+    def revoke_token(self, token_i: int, now_ns: int) -> bool:
+        """Revoke a control token."""
+
+    def tenant_pseudonym(self, tenant: str) -> str:
+        """Return what stands for a tenant in the ledger; made at the first question."""
+
+    def forget(self, tenant: str, now_ns: int) -> int:
+        """Revoke a tenant's keys and remove its name and theirs; the ledger keeps pseudonyms that lead nowhere."""
+
+    def changed(self) -> bool:
+        """Say whether anybody has written since the last question."""
+
+
+# ---- the ledger ------------------------------------------------------------------------------------------
+
+KINDS: dict[str, int] = {
+    "lease": 1,
+    "settle": 2,
+    "void": 3,
+    "reconcile": 4,
+    "reload": 5,
+    "control": 6,
+    "rotate": 7,
+}
+"""Kinds of rows, and the number that the `kind` column of a ledger holds."""
+KIND_NAMES: dict[int, str] = {number: name for name, number in KINDS.items()}
+LEDGER_FORMAT = "baseload-ledger/1"
+
+
+class RowIn(NamedTuple):
+    """A row to be appended: `body` is its canonical JSON, which says kind and request id again."""
+
+    kind: str
+    request_id: int  # lease: its first id; settle: the request; void: the lease's first id; else 0
+    body: bytes
+
+
+class RowOut(NamedTuple):
+    """A row of the ledger; `seq` is its leaf's index in the Merkle tree of the file, from 0."""
+
+    seq: int
+    kind: str
+    request_id: int
+    leaf: bytes  # SHA-256(0x00 || body)
+    body: bytes
+
+
+class Checkpoint(NamedTuple):
+    """A signed statement: the first `size` rows have this Merkle root (RFC 6962)."""
+
+    origin: str
+    size: int
+    root: bytes
+    time_ns: int  # UTC; never runs backwards
+    key_id: str  # 8 hex digits
+    note: str  # the signed text (C2SP tlog-checkpoint)
+
+
+class OpenLease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease that still has open ids: [lease_id, lease_id + n_ids) less those closed by settle or void."""
+
+    lease_id: int  # its first request id
+    n_ids: int
+    open_ids: list[tuple[int, int]]  # ranges, both ends included
+    worker: int
+    tenant: str
+    key: str
+    money_nano: int
+    at_ns: int
+
+
+class Total(msgspec.Struct, kw_only=True):
+    """Sums over the settled requests of a key in a month (UTC, of the row's at_ns)."""
+
+    month: str  # 2026-11
+    tenant: str
+    key: str
+    requests: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    price_nano: int = 0
+    cost_nano: int = 0
+    energy_mj: int = 0
+    carbon_ug: int = 0
+
+
+class Ledger(Protocol):
+    """An append-only Merkle log of rows. All methods block.
+
+    Appends come from one thread; the reading methods may be called from any thread. `append` stores all its rows, with a
+    signed checkpoint, in one durable transaction, or raises LedgerUnavailable and has stored none. Rows with a request id
+    are idempotent: a settle or void of what is closed already, and a lease that is stored already, are ignored. A settle of an
+    id that no lease ever covered is a bug of the caller (ValueError), and so is a lease of ids below `next_request_id`.
+    """
+
+    @property
+    def origin(self) -> str:
+        """Return the name of this log: one file, one tree."""
+
+    def append(self, rows: Sequence[RowIn]) -> int:
+        """Store the rows in their order in one transaction; return the new number of rows."""
+
+    def flush(self) -> None:
+        """Hand what waits to the witness file; call it about each second."""
+
+    def size(self) -> int:
+        """Return the number of rows."""
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the latest signed checkpoint."""
+
+    def rows(self, since_seq: int = 0, until_seq: int | None = None) -> Iterator[RowOut]:
+        """Return the rows since_seq <= seq < until_seq in order."""
+
+    def latest(self, n: int, kind: str = "settle") -> list[RowOut]:
+        """Return the last `n` rows of a kind, newest first."""
+
+    def find(self, request_id: int) -> RowOut | None:
+        """Return the settle row of a request."""
+
+    def proof(self, seq: int, size: int) -> list[bytes]:
+        """Return the inclusion proof of row `seq` in the tree of the first `size` rows."""
+
+    def consistency(self, old_size: int, new_size: int) -> list[bytes]:
+        """Return the proof that the tree of `old_size` rows is a prefix of that of `new_size`."""
+
+    def receipt(self, request_id: int) -> bytes | None:
+        """Return a self-contained JSON receipt of a settled request, or None."""
+
+    def open_leases(self) -> list[OpenLease]:
+        """Return the leases that have open ids, by lease id."""
+
+    def next_request_id(self) -> int:
+        """Return the lowest id that was never leased."""
+
+    def totals(self, month: str | None = None) -> list[Total]:
+        """Return the sums of a month (`2026-11`), or of each month, by month, tenant, key."""
+
+    def rotate(self, archive: Path, origin: str = "") -> None:
+        """Move all rows to the SQLite file `archive`, and begin anew with a row that links to it."""
+
+    def export(self, path: Path) -> None:
+        """Write the whole ledger as a SQLite file that `baseload verify` reads; refuses to overwrite."""
+
+    def close(self) -> None:
+        """Flush and close; a closed ledger raises LedgerUnavailable."""
