@@ -7,6 +7,8 @@
         CatalogError              a name that the catalogue does not know
         PolicyError               a policy name, or an operator's own policy file
         RunError                  a run folder: missing, partial, or of another version
+        LedgerError               a ledger, its key or its witness: missing, damaged, or not one of ours
+      LedgerUnavailable           exit code 1: the ledger cannot store now (disk full, connection lost); nothing half-written
       Interrupted                 exit code 130: Ctrl-C; what was finished is kept in a `.partial` folder
 
 Every message names where, what, and how to mend it.
@@ -74,6 +76,21 @@ class PolicyError(InputError):
 
 class RunError(InputError):
     """A run folder is missing, partial, or not one of ours."""
+
+
+class LedgerError(InputError):
+    """A ledger, its signing key or its witness is missing, damaged, or not one of ours."""
+
+
+class LedgerUnavailable(BaseloadError):
+    """The ledger cannot store rows now; nothing was half-written, and the same rows may be handed in again.
+
+    `fatal` says that this process must not go on with it (a failed fsync): end it, and open the ledger anew.
+    """
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
 
 
 class Interrupted(BaseloadError):

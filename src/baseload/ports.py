@@ -231,9 +231,19 @@ class Accounts(Protocol):
     """Where keys and control tokens are kept. Secrets come in as digests (`serve/keys.py`), never themselves."""
 
     def add_key(
-        self, tenant: str, digest: bytes, *, pepper_i: int, prefix: str, now_ns: int, name: str = "",
-        budget_nano: int | None = None, rpm: int | None = None, tpm: int | None = None,
-        concurrency: int | None = None, expires_ns: int | None = None,
+        self,
+        tenant: str,
+        digest: bytes,
+        *,
+        pepper_i: int,
+        prefix: str,
+        now_ns: int,
+        name: str = "",
+        budget_nano: int | None = None,
+        rpm: int | None = None,
+        tpm: int | None = None,
+        concurrency: int | None = None,
+        expires_ns: int | None = None,
     ) -> KeyRecord:
         """Store a key."""
 
@@ -267,7 +277,14 @@ class Accounts(Protocol):
         """Revoke a key for ever; False where there is none, or it was revoked before."""
 
     def add_token(
-        self, role: str, digest: bytes, *, pepper_i: int, prefix: str, now_ns: int, name: str = "",
+        self,
+        role: str,
+        digest: bytes,
+        *,
+        pepper_i: int,
+        prefix: str,
+        now_ns: int,
+        name: str = "",
         expires_ns: int | None = None,
     ) -> TokenRecord:
         """Store a control token."""
