@@ -2,7 +2,8 @@
 
 `RunMeta` is `meta.json` of a run folder; a verb fills it in, `adapters/store.py` writes and reads it, `report/` shows
 it. `Run` is what the report needs of a store. `Ledger` is where the live side keeps what it owes and is owed; its rows are
-typed in `serve/rows.py`, and stored by `adapters/ledger_sqlite.py` and `adapters/ledger_postgres.py`. Only the shelf is imported here, so a Fleet appears as `Any`.
+typed in `serve/rows.py`, and stored by `adapters/ledger_sqlite.py` and `adapters/ledger_postgres.py`. Only the shelf is
+imported here, so a Fleet appears as `Any`.
 """
 
 from __future__ import annotations

@@ -169,7 +169,8 @@ def decode(body: bytes) -> AnyRow:
     >>> decode(b'{"kind":"void","request_id":1,"at_ns":5}').kind
     'void'
     """
-    return _DECODER.decode(body)
+    row: AnyRow = _DECODER.decode(body)
+    return row
 
 
 def row_in(row: Row) -> RowIn:
@@ -256,8 +257,8 @@ _COMMON: dict[str, tuple[str, str]] = {
     "previous_root": ("", "its Merkle root, hexadecimal"),
     "next": ("", "name of the log after it"),
     "next_request_id": ("", "lowest id never leased"),
-    "leases": ("", "open leases carried over: lease_id, n_ids, closed ids as a hexadecimal mask, worker, tenant, key, money_nano, at_ns"),
-    "totals": ("", "sums carried over: month, tenant, key, requests, input, cached, output tokens, price, cost, energy, carbon"),
+    "leases": ("", "open leases carried over: id, n_ids, hex mask of closed ids, worker, tenant, key, money_nano, at_ns"),
+    "totals": ("", "sums carried over: month, tenant, key, then as in the table of totals"),
 }  # fmt: skip
 
 

@@ -1,0 +1,444 @@
+"""The ledger in one SQLite file: WAL, synchronous=FULL, one writer, one transaction and one signed checkpoint a batch.
+
+Only what is specific to SQLite is here; what a batch means is in `ledger_core.py`. The WAL is moved into the file by this
+module and not by SQLite on its own, because a failed fsync there must not go unseen: after one, this process may not
+trust what the system says it wrote, so the ledger is dead until it is opened anew. Disk full and other failures leave
+nothing half-written and end by themselves. Readers have connections of their own, and wait for nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from baseload.adapters.ledger_core import (
+    BLOCK,
+    LEASE,
+    SETTLE,
+    SUMS,
+    Book,
+    Lease,
+    MerkleLedger,
+    Place,
+    Plan,
+    Rotate,
+    Stale,
+    begin,
+)  # fmt: skip
+from baseload.adapters.signing import SigningKey, Witness, checkpoint_of, sync_folder
+from baseload.errors import LedgerError, LedgerUnavailable
+from baseload.ports import KIND_NAMES, KINDS, LEDGER_FORMAT, Checkpoint, RowOut, Total
+
+WAL_BYTES_MAX = 4 * 1024 * 1024  # then the WAL is moved into the file
+BUSY_S = 5.0
+FSYNC_CODES = {1034, 1290}  # SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC
+DAMAGED_CODES = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE rows (
+    seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, request_id INTEGER NOT NULL, leaf BLOB NOT NULL, body BLOB NOT NULL
+);
+CREATE UNIQUE INDEX once ON rows (request_id, kind) WHERE request_id > 0;
+CREATE TABLE nodes (level INTEGER NOT NULL, i INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, i)) WITHOUT ROWID;
+CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
+CREATE TABLE keys (key_id TEXT PRIMARY KEY, public_line TEXT NOT NULL, note TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE leases (
+    lease_id INTEGER PRIMARY KEY, n_ids INTEGER NOT NULL, closed BLOB NOT NULL, worker INTEGER NOT NULL,
+    tenant TEXT NOT NULL, key TEXT NOT NULL, money_nano INTEGER NOT NULL, at_ns INTEGER NOT NULL
+);
+CREATE TABLE totals (
+    month TEXT NOT NULL, tenant TEXT NOT NULL, key TEXT NOT NULL, requests INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    price_nano INTEGER NOT NULL, cost_nano INTEGER NOT NULL, energy_mj INTEGER NOT NULL, carbon_ug INTEGER NOT NULL,
+    PRIMARY KEY (month, tenant, key)
+) WITHOUT ROWID;
+CREATE TRIGGER rows_in_order BEFORE INSERT ON rows WHEN NEW.seq <> (SELECT ifnull(max(seq), -1) + 1 FROM rows)
+    BEGIN SELECT RAISE(ABORT, 'the ledger only grows at its end'); END;
+CREATE TRIGGER rows_kept BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER rows_stay BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER nodes_kept BEFORE UPDATE ON nodes BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER nodes_stay BEFORE DELETE ON nodes BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER checkpoints_kept BEFORE UPDATE ON checkpoints BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER checkpoints_stay BEFORE DELETE ON checkpoints BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+TABLES = ("meta", "rows", "nodes", "checkpoints", "keys", "leases", "totals")
+
+PUT_TOTAL = """INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (month, tenant, key) DO UPDATE SET
+    requests = requests + excluded.requests, input_tokens = input_tokens + excluded.input_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens,
+    price_nano = price_nano + excluded.price_nano, cost_nano = cost_nano + excluded.cost_nano,
+    energy_mj = energy_mj + excluded.energy_mj, carbon_ug = carbon_ug + excluded.carbon_ug"""
+
+
+class SqliteLedger(MerkleLedger):
+    """A `ports.Ledger` in a SQLite file. Use `SqliteLedger.open` to write, `SqliteLedger.read` to look."""
+
+    def __init__(
+        self, path: Path, signer: SigningKey | None, witness: Witness | None, clock_ns: Callable[[], int]
+    ) -> None:
+        super().__init__(signer, witness, clock_ns)
+        self.path = path
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._reader_lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        signer: SigningKey,
+        *,
+        origin: str = "baseload/ledger/1",
+        witness: Witness | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> SqliteLedger:
+        """Open a ledger for appending; make it where there is none, named `origin` (which an existing one keeps).
+
+        Raises LedgerError where the file is damaged or not a ledger, LedgerUnavailable where it cannot be written.
+        """
+        ledger = cls(path, signer, witness, clock_ns)
+        try:
+            if not path.exists():
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+                sync_folder(path.parent)
+            with ledger._failures():
+                ledger._begin(origin)
+            ledger._known()
+        except OSError as error:
+            raise LedgerUnavailable(f"{path}: cannot be made ({error.strerror})") from None
+        except BaseException:
+            ledger._disconnect()
+            raise
+        return ledger
+
+    @classmethod
+    def read(cls, path: Path) -> SqliteLedger:
+        """Open a ledger, an archive or a backup for reading only."""
+        if not path.is_file():
+            raise LedgerError(f"{path}: no such ledger")
+        ledger = cls(path, None, None, time.time_ns)
+        try:
+            ledger._known()
+        except BaseException:
+            ledger._disconnect()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Flush and close."""
+        with self._lock:
+            self._dead = self._dead or "the ledger is closed"
+            self._disconnect()
+            if self._witness is not None:
+                try:
+                    self._witness.close()
+                except OSError as error:
+                    self.witness_error = f"witness file: {error.strerror}"
+
+    def __enter__(self) -> SqliteLedger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ---- connections, and what goes wrong with them ----
+
+    def _connect(self, *, write: bool) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
+        connection = sqlite3.connect(uri, timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            if write:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _write(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = self._connect(write=True)
+        return self._writer
+
+    def _disconnect(self) -> None:
+        for connection in (self._writer, self._reader):
+            if connection is not None:
+                try:
+                    connection.close()
+                except sqlite3.Error:
+                    pass  # what was committed is in the WAL; the next opening recovers it
+        self._writer = self._reader = None
+
+    def _failures(self) -> _Failures:
+        return _Failures(self)
+
+    def _failed(self, error: sqlite3.Error) -> Exception:
+        """Return our error for one of SQLite's; forget the connection, so that nothing is carried over."""
+        code = getattr(error, "sqlite_errorcode", None) or 0
+        if self._writer is not None:
+            try:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+            except sqlite3.Error:
+                pass
+            try:
+                self._writer.close()
+            except sqlite3.Error:
+                pass
+            self._writer = None
+        self._book = None
+        if code in FSYNC_CODES:
+            self._dead = f"{self.path}: fsync failed; end this process and start again, so that the disk is asked anew"
+            return LedgerUnavailable(self._dead, fatal=True)
+        if code & 0xFF in DAMAGED_CODES:
+            return LedgerError(f"{self.path}: not a whole ledger ({error}); run `baseload verify`, restore a backup")
+        return LedgerUnavailable(f"{self.path}: the ledger cannot store now ({error})")
+
+    # ---- beginning ----
+
+    def _begin(self, origin: str) -> None:
+        """Make the tables and the first row, in one transaction, where the file is empty."""
+        connection = self._write()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables:
+            return
+        row = Rotate(at_ns=self._clock_ns(), act="begin", origin=origin)
+        book, plan = begin(row, (), {})
+        self._sign(plan, book)
+        connection.execute("BEGIN IMMEDIATE")
+        self._make_tables(connection, origin)
+        self._insert(connection, plan)
+        connection.execute("COMMIT")
+        self._see(plan)
+
+    def _make_tables(self, connection: sqlite3.Connection, origin: str) -> None:
+        for statement in _statements(SCHEMA):
+            connection.execute(statement)
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", [("format", LEDGER_FORMAT), ("origin", origin)])
+
+    def _read_book(self) -> Book:
+        with self._failures():
+            connection = self._write() if self._signer is not None else self._read_connection()
+            try:
+                meta = dict(connection.execute("SELECT name, value FROM meta"))
+                (size,) = connection.execute("SELECT ifnull(max(seq), -1) + 1 FROM rows").fetchone()
+                leases = [
+                    Lease(row[0], row[1], int.from_bytes(row[2], "little"), *row[3:])
+                    for row in connection.execute("SELECT * FROM leases ORDER BY lease_id")
+                ]
+            except sqlite3.OperationalError as error:
+                if "no such table" in str(error):
+                    raise LedgerError(f"{self.path}: not a ledger; name a ledger.db") from None
+                raise
+            if meta.get("format") != LEDGER_FORMAT:
+                raise LedgerError(f"{self.path}: format {meta.get('format')!r}, this version reads {LEDGER_FORMAT!r}")
+            latest = self.checkpoint()
+            frontier = self.load_frontier(size, latest, str(self.path))
+            return Book(
+                meta["origin"], frontier, time_ns=latest.time_ns, next_id=int(meta["next_request_id"]), leases=leases
+            )
+
+    # ---- storing ----
+
+    def _store(self, plan: Plan, book: Book) -> None:
+        with self._failures():
+            connection = self._write()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                (size,) = connection.execute("SELECT ifnull(max(seq), -1) + 1 FROM rows").fetchone()
+                if size != book.size:
+                    raise Stale
+                self._insert(connection, plan)
+                connection.execute("COMMIT")
+            except sqlite3.IntegrityError as error:
+                raise LedgerError(f"{self.path}: refused ({error}); run `baseload verify {self.path}`") from None
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        self._tidy_wal()
+
+    def _insert(self, connection: sqlite3.Connection, plan: Plan) -> None:
+        """Put a plan into the open transaction."""
+        assert plan.checkpoint is not None and self._signer is not None
+        connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", plan.rows)
+        if plan.nodes:
+            connection.executemany("INSERT INTO nodes VALUES (?, ?, ?)", plan.nodes)
+        if plan.leases:
+            self._insert_leases(connection, list(plan.leases.values()))
+        if plan.totals:
+            sums = [(*account, *sums) for account, sums in plan.totals.items()]
+            connection.executemany(PUT_TOTAL, sums)
+        connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (plan.checkpoint.size, plan.checkpoint.note))
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('next_request_id', ?)", (str(plan.next_id),))
+        connection.execute(
+            "INSERT OR IGNORE INTO keys VALUES (?, ?, '')", (self._signer.key_id, self._signer.public_line)
+        )
+
+    @staticmethod
+    def _insert_leases(connection: sqlite3.Connection, leases: Sequence[Lease]) -> None:
+        still = [lease for lease in leases if lease.closed != lease.full]
+        gone = [(lease.lease_id,) for lease in leases if lease.closed == lease.full]
+        if still:
+            connection.executemany(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        lease.lease_id, lease.n_ids, lease.closed_bytes(), lease.worker,
+                        lease.tenant, lease.key, lease.money_nano, lease.at_ns,
+                    )
+                    for lease in still
+                ],
+            )  # fmt: skip
+        if gone:
+            connection.executemany("DELETE FROM leases WHERE lease_id = ?", gone)
+
+    def _tidy_wal(self) -> None:
+        """Move the WAL into the file once it is long. What was stored is stored, whatever happens here."""
+        try:
+            if os.stat(f"{self.path}-wal").st_size > WAL_BYTES_MAX and self._writer is not None:
+                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except OSError:
+            pass
+        except sqlite3.Error as error:
+            self._failed(error)  # an fsync that failed ends this ledger at the next append; all else is tried again
+
+    # ---- reading ----
+
+    def _read_connection(self) -> sqlite3.Connection:
+        if self._reader is None:
+            self._reader = self._connect(write=False)
+        return self._reader
+
+    def _query(self, sql: str, params: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
+        """Return the rows of a fixed query, read by a connection of its own."""
+        with self._reader_lock:
+            try:
+                return self._read_connection().execute(sql, params).fetchall()
+            except sqlite3.Error as error:
+                raise LedgerUnavailable(f"{self.path}: cannot be read now ({error})") from None
+
+    def stored(self, kind: int, request_id: int) -> bool:
+        """Say whether the row is in this file."""
+        return bool(
+            self._query("SELECT 1 FROM rows WHERE request_id = ? AND kind = ? AND request_id > 0", (request_id, kind))
+        )
+
+    def covered(self, request_id: int) -> bool:
+        """Say whether a lease of this file, or of the files before it, covers the id."""
+        import msgspec
+
+        from baseload.adapters.ledger_core import Head
+
+        (first,) = self._query("SELECT body FROM rows WHERE seq = 0")[0]
+        if request_id < msgspec.json.decode(first, type=Rotate).next_request_id:
+            return True
+        found = self._query(
+            "SELECT body FROM rows WHERE request_id <= ? AND kind = ? AND request_id > 0 ORDER BY request_id DESC LIMIT 1",
+            (request_id, LEASE),
+        )
+        if not found:
+            return False
+        head = msgspec.json.decode(found[0][0], type=Head)
+        return request_id < head.request_id + head.n_ids
+
+    def _read_nodes(self, places: Sequence[Place]) -> dict[Place, bytes]:
+        found: dict[Place, bytes] = {}
+        for level, i in places:
+            for (node,) in self._query("SELECT hash FROM nodes WHERE level = ? AND i = ?", (level, i)):
+                found[level, i] = node
+        return found
+
+    def _read_leaves(self, blocks: Sequence[int]) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        for block in blocks:
+            found.update(
+                self._query(
+                    "SELECT seq, leaf FROM rows WHERE seq >= ? AND seq < ?", (block * BLOCK, (block + 1) * BLOCK)
+                )
+            )
+        return found
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the latest signed checkpoint."""
+        found = self._query("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1")
+        if not found:
+            raise LedgerError(f"{self.path}: has no checkpoint; it is not a ledger, or was damaged")
+        try:
+            return checkpoint_of(found[0][0])
+        except ValueError:
+            raise LedgerError(f"{self.path}: its last checkpoint cannot be read; run `baseload verify`") from None
+
+    def _public_line(self, key_id: str) -> str:
+        found = self._query("SELECT public_line FROM keys WHERE key_id = ?", (key_id,))
+        return str(found[0][0]) if found else ""
+
+    def find(self, request_id: int) -> RowOut | None:
+        """Return the settle row of a request."""
+        found = self._query(
+            "SELECT seq, kind, request_id, leaf, body FROM rows WHERE request_id = ? AND kind = ? AND request_id > 0",
+            (request_id, SETTLE),
+        )
+        return _row_out(found[0]) if found else None
+
+    def rows(self, since_seq: int = 0, until_seq: int | None = None) -> Iterator[RowOut]:
+        """Return the rows since_seq <= seq < until_seq in order, a thousand at a time."""
+        until = self.size() if until_seq is None else until_seq
+        while since_seq < until:
+            some = self._query(
+                "SELECT seq, kind, request_id, leaf, body FROM rows WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT 1000",
+                (since_seq, until),
+            )
+            if not some:
+                return
+            yield from map(_row_out, some)
+            since_seq = some[-1][0] + 1
+
+    def latest(self, n: int, kind: str = "settle") -> list[RowOut]:
+        """Return the last `n` rows of a kind, newest first."""
+        found = self._query(
+            "SELECT seq, kind, request_id, leaf, body FROM rows WHERE kind = ? ORDER BY seq DESC LIMIT ?",
+            (KINDS[kind], n),
+        )
+        return [_row_out(row) for row in found]
+
+    def totals(self, month: str | None = None) -> list[Total]:
+        """Return the sums of a month (`2026-11`), or of each month, by month, tenant, key."""
+        found = self._query(
+            "SELECT * FROM totals WHERE month = ? OR ? IS NULL ORDER BY month, tenant, key", (month, month)
+        )
+        return [Total(month=row[0], tenant=row[1], key=row[2], **dict(zip(SUMS, row[3:]))) for row in found]
+
+
+class _Failures:
+    """Turns SQLite's errors into ours."""
+
+    def __init__(self, ledger: SqliteLedger) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise self._ledger._failed(error) from None
+
+
+def _row_out(row: tuple) -> RowOut:  # type: ignore[type-arg]
+    return RowOut(row[0], KIND_NAMES[row[1]], row[2], row[3], row[4])
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Return the statements of a script one by one; `executescript` would commit in between."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
