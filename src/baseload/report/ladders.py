@@ -58,7 +58,7 @@ def site_ladder(
     `fleet_mix` is the fleet's tokens/s per IT MW: for a site where no replica runs yet.
     """
     serving = _serving(meta, name, site_i, plant, used)
-    raw, reason_keys = _megawatts(plant, day)
+    raw, reason_keys = upper_rungs(plant, day)
     racked_mw = raw["racked"]
     available = _available(site_i, used)
     limit_mw = float("inf") if hours.limit_kw_mean is None else hours.limit_kw_mean / KW_PER_MW
@@ -151,7 +151,7 @@ def _step(rung: Rung, reason: str) -> Step:
     )
 
 
-def _megawatts(plant: SitePlant, day: date) -> tuple[dict[str, float], dict[str, str]]:
+def upper_rungs(plant: SitePlant, day: date) -> tuple[dict[str, float], dict[str, str]]:
     """Return the rungs that need no records, in IT MW, and why the plant's step loses what it loses."""
     site = plant.site
     declared: dict[str, float] = {}
