@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from baseload.errors import BaseloadError
+
 META_VERSION = 1
 
 Basis = Literal["measured", "declared", "calibrated", "datasheet", "modelled"]
@@ -443,3 +445,67 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """Flush and close; a closed ledger raises LedgerUnavailable."""
+
+
+class EngineError(BaseloadError):
+    """An engine did not start, or ended before it answered; the message says which, and what it said last."""
+
+
+class EngineStart(NamedTuple):
+    """One replica's engine, as a provisioner is told to start it."""
+
+    name: str  # deployment/site/index within the pool
+    kind: Literal["external", "embedded", "emulated"]
+    model: str = ""  # name at the engine
+    url: str = ""  # external: where it runs already
+    key_env: str = ""  # external: environment variable with its API key
+    gguf: str = ""  # embedded: path of the model file
+    digest: str = ""  # of the weights, where known
+    slots: int = 4  # embedded: sequences at once
+    context_tokens: int = 4096  # embedded: of each slot
+    table: str = ""  # emulated: name of its step table
+    start_s: float = 60.0  # to answer the first request
+    warm: bool = True  # send one short request before it counts as ready
+
+
+class Engine(NamedTuple):
+    """An engine that answers."""
+
+    name: str
+    kind: str
+    url: str  # base, without /v1
+    model_digest: str  # "sha256:…", or "" where unknown
+    pid: int  # 0: not a process of ours
+    ready_s: float  # from the order to the first answer
+
+
+class Provisioner(Protocol):
+    """Brings engines up and takes them down; `reconcile` says which. Others (a cluster's scheduler) may follow.
+
+    Coroutines of one loop. A name is started once at a time. `ended(name, why)` is called when an engine that was
+    started ends without having been told to.
+    """
+
+    async def start(self, order: EngineStart) -> Engine:
+        """Return the engine once it answers; raises EngineError."""
+
+    async def probe(self, name: str) -> bool:
+        """Say whether the engine answers its health question within a second or two."""
+
+    async def stop(self, name: str, drain_s: float) -> None:
+        """End it: what runs gets `drain_s` to finish, then it is asked, then made to. An unknown name is no error."""
+
+    async def close(self) -> None:
+        """End them all, at once."""
+
+
+class Meter(Protocol):
+    """Counts the energy of a site's IT equipment, or of the part that this host can see."""
+
+    method: str  # nvml, rapl or modelled
+
+    def energy_j(self) -> float:
+        """Return joules since the meter was made; never less than before. Raises OSError where it cannot be read."""
+
+    def close(self) -> None:
+        """Let go of it."""
