@@ -1,0 +1,220 @@
+"""The board: a small mapped file in which the processes of one host tell each other how the replicas stand.
+
+Cells of eight bytes, each with ONE writer: a worker writes its own rows (what it sent and has not seen end, what it could
+not place), the owner writes everything else. A cell is written whole or not at all, so no lock is needed; a reader that
+meets a burst half done sees `version` move when the burst is over, and reads again. Plain memoryviews: no NumPy.
+Deciding with what stands here is `door.py`; filling it in from engines and meters is the owner's loop.
+
+Fail closed: on a fresh board no replica takes anything (`gate` is -1) until the owner says so.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+MAGIC = 0x42_4C_42_4F_41_52_44_01  # "BLBOARD", layout 1
+CELL = 8
+LINE = 8  # cells of a cache line: rows of different writers share none
+
+# The first cells of the file.
+H_MAGIC, H_REPLICAS, H_SITES, H_WORKERS, H_VERSION, H_ENDPOINTS = range(6)
+HEADER = 16
+
+WORKER_WHOLE = ("outstanding", "asked")  # (replica,) and (pool,): as wide as the replicas
+REPLICA_WHOLE = ("gate", "running", "waiting", "epoch")
+REPLICA_REAL = ("kv_free", "cost_per_mtok", "carbon_g_per_mtok")
+SITE_REAL = ("limit_kw", "power_kw", "carbon_g_per_kwh", "price_per_kwh", "dynamic_ratio", "lowest_open")
+COUNTERS = (
+    "decided",  # requests that reached the door, first tries
+    "refused",
+    "sent",  # tries on their way to an engine, retries too
+    "retried",
+    "retry_denied",  # the retry budget was spent
+    "ejected",
+    "waited",  # put in the queue
+    "shed",
+    "connections",
+    "streams",
+    "bytes_in",
+    "bytes_out",
+    "client_gone",
+    "upstream_cut",
+    "unauthorised",
+    "limited",
+)
+COUNTER_I = {name: i for i, name in enumerate(COUNTERS)}
+Cells = Any  # memoryview of int64 or float64 cells; typeshed knows no item type of a cast
+
+
+def _lines(cells: int) -> int:
+    """Return the cells of whole cache lines that hold so many."""
+    return -(-cells // LINE) * LINE
+
+
+def size_bytes(n_replicas: int, n_sites: int, n_workers: int) -> int:
+    """Return the size of a board's file.
+
+    >>> size_bytes(16, 3, 2)
+    1856
+    """
+    return CELL * (
+        HEADER
+        + n_workers * _worker_cells(n_replicas)
+        + len(REPLICA_WHOLE + REPLICA_REAL) * _lines(n_replicas)
+        + len(SITE_REAL) * _lines(n_sites)
+    )
+
+
+def _worker_cells(n_replicas: int) -> int:
+    return (len(WORKER_WHOLE) + 1) * _lines(n_replicas) + _lines(len(COUNTERS))
+
+
+class Board:
+    """Columns shared by all processes of a host; see the module's text for who writes which.
+
+    By worker (index first): `outstanding[w][r]`, `asked[w][p]` whole, `queued_tokens[w][r]` real, `counters[w][...]`
+    (places in COUNTER_I). By the owner: `gate`, `running`, `waiting`, `epoch` (times a replica came up), `kv_free`,
+    `cost_per_mtok`, `carbon_g_per_mtok` by replica; `limit_kw`, `power_kw`, `carbon_g_per_kwh`, `price_per_kwh`,
+    `dynamic_ratio`, `lowest_open` by site.
+    """
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        whole = memoryview(mapped).cast("q")
+        real = memoryview(mapped).cast("d")
+        self._mapped: mmap.mmap | None = mapped
+        self._views: list[Cells] = [whole, real]
+        self.head: Cells = whole
+        self.n_replicas, self.n_sites, self.n_workers = (int(whole[i]) for i in (H_REPLICAS, H_SITES, H_WORKERS))
+        n, at = self.n_replicas, HEADER
+        self.outstanding: list[Cells] = []
+        self.asked: list[Cells] = []
+        self.queued_tokens: list[Cells] = []
+        self.counters: list[Cells] = []
+        for _ in range(self.n_workers):
+            self.outstanding.append(self._view(whole, at, n))
+            self.asked.append(self._view(whole, at + _lines(n), n))
+            self.queued_tokens.append(self._view(real, at + 2 * _lines(n), n))
+            self.counters.append(self._view(whole, at + 3 * _lines(n), len(COUNTERS)))
+            at += _worker_cells(n)
+        columns: dict[str, Cells] = {}
+        for names, view, length in (
+            (REPLICA_WHOLE, whole, n), (REPLICA_REAL, real, n), (SITE_REAL, real, self.n_sites),
+        ):  # fmt: skip
+            for name in names:
+                columns[name] = self._view(view, at, length)
+                at += _lines(length)
+        assert at * CELL == size_bytes(n, self.n_sites, self.n_workers), at
+        self.gate, self.running, self.waiting, self.epoch = (columns[name] for name in REPLICA_WHOLE)
+        self.kv_free, self.cost_per_mtok, self.carbon_g_per_mtok = (columns[name] for name in REPLICA_REAL)
+        self.limit_kw, self.power_kw, self.carbon_g_per_kwh = (columns[name] for name in SITE_REAL[:3])
+        self.price_per_kwh, self.dynamic_ratio, self.lowest_open = (columns[name] for name in SITE_REAL[3:])
+
+    def _view(self, cells: Cells, at: int, length: int) -> Cells:
+        view = cells[at : at + length]
+        self._views.append(view)
+        return view
+
+    @classmethod
+    def create(cls, path: Path | str, n_replicas: int, n_sites: int, n_workers: int) -> Board:
+        """Make the file, readable by its owner alone, and return it; a board already there is replaced."""
+        assert min(n_replicas, n_sites, n_workers) >= 1, (n_replicas, n_sites, n_workers)
+        fresh = f"{path}.fresh"
+        if os.path.exists(fresh):
+            os.unlink(fresh)
+        handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.ftruncate(handle, size_bytes(n_replicas, n_sites, n_workers))
+            mapped = mmap.mmap(handle, 0)
+        finally:
+            os.close(handle)
+        cells = memoryview(mapped).cast("q")
+        cells[H_REPLICAS], cells[H_SITES], cells[H_WORKERS] = n_replicas, n_sites, n_workers
+        cells.release()
+        board = cls(mapped)
+        for r in range(n_replicas):
+            board.gate[r] = -1
+            board.kv_free[r] = 1.0
+        for s in range(n_sites):
+            board.limit_kw[s] = float("inf")
+            board.dynamic_ratio[s] = 1.0
+            board.lowest_open[s] = 9.0
+        board.head[H_MAGIC] = MAGIC
+        os.replace(fresh, path)  # so that nobody ever opens half a board
+        return board
+
+    @classmethod
+    def open(cls, path: Path | str) -> Board:
+        """Return the board in the file; ValueError where it is none, or of another layout."""
+        handle = os.open(path, os.O_RDWR)
+        try:
+            length = os.fstat(handle).st_size
+            if length < HEADER * CELL or length % CELL:
+                raise ValueError(f"{path}: {length} bytes are no board; start `baseload serve` anew")
+            mapped = mmap.mmap(handle, 0)
+        finally:
+            os.close(handle)
+        cells = memoryview(mapped).cast("q")
+        magic, sizes = cells[H_MAGIC], (cells[H_REPLICAS], cells[H_SITES], cells[H_WORKERS])
+        cells.release()
+        if magic != MAGIC or min(sizes) < 1 or size_bytes(*sizes) != length:
+            mapped.close()
+            raise ValueError(f"{path}: not a board of this version of Baseload; start `baseload serve` anew")
+        return cls(mapped)
+
+    def close(self) -> None:
+        """Let the mapping go; the file stays."""
+        for view in reversed(self._views):
+            view.release()
+        self._views = []
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
+
+    @property
+    def version(self) -> int:
+        """Return how many bursts the owner has written."""
+        return int(self.head[H_VERSION])
+
+    @property
+    def endpoint_version(self) -> int:
+        """Return how often the list of endpoints changed."""
+        return int(self.head[H_ENDPOINTS])
+
+    def bump(self) -> None:
+        """Owner: say that a burst of writes is over."""
+        self.head[H_VERSION] += 1
+
+    def bump_endpoints(self) -> None:
+        """Owner: say that `endpoints.json` is new."""
+        self.head[H_ENDPOINTS] += 1
+
+    def clear_worker(self, w: int) -> None:
+        """Forget what worker `w` had in flight: by the worker when it starts, by the owner when it is seen dead."""
+        for r in range(self.n_replicas):
+            self.outstanding[w][r] = 0
+            self.queued_tokens[w][r] = 0.0
+
+    def totals(self, name: str) -> list[int]:
+        """Return the sum over workers of `outstanding` (by replica) or `asked` (by pool)."""
+        rows = self.outstanding if name == "outstanding" else self.asked
+        return [sum(column) for column in zip(*(row.tolist() for row in rows), strict=True)]
+
+    def count(self, w: int, name: str, n: int = 1) -> None:
+        """Worker `w`: add to one of its counters."""
+        self.counters[w][COUNTER_I[name]] += n
+
+    def counted(self) -> dict[str, int]:
+        """Return the counters, summed over workers."""
+        sums = [sum(column) for column in zip(*(row.tolist() for row in self.counters), strict=True)]
+        return dict(zip(COUNTERS, sums, strict=True))
+
+    def check(self) -> None:
+        """Assert what must hold of every board."""
+        assert self.head[H_MAGIC] == MAGIC
+        assert all(-1 <= gate <= 9 for gate in self.gate.tolist()), self.gate.tolist()
+        assert all(n >= 0 for row in self.outstanding for n in row.tolist())
+        assert all(tokens >= 0.0 for row in self.queued_tokens for tokens in row.tolist())
+        assert all(0.0 < ratio <= 1.0 for ratio in self.dynamic_ratio.tolist())
