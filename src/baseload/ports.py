@@ -311,19 +311,11 @@ class Accounts(Protocol):
         """Say whether anybody has written since the last question."""
 
 
-# ---- the ledger ------------------------------------------------------------------------------------------
-
 KINDS: dict[str, int] = {
-    "lease": 1,
-    "settle": 2,
-    "void": 3,
-    "reconcile": 4,
-    "reload": 5,
-    "control": 6,
-    "rotate": 7,
+    word: i + 1 for i, word in enumerate("lease settle void reconcile reload control rotate".split())
 }
 """Kinds of rows, and the number that the `kind` column of a ledger holds."""
-KIND_NAMES: dict[int, str] = {number: name for name, number in KINDS.items()}
+KIND_NAMES = {number: name for name, number in KINDS.items()}
 LEDGER_FORMAT = "baseload-ledger/1"
 
 
@@ -370,9 +362,9 @@ class OpenLease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Total(msgspec.Struct, kw_only=True):
-    """Sums over the settled requests of a key in a month (UTC, of the row's at_ns)."""
+    """Sums over the settled requests of a key in a month (2026-11: UTC, of the row's at_ns)."""
 
-    month: str  # 2026-11
+    month: str
     tenant: str
     key: str
     requests: int = 0
@@ -386,12 +378,11 @@ class Total(msgspec.Struct, kw_only=True):
 
 
 class Ledger(Protocol):
-    """An append-only Merkle log of rows. All methods block.
+    """An append-only Merkle log of rows. All methods block; appends come from one thread, reads from any.
 
-    Appends come from one thread; the reading methods may be called from any thread. `append` stores all its rows, with a
-    signed checkpoint, in one durable transaction, or raises LedgerUnavailable and has stored none. Rows with a request id
-    are idempotent: a settle or void of what is closed already, and a lease that is stored already, are ignored. A settle of an
-    id that no lease ever covered is a bug of the caller (ValueError), and so is a lease of ids below `next_request_id`.
+    `append` stores all its rows and a signed checkpoint in one durable transaction, or raises LedgerUnavailable and has
+    stored none. Rows with a request id are idempotent: settling or voiding what is closed, and a lease stored already, are
+    ignored. A settle that no lease covers is the caller's bug (ValueError), and so is a lease below `next_request_id`.
     """
 
     @property

@@ -13,22 +13,28 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from baseload.adapters.ledger_core import (
+import msgspec
+
+from baseload.adapters.ledger_book import (
     BLOCK,
     LEASE,
     SETTLE,
     SUMS,
     Book,
+    Head,
     Lease,
-    MerkleLedger,
     Place,
     Plan,
     Rotate,
-    Stale,
     begin,
-)  # fmt: skip
+    begin_after,
+    next_origin,
+)
+from baseload.adapters.ledger_core import MerkleLedger, Stale
+from baseload.adapters.ledger_schema import DROP, PUT_TOTAL, SCHEMA, copy_whole, refuse_existing, statements
 from baseload.adapters.signing import SigningKey, Witness, checkpoint_of, sync_folder
 from baseload.errors import LedgerError, LedgerUnavailable
 from baseload.ports import KIND_NAMES, KINDS, LEDGER_FORMAT, Checkpoint, RowOut, Total
@@ -37,42 +43,6 @@ WAL_BYTES_MAX = 4 * 1024 * 1024  # then the WAL is moved into the file
 BUSY_S = 5.0
 FSYNC_CODES = {1034, 1290}  # SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC
 DAMAGED_CODES = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
-
-SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE rows (
-    seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, request_id INTEGER NOT NULL, leaf BLOB NOT NULL, body BLOB NOT NULL
-);
-CREATE UNIQUE INDEX once ON rows (request_id, kind) WHERE request_id > 0;
-CREATE TABLE nodes (level INTEGER NOT NULL, i INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, i)) WITHOUT ROWID;
-CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
-CREATE TABLE keys (key_id TEXT PRIMARY KEY, public_line TEXT NOT NULL, note TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE leases (
-    lease_id INTEGER PRIMARY KEY, n_ids INTEGER NOT NULL, closed BLOB NOT NULL, worker INTEGER NOT NULL,
-    tenant TEXT NOT NULL, key TEXT NOT NULL, money_nano INTEGER NOT NULL, at_ns INTEGER NOT NULL
-);
-CREATE TABLE totals (
-    month TEXT NOT NULL, tenant TEXT NOT NULL, key TEXT NOT NULL, requests INTEGER NOT NULL,
-    input_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-    price_nano INTEGER NOT NULL, cost_nano INTEGER NOT NULL, energy_mj INTEGER NOT NULL, carbon_ug INTEGER NOT NULL,
-    PRIMARY KEY (month, tenant, key)
-) WITHOUT ROWID;
-CREATE TRIGGER rows_in_order BEFORE INSERT ON rows WHEN NEW.seq <> (SELECT ifnull(max(seq), -1) + 1 FROM rows)
-    BEGIN SELECT RAISE(ABORT, 'the ledger only grows at its end'); END;
-CREATE TRIGGER rows_kept BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER rows_stay BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER nodes_kept BEFORE UPDATE ON nodes BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER nodes_stay BEFORE DELETE ON nodes BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER checkpoints_kept BEFORE UPDATE ON checkpoints BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER checkpoints_stay BEFORE DELETE ON checkpoints BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
-TABLES = ("meta", "rows", "nodes", "checkpoints", "keys", "leases", "totals")
-
-PUT_TOTAL = """INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (month, tenant, key) DO UPDATE SET
-    requests = requests + excluded.requests, input_tokens = input_tokens + excluded.input_tokens,
-    cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens,
-    price_nano = price_nano + excluded.price_nano, cost_nano = cost_nano + excluded.cost_nano,
-    energy_mj = energy_mj + excluded.energy_mj, carbon_ug = carbon_ug + excluded.carbon_ug"""
 
 
 class SqliteLedger(MerkleLedger):
@@ -86,6 +56,7 @@ class SqliteLedger(MerkleLedger):
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
+        self._key_stored = ""
 
     @classmethod
     def open(
@@ -108,7 +79,8 @@ class SqliteLedger(MerkleLedger):
                 sync_folder(path.parent)
             with ledger._failures():
                 ledger._begin(origin)
-            ledger._known()
+            if ledger._known().sealed_for:
+                ledger._finish_rotation()
         except OSError as error:
             raise LedgerUnavailable(f"{path}: cannot be made ({error.strerror})") from None
         except BaseException:
@@ -176,8 +148,13 @@ class SqliteLedger(MerkleLedger):
                     pass  # what was committed is in the WAL; the next opening recovers it
         self._writer = self._reader = None
 
-    def _failures(self) -> _Failures:
-        return _Failures(self)
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
 
     def _failed(self, error: sqlite3.Error) -> Exception:
         """Return our error for one of SQLite's; forget the connection, so that nothing is carried over."""
@@ -219,7 +196,7 @@ class SqliteLedger(MerkleLedger):
         self._see(plan)
 
     def _make_tables(self, connection: sqlite3.Connection, origin: str) -> None:
-        for statement in _statements(SCHEMA):
+        for statement in statements(SCHEMA):
             connection.execute(statement)
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [("format", LEDGER_FORMAT), ("origin", origin)])
 
@@ -241,9 +218,11 @@ class SqliteLedger(MerkleLedger):
                 raise LedgerError(f"{self.path}: format {meta.get('format')!r}, this version reads {LEDGER_FORMAT!r}")
             latest = self.checkpoint()
             frontier = self.load_frontier(size, latest, str(self.path))
+            self._check_key(meta.get("key_id", ""))
             return Book(
-                meta["origin"], frontier, time_ns=latest.time_ns, next_id=int(meta["next_request_id"]), leases=leases
-            )
+                meta["origin"], frontier, time_ns=latest.time_ns, next_id=int(meta["next_request_id"]), leases=leases,
+                sealed_for=meta.get("archive", ""),
+            )  # fmt: skip
 
     # ---- storing ----
 
@@ -276,10 +255,14 @@ class SqliteLedger(MerkleLedger):
             sums = [(*account, *sums) for account, sums in plan.totals.items()]
             connection.executemany(PUT_TOTAL, sums)
         connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (plan.checkpoint.size, plan.checkpoint.note))
-        connection.execute("INSERT OR REPLACE INTO meta VALUES ('next_request_id', ?)", (str(plan.next_id),))
-        connection.execute(
-            "INSERT OR IGNORE INTO keys VALUES (?, ?, '')", (self._signer.key_id, self._signer.public_line)
-        )
+        meta = [("next_request_id", str(plan.next_id))]
+        signer = plan.new_key or self._signer
+        if signer.key_id != self._key_stored:
+            connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (signer.key_id, signer.public_line))
+            meta.append(("key_id", signer.key_id))
+        if plan.archive:
+            meta.append(("archive", plan.archive))
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta)
 
     @staticmethod
     def _insert_leases(connection: sqlite3.Connection, leases: Sequence[Lease]) -> None:
@@ -332,10 +315,6 @@ class SqliteLedger(MerkleLedger):
 
     def covered(self, request_id: int) -> bool:
         """Say whether a lease of this file, or of the files before it, covers the id."""
-        import msgspec
-
-        from baseload.adapters.ledger_core import Head
-
         (first,) = self._query("SELECT body FROM rows WHERE seq = 0")[0]
         if request_id < msgspec.json.decode(first, type=Rotate).next_request_id:
             return True
@@ -415,30 +394,111 @@ class SqliteLedger(MerkleLedger):
         )
         return [Total(month=row[0], tenant=row[1], key=row[2], **dict(zip(SUMS, row[3:]))) for row in found]
 
+    # ---- keys, rotation, copies ----
 
-class _Failures:
-    """Turns SQLite's errors into ours."""
+    def _check_key(self, key_id: str) -> None:
+        """See that we sign with the key that the ledger is at; finish a change of key that a crash cut short."""
+        if self._signer is not None and key_id and self._signer.key_id != key_id:
+            successor = self._signer.successor
+            if successor is None or successor.key_id != key_id:
+                raise LedgerError(
+                    f"{self.path}: is signed by key {key_id}, and this key is {self._signer.key_id}; bring the right one back"
+                )
+            self._signer = successor
+        self._key_stored = key_id
 
-    def __init__(self, ledger: SqliteLedger) -> None:
-        self._ledger = ledger
+    def rotate(self, archive: Path, origin: str = "") -> None:
+        """Move all rows to the file `archive`, and begin anew with a row that links to it, open leases and sums with it.
 
-    def __enter__(self) -> None:
-        return None
+        A crash in between is made good by the next opening.
+        """
+        with self._lock:
+            if self._signer is None:
+                raise LedgerUnavailable("this ledger was opened for reading")
+            refuse_existing(archive)
+            self._seal(str(archive.absolute()), origin)
+            self._finish_rotation()
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.Error):
-            raise self._ledger._failed(error) from None
+    def _finish_rotation(self) -> None:
+        book = self._known()
+        archive = Path(book.sealed_for)
+        if not archive.exists():
+            self._copy(archive)
+        with SqliteLedger.read(archive) as copy:
+            if copy.checkpoint() != self.checkpoint():
+                raise LedgerError(f"{archive}: is not the copy of {self.path} that its rotation needs; move it away")
+        (seal,) = self._query("SELECT body FROM rows ORDER BY seq DESC LIMIT 1")[0]
+        origin = msgspec.json.decode(seal, type=Rotate).next
+        self._restart(book, self.totals(), self._now_ns(book), origin)
+
+    def _restart(
+        self, book: Book, totals: list[Total], at_ns: int, origin: str, next_id: int = 0, why: str = ""
+    ) -> None:
+        """Replace all tables by those of the next log, in one transaction."""
+        new_book, plan = begin_after(book, totals, origin=origin, at_ns=at_ns, next_id=next_id, why=why)
+        with self._failures():
+            connection = self._write()
+            connection.execute("BEGIN IMMEDIATE")
+            keys = connection.execute("SELECT key_id, public_line FROM keys").fetchall()
+            for statement in DROP:
+                connection.execute(statement)
+            self._make_tables(connection, origin)
+            self._key_stored = ""
+            self._sign(plan, new_book)
+            self._insert(connection, plan)
+            connection.executemany("INSERT OR IGNORE INTO keys VALUES (?, ?)", keys)
+            connection.execute("COMMIT")
+            self._book = None
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._see(plan)
+
+    def begin_restored(self, skip_ids: int) -> None:
+        """Begin the log that follows a backup (see `restore`)."""
+        book = self._known()
+        self._restart(
+            book, self.totals(), self._now_ns(book), f"{next_origin(book.origin)}-restored",
+            next_id=book.next_id + skip_ids, why="restored from a backup",
+        )  # fmt: skip
+
+    def backup(self, path: Path) -> None:
+        """Write a copy while the ledger goes on, and check that it opens; refuses to overwrite."""
+        refuse_existing(path)
+        self._copy(path)
+
+    def export(self, path: Path) -> None:
+        """Write the whole ledger as a file that `baseload verify` reads: the same as `backup`."""
+        self.backup(path)
+
+    def _copy(self, path: Path) -> None:
+        source = self._connect(write=False)
+        try:
+            copy_whole(source, path, lambda partial: SqliteLedger.read(partial).close())
+        finally:
+            source.close()
 
 
 def _row_out(row: tuple) -> RowOut:  # type: ignore[type-arg]
     return RowOut(row[0], KIND_NAMES[row[1]], row[2], row[3], row[4])
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Return the statements of a script one by one; `executescript` would commit in between."""
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+def restore(
+    backup: Path, path: Path, signer: SigningKey, *, witness: Witness | None = None, skip_ids: int = 2**32
+) -> None:
+    """Bring a backup back as the ledger `path`, which must not exist.
+
+    What was stored after the backup is gone, so the log does not go on as if nothing had happened: a new one begins, linked
+    to the backup's last row, and request ids go on `skip_ids` higher, so that none is given out twice. The witness file,
+    which saw more rows than the backup has, remains the proof of what was lost.
+    """
+    refuse_existing(path)
+    partial = path.with_name(path.name + ".restoring")
+    partial.unlink(missing_ok=True)
+    with SqliteLedger.read(backup) as source:
+        source.backup(partial)
+    ledger = SqliteLedger(partial, signer, witness, time.time_ns)
+    try:
+        ledger.begin_restored(skip_ids)
+    finally:
+        ledger.close()
+    os.rename(partial, path)
+    sync_folder(path.parent)

@@ -56,6 +56,8 @@ class SigningKey:
         self._id = key_id_of(self._public)
         self.key_id = self._id.hex()
         self.public_line = public_line(self._public)
+        self.successor: SigningKey | None = None
+        """A key that was prepared beside this one's file and not put in its place yet."""
 
     @classmethod
     def make(cls) -> SigningKey:
@@ -72,6 +74,14 @@ class SigningKey:
     @classmethod
     def load(cls, path: Path) -> SigningKey:
         """Return the key of a file; raises LedgerError where it is missing, none, or readable by others."""
+        key = cls._load(path)
+        waiting = successor_path(path)
+        if waiting.exists():
+            key.successor = cls._load(waiting)
+        return key
+
+    @classmethod
+    def _load(cls, path: Path) -> SigningKey:
         try:
             mode = path.stat().st_mode
             pem = path.read_bytes()
@@ -128,6 +138,28 @@ class SigningKey:
         """Return the note that makes `new` the successor of this key, signed by both."""
         text = f"baseload/key-rotation\nold {self.public_line}\nnew {new.public_line}\ntime_ns {time_ns}\n"
         return f"{text}\n{self.signature_line(text)}{new.signature_line(text)}"
+
+
+def successor_path(path: Path) -> Path:
+    """Return where a new key waits until the ledger has taken it."""
+    return path.with_name(path.name + ".new")
+
+
+def prepare_successor(path: Path) -> SigningKey:
+    """Make the key that will follow the one in `path`, in a file beside it.
+
+    Then `ledger.change_key(new)`, then `put_successor(path)`. After a crash in between, `SigningKey.load` finds both, and
+    opening the ledger takes the one that it is at.
+    """
+    waiting = successor_path(path)
+    waiting.unlink(missing_ok=True)
+    return SigningKey.create(waiting)
+
+
+def put_successor(path: Path) -> None:
+    """Put the new key in the old one's place, for good."""
+    os.replace(successor_path(path), path)
+    sync_folder(path.parent)
 
 
 def checkpoint_of(note: str) -> Checkpoint:
