@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from baseload.adapters.store import RunWriter
     from baseload.adapters.traces import TraceSource
+    from baseload.app.replay import Replay
     from baseload.ports import RunMeta
     from baseload.simulate.run import Moment, Outcome
     from baseload.simulate.setup import Twin
@@ -50,6 +51,7 @@ class Wish:
     stepping: bool = False
     search: bool = True  # for the highest load, where that takes a few seconds only
     measure_replicas: bool = True
+    replay: Replay | None = None  # a ledger instead of a trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,11 @@ def _source(wish: Wish, loaded: load.Loaded, scale: float) -> TraceSource:
 
     demand = loaded.fleet.demand
     block_tokens = max((d.block_tokens for d in loaded.fleet.deployments.values()), default=16)
-    if wish.trace is None and demand.generator is not None:
+    if wish.replay is not None:
+        from baseload.app import replay
+
+        source = replay.source(wish.replay, loaded.fleet)
+    elif wish.trace is None and demand.generator is not None:
         source = generators.generate(
             demand.generator,
             seed=wish.seed,

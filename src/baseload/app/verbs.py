@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -68,6 +69,13 @@ def simulate_verb(options: argparse.Namespace) -> int:
     wish = _wish(options)
     if options.html is not None and (options.html.is_dir() or not options.html.name):
         raise InputError(f"--html {options.html}: is a folder; name a file")
+    if options.replay is not None:
+        from baseload.app import replay
+
+        if options.trace is not None or options.windows:
+            raise InputError("--replay runs a ledger, whole; leave --trace and --windows away")
+        kept = replay.read(options.replay)
+        wish = dataclasses.replace(wish, replay=kept, overrides=(*kept.overrides, *wish.overrides))
     prepared = simulating.prepare(wish)
     for warning in prepared.warnings:
         say(f"warning: {warning}")
@@ -82,6 +90,14 @@ def simulate_verb(options: argparse.Namespace) -> int:
     html: Path = options.html or folder / "report.html"
     _show(folder, as_json=options.json, html=html)
     say(f"run folder {folder}, report {html}")
+    if wish.replay is not None:
+        from baseload.adapters.store import RunReader
+
+        with RunReader(folder) as run:
+            columns = run.columns(
+                "SELECT request_id, site_i, status, arrival_ns, first_token_ns, finish_ns FROM requests"
+            )
+        print(replay.comparison(wish.replay, prepared.twin, columns))
     return 0
 
 

@@ -64,7 +64,7 @@ class DeploymentRow(Row, frozen=True):
     busy_w: float  # at half load
     j_per_input_token: float  # IT energy above idle
     j_per_output_token: float
-    idle_cost_per_s: float  # capex and opex of one replica a second, in the fleet's currency: spread over what it serves
+    idle_cost_per_s: float  # capex and opex of one replica a second, in the fleet's currency
     cost_per_input_token: float  # capex, opex, energy and idle share, at the load that the fleet file expects
     cost_per_output_token: float
     served_model: str = ""  # name at the engine; '' as asked
