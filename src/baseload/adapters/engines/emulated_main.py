@@ -407,21 +407,22 @@ class Commands(asyncio.Protocol):
         self.ended.set()
 
     async def _do(self, line: bytes) -> None:
-        answer: dict[str, Any]
+        answer: dict[str, Any] = {}
         try:
             command = msgspec.json.decode(line)
-            answer = {"did": command["op"], "name": command.get("name", "")}
+            name = command["engine"]["name"] if command["op"] == "start" else command["name"]
+            answer = {"did": command["op"], "name": name}
             if command["op"] == "table":
                 self.world.tables[command["name"]] = msgspec.convert(command["table"], StepTable)
             elif command["op"] == "start":
                 wants = msgspec.convert(command["engine"], EngineIn)
-                answer |= {"name": wants.name, "port": await self.world.start(wants)}
+                answer["port"] = await self.world.start(wants)
             elif command["op"] == "stop":
                 await self.world.stop(command["name"], float(command.get("drain_s", 0.0)))
             else:
-                answer = {"error": f"no such command: {command['op']}"}
+                answer["error"] = "no such command"
         except (KeyError, TypeError, ValueError, OSError, msgspec.MsgspecError) as problem:
-            answer = {"error": f"{type(problem).__name__}: {problem}"}
+            answer["error"] = f"{type(problem).__name__}: {problem}"
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
         sys.stdout.flush()
 
