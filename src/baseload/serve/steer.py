@@ -1,0 +1,194 @@
+"""Steer: the control loop's decisions, as pure code: how many replicas run, and what a site does at its power limit.
+
+It does what the twin's `scale_pool` and `cap_site` do (simulate/control.py), with the same rules in the same order: first
+every pool, then every site. What it decides stands in `state`, `gate`, `ratio` and `lowest_open`, and comes back as
+orders; carrying them out is the provisioner's (`reconcile.py`), telling the workers is the owner's (`write` to the board).
+It hears of replicas by `ready`, `known_up`, `failed`, `known_down`, `repaired`; metering and probing are others'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from baseload.policies.cap import LOWEST_PRIORITY
+from baseload.policies.view import Tunables
+from baseload.serve.board import Board
+from baseload.serve.rules import Rules, chosen
+from baseload.serve.tables import Tables
+
+OFF, STARTING, UP, DRAINING = range(4)  # as in the twin
+STATES = ("off", "starting", "up", "draining")
+START, DRAIN, RESUME, STOP = range(4)
+ORDERS = ("start", "drain", "resume", "stop")
+LEAST_RATIO = 0.001
+ROUNDING_S = 1e-9  # of a clock that counts whole nanoseconds
+
+
+class Order(NamedTuple):
+    """What is to be done with one replica."""
+
+    kind: int  # START, DRAIN, RESUME, STOP
+    replica: int
+
+
+class SitePower(NamedTuple):
+    """What a site's meter says (or the model, where there is none)."""
+
+    power_kw: float  # IT power now
+    idle_kw: float  # the part that does not follow load: idle replicas, parked accelerators, training
+    limit_kw: float  # inf: none
+
+
+class Steer:
+    """What should run, where requests may go by gate, and each site's power cap."""
+
+    def __init__(self, tables: Tables, *, rules: Rules | None = None) -> None:
+        self.tables = tables
+        self.rules = rules or chosen(tables.policy)
+        policy = tables.policy
+        self.tunables = Tunables(
+            policy.load_guard, policy.admit_factor, policy.target_utilisation, policy.scale_down_s
+        )  # fmt: skip
+        n = len(tables.replicas)
+        self.site_of = [row.site_i for row in tables.replicas]
+        self.state = [UP if row.on_at_start else OFF for row in tables.replicas]
+        self.down = [0] * n  # causes
+        self.gate = [LOWEST_PRIORITY if row.on_at_start else -1 for row in tables.replicas]
+        self.epoch = [0] * n
+        self.below_since_s: list[float | None] = [None] * len(tables.pools)
+        self.asked = [0] * len(tables.pools)  # as last seen
+        self.lowest_open = [LOWEST_PRIORITY] * len(tables.sites)
+        self.ratio = [1.0] * len(tables.sites)
+        self.capped = [False] * len(tables.sites)
+
+    # ---- what is heard ---------------------------------------------------------------------------------------------
+
+    def starting(self, r: int) -> None:
+        """Replica `r` is being started, by an order of ours or again after a failure; it takes nothing until `known_up`."""
+        self.state[r] = STARTING
+
+    def ready(self, r: int) -> None:
+        """Replica `r` has finished its start."""
+        if self.state[r] == STARTING and not self.down[r]:
+            self.state[r] = UP
+
+    def known_up(self, r: int) -> None:
+        """The gateway knows that `r` is ready: it may be sent what its site takes, and old verdicts are forgotten."""
+        if self.state[r] == UP and not self.down[r]:
+            self.gate[r] = self.lowest_open[self.site_of[r]]
+            self.epoch[r] += 1
+
+    def failed(self, r: int) -> None:
+        """One more cause keeps `r` down."""
+        self.down[r] += 1
+
+    def known_down(self, r: int) -> None:
+        """The gateway knows that `r` is not there."""
+        if self.down[r] or self.state[r] != UP:
+            self.gate[r] = -1
+
+    def repaired(self, r: int) -> bool:
+        """One cause less; say whether `r` is to be started anew."""
+        assert self.down[r] > 0, r
+        self.down[r] -= 1
+        if self.down[r] == 0 and self.state[r] != OFF:
+            self.starting(r)
+            return True
+        return False
+
+    # ---- what is decided -------------------------------------------------------------------------------------------
+
+    def tick(
+        self,
+        now_s: float,
+        *,
+        outstanding: Sequence[int],
+        asked: Sequence[int],
+        busy: Sequence[bool],
+        power: Sequence[SitePower],
+    ) -> list[Order]:
+        """Decide anew: scaling of every pool, then the cap of every site; return the orders, in order.
+
+        `outstanding` (replica,): sent and not seen to end, of all workers; `asked` (pool,): requests that ever found
+        nobody there, of all workers; `busy` (replica,): the engine itself says that it holds requests.
+        """
+        orders: list[Order] = []
+        if self.tables.policy.scale != "fixed":
+            for p in range(len(self.tables.pools)):
+                new = asked[p] - self.asked[p]
+                self.asked[p] = asked[p]
+                self._scale(p, now_s, new, outstanding, busy, orders)
+        if self.tables.policy.cap != "none":
+            for site, seen in enumerate(power):
+                self._cap(site, seen)
+        return orders
+
+    def _scale(
+        self, p: int, now_s: float, asked: int, outstanding: Sequence[int], busy: Sequence[bool], orders: list[Order]
+    ) -> None:
+        pool = self.tables.pools[p]
+        rows = range(pool.lo, pool.hi)
+        load = asked + sum(int(outstanding[r]) for r in rows)
+        n_on = sum(1 for r in rows if self.state[r] in (UP, STARTING))
+        slots = self.tables.deployments[pool.deployment_i].slots
+        wanted = int(self.rules.scale(n_on, load, slots, pool.n_min, pool.n_max, self.tunables))
+        wanted = min(max(wanted, pool.n_min), pool.n_max)
+        below_since_s = self.below_since_s[p]
+        if wanted >= n_on:
+            below_since_s = None
+        elif below_since_s is None:
+            below_since_s = now_s
+        self.below_since_s[p] = below_since_s
+        waited_s = now_s - (0.0 if below_since_s is None else below_since_s)
+        let_go = below_since_s is not None and waited_s >= self.tunables.scale_down_s - ROUNDING_S
+        for r in rows:
+            if n_on < wanted and not self.down[r] and self.state[r] in (DRAINING, OFF):
+                if self.state[r] == DRAINING:
+                    self.state[r] = UP
+                    self.gate[r] = self.lowest_open[pool.site_i]
+                    orders.append(Order(RESUME, r))
+                else:
+                    self.state[r] = STARTING
+                    orders.append(Order(START, r))
+                n_on += 1
+        for r in reversed(rows):
+            if n_on > wanted and let_go and self.state[r] == UP:
+                self.state[r] = DRAINING
+                self.gate[r] = -1
+                n_on -= 1
+                orders.append(Order(DRAIN, r))
+            elif self.state[r] == DRAINING and not outstanding[r] and not busy[r]:
+                self.state[r] = OFF
+                orders.append(Order(STOP, r))
+
+    def _cap(self, site: int, seen: SitePower) -> None:
+        if seen.limit_kw == float("inf") and not self.capped[site]:
+            return
+        ratio, lowest = self.rules.cap(seen.power_kw, seen.idle_kw, seen.limit_kw, self.lowest_open[site])
+        ratio, lowest = min(1.0, max(LEAST_RATIO, float(ratio))), min(LOWEST_PRIORITY, max(-1, int(lowest)))
+        self.capped[site] = ratio < 1.0 or lowest < LOWEST_PRIORITY
+        if lowest != self.lowest_open[site]:
+            for r, where in enumerate(self.site_of):
+                if where == site and self.state[r] == UP and not self.down[r]:
+                    self.gate[r] = lowest
+        self.ratio[site], self.lowest_open[site] = ratio, lowest
+
+    def write(self, board: Board) -> None:
+        """Tell the workers: gates, starts, caps. The owner calls `board.bump()` when its burst is over."""
+        for r in range(len(self.gate)):
+            board.gate[r] = self.gate[r]
+            board.epoch[r] = self.epoch[r]
+        for site in range(len(self.ratio)):
+            board.dynamic_ratio[site] = self.ratio[site]
+            board.lowest_open[site] = float(self.lowest_open[site])
+
+    def check(self) -> None:
+        """Assert what must hold."""
+        for r, gate in enumerate(self.gate):
+            assert -1 <= gate <= LOWEST_PRIORITY
+            assert gate < 0 or self.state[r] in (UP, STARTING), (r, gate, STATES[self.state[r]])
+            assert self.down[r] >= 0
+        for pool in self.tables.pools:
+            on = sum(1 for r in range(pool.lo, pool.hi) if self.state[r] in (UP, STARTING))
+            assert on <= pool.n_max
