@@ -46,7 +46,7 @@ class Hub:
             if snapshot.at_ns != self.drawn_ns:
                 tick = self.tick + 1
                 for name, html in self.pages.sections(snapshot):
-                    if self.sections.get(name, ("", 0))[0] != html:
+                    if name not in self.sections or self.sections[name][0] != html:
                         self.sections[name] = (html, tick)
                     await asyncio.sleep(0)  # between two sections the owner's other work goes on
                 self.tick, self.drawn_ns = tick, snapshot.at_ns

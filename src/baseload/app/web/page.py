@@ -31,16 +31,11 @@ RECENT_SHOWN = 40
 ALARMS_SHOWN = 12
 ERRORS_SHOWN = 20
 MAP_MAX = 60
+BARS_MAX = 12
+SITES_AS_DECLARED = 16  # more are shown with those that want a look first
 
 _MEDIA = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".txt": "text/plain"}
 _STATIC = ("uPlot.min.js", "uPlot.css", "uPlot.LICENSE.txt", "live.js", "icon.svg")
-_OUTCOME_WORDS = {
-    "served": "served",
-    "refused": "refused",
-    "failed": "failed",
-    "cancelled": "cancelled",
-    "running": "running",
-}
 
 
 class File(NamedTuple):
@@ -89,7 +84,7 @@ class Pages:
             "notices": {"alarms": now.alarms[:ALARMS_SHOWN], "more": max(0, len(now.alarms) - ALARMS_SHOWN)},
             "cards": {"cards": cards(now)},
             "ladders": _ladders(now),
-            "sites": {"rows": [_site(one, now) for one in now.sites], "map": _map(now.sites)},
+            "sites": _sites(now),
             "tenants": {"rows": [_tenant(one, now) for one in _by_need(now.tenants)[:TENANTS_MAX]]},
             "replicas": _replicas(now, pools),
             "errors": {"rows": now.errors[:ERRORS_SHOWN]},
@@ -262,6 +257,16 @@ def _racked(mw: float) -> Step:
         name="racked", mw=mw, raw_mw=mw, lost_mw=0.0, excess_mw=0.0, tokens_per_s=0.0, lost_tokens_per_s=0.0,
         excess_tokens_per_s=0.0, modelled=True, reason="",
     )  # fmt: skip
+
+
+def _sites(now: Snapshot) -> dict[str, Any]:
+    rows = [_site(one, now) for one in now.sites]
+    known = [row for row in rows if row["site"].power_kw is not None and row["top_kw"] > 0.0]
+    nearest = sorted(known, key=lambda row: -row["site"].power_kw / (row["bound"] or row["top_kw"]))
+    kept = {row["site"].name for row in nearest[:BARS_MAX]}
+    if len(rows) > SITES_AS_DECLARED:
+        rows.sort(key=lambda row: row["site"].state == "open" and not row["over"])
+    return {"rows": rows, "map": _map(now.sites), "bars": [row for row in rows if row["site"].name in kept]}
 
 
 def _site(one: SiteNow, now: Snapshot) -> dict[str, Any]:

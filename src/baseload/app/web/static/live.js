@@ -14,12 +14,12 @@
     const rounded = places < 0 ? Math.round(value / 10 ** -places) * 10 ** -places : +value.toFixed(Math.min(places, 12));
     return rounded.toLocaleString("en-US", { maximumFractionDigits: Math.max(0, Math.min(places, 12)) });
   };
-  const plain = (unit) => (value) => (value == null ? NONE : digits(value) + (unit ? " " + unit : ""));
+  const plain = (unit) => (value) => (value == null ? NONE : digits(value) + unit);
   const scaled = (unit) => (value) => {
     if (value == null) return NONE;
     for (const [size, prefix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
-      if (Math.abs(value) >= size * 0.9995) return digits(value / size) + " " + prefix + unit;
-    return digits(value) + " " + unit;
+      if (Math.abs(value) >= size * 0.9995) return (digits(value / size) + " " + prefix + unit).trimEnd();
+    return (digits(value) + " " + unit).trimEnd();
   };
   const seconds = (value) => (value == null ? NONE : Math.abs(value) >= 0.9995 ? digits(value) + " s" : digits(value * 1e3) + " ms");
   const power = (kw) => (kw == null ? NONE : Math.abs(kw) >= 1000 ? digits(kw / 1000) + " MW" : Math.abs(kw) >= 1 || kw === 0 ? digits(kw) + " kW" : digits(kw * 1e3) + " W");
@@ -27,12 +27,12 @@
   // ---- charts -----------------------------------------------------------------------------------------------
   // [column, words, colour, dashed]
   const PLOTS = {
-    load: { unit: plain("/s"), lines: [["requests_per_s", "served", "--c0"], ["refused_per_s", "refused", "--c1"], ["failed_per_s", "failed", "--over"]] },
+    load: { unit: plain("/s"), axis: plain(""), lines: [["requests_per_s", "served", "--c0"], ["refused_per_s", "refused", "--c1"], ["failed_per_s", "failed", "--over"]] },
     power: { unit: power, lines: [["power_kw", "drawn", "--c0"], ["limit_kw", "may be drawn now", "--over", true], ["contract_kw", "contract", "--dim", true]], without: "tenant/" },
     ttft: { unit: seconds, lines: [["ttft_s_p50", "half within", "--c0"], ["ttft_s_p99", "99 % within", "--c1"]], slo: "ttft" },
     tpot: { unit: seconds, lines: [["tpot_s_p50", "half within", "--c0"], ["tpot_s_p99", "99 % within", "--c1"]], slo: "tpot" },
-    tokens: { unit: scaled("tokens/s"), lines: [["input_tokens_per_s", "input", "--c0"], ["output_tokens_per_s", "output", "--c1"]] },
-    money: { unit: plain(currency + "/h"), lines: [["revenue_per_h", "revenue", "--c0"], ["cost_per_h", "cost", "--c1"]] },
+    tokens: { unit: scaled("tokens/s"), axis: scaled(""), lines: [["input_tokens_per_s", "input", "--c0"], ["output_tokens_per_s", "output", "--c1"]] },
+    money: { unit: plain(" " + currency + "/h"), axis: plain(""), lines: [["revenue_per_h", "revenue", "--c0"], ["cost_per_h", "cost", "--c1"]] },
   };
   let points = { at_s: [] };
   let scope = "";
@@ -54,11 +54,11 @@
     const plot = PLOTS[name];
     const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     return {
-      width: Math.max(120, box.clientWidth), height: 170, legend: { show: false }, cursor: { show: false }, padding: [8, 8, 0, 0],
+      width: Math.max(120, box.clientWidth), height: 170, legend: { show: false }, cursor: { show: false }, padding: [8, 18, 0, 0],
       scales: { x: { time: true }, y: { range: (u, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
       axes: [
-        { ...axis, space: 70, values: (u, at) => at.map((one) => new Date(one * 1000).toISOString().slice(11, 16)) },
-        { ...axis, size: 68, space: 34, values: (u, at) => at.map((one) => plot.unit(one)) },
+        { ...axis, size: 26, space: 70, values: (u, at) => at.map((one) => new Date(one * 1000).toISOString().slice(11, 16)) },
+        { ...axis, size: 58, space: 34, values: (u, at) => at.map((one) => (plot.axis || plot.unit)(one)) },
       ],
       series: [{}].concat(lines.map(([, , tone, dashed]) => ({ stroke: colour(tone), width: dashed ? 1.4 : 1.8, dash: dashed ? [5, 4] : undefined, points: { show: false }, spanGaps: true }))),
     };
@@ -83,7 +83,7 @@
     const legend = figure.querySelector(".legend");
     const items = lines.map((line) => {
       const values = valuesOf(line), item = document.createElement("li"), swatch = document.createElement("i"), now = document.createElement("b");
-      swatch.className = line[3] ? "dash" : { "--c0": "l0", "--c1": "l1", "--over": "l2" }[line[2]] || "l3";
+      swatch.className = line[3] ? "dash " + (line[2] === "--over" ? "l2" : "l3") : { "--c0": "l0", "--c1": "l1", "--over": "l2" }[line[2]] || "l3";
       now.textContent = plot.unit(values[values.length - 1]);
       item.append(swatch, line[1] + " ", now);
       return item;
