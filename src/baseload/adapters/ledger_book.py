@@ -83,6 +83,7 @@ class Rotate(msgspec.Struct, kw_only=True, tag_field="kind", tag="rotate"):
     next_request_id: int = 1
     leases: list[list[int | str]] = []
     totals: list[list[int | str]] = []
+    successions: list[str] = []
     why: str = ""
 
 
@@ -104,9 +105,10 @@ class Lease:
         """Return the mask of a lease that is closed."""
         return (1 << self.n_ids) - 1
 
-    def closed_bytes(self) -> bytes:
-        """Return the mask as bytes, lowest id in the lowest bit of the first byte."""
-        return self.closed.to_bytes((self.n_ids + 7) // 8, "little")
+    def columns(self) -> tuple[int, int, bytes, int, str, str, int, int]:
+        """Return it as a row of the table of leases; the mask has the lowest id in the lowest bit of its first byte."""
+        closed = self.closed.to_bytes((self.n_ids + 7) // 8, "little")
+        return (self.lease_id, self.n_ids, closed, self.worker, self.tenant, self.key, self.money_nano, self.at_ns)
 
     def shown(self) -> OpenLease:
         """Return the lease with its open ids as ranges."""
@@ -142,6 +144,7 @@ class Plan:
     ignored: int = 0
     checkpoint: Checkpoint | None = None
     new_key: SigningKey | None = None
+    succession: str = ""  # the note that makes new_key the successor
     archive: str = ""  # a seal: where the rows are going
 
     def add(self, kind: int, request_id: int, body: bytes) -> None:
@@ -348,7 +351,14 @@ def next_origin(origin: str) -> str:
 
 
 def begin_after(
-    book: Book, totals: Sequence[Total], *, origin: str, at_ns: int, next_id: int = 0, why: str = ""
+    book: Book,
+    totals: Sequence[Total],
+    successions: Sequence[str],
+    *,
+    origin: str,
+    at_ns: int,
+    next_id: int = 0,
+    why: str = "",
 ) -> tuple[Book, Plan]:
     """Return the book and plan of a file that follows a log: its first row links back, and carries what is open."""
     leases = [book.leases[lease_id] for lease_id in book.firsts]
@@ -357,7 +367,7 @@ def begin_after(
         at_ns=at_ns, act="begin", origin=origin, previous=book.origin, previous_size=book.size,
         previous_root=book.frontier.root().hex(), next_request_id=max(book.next_id, next_id),
         leases=[carried(lease) for lease in leases],
-        totals=[[*account, *values] for account, values in sums.items()], why=why,
+        totals=[[*account, *values] for account, values in sums.items()], successions=list(successions), why=why,
     )  # fmt: skip
     return begin(row, leases, sums)
 

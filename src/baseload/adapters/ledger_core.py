@@ -133,7 +133,7 @@ class MerkleLedger(Lookups):
                 plan = Plan(book.frontier.copy(), book.next_id)
                 row = Control(at_ns=now_ns, action="signing-key", who=who, key=new.key_id, note=note)
                 plan.add(KINDS["control"], 0, msgspec.json.encode(row))
-                plan.new_key = new
+                plan.new_key, plan.succession = new, note
                 if self._commit(plan, book):
                     self._signer = new
                     return

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from baseload.adapters.signing import sync_folder
+from baseload.adapters.ledger_book import Lease, Plan
+from baseload.adapters.signing import SigningKey, sync_folder
 from baseload.errors import LedgerError, LedgerUnavailable
 
 SCHEMA = """
@@ -22,7 +23,7 @@ CREATE TABLE rows (
 CREATE UNIQUE INDEX once ON rows (request_id, kind) WHERE request_id > 0;
 CREATE TABLE nodes (level INTEGER NOT NULL, i INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, i)) WITHOUT ROWID;
 CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
-CREATE TABLE keys (key_id TEXT PRIMARY KEY, public_line TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE keys (i INTEGER PRIMARY KEY, key_id TEXT NOT NULL UNIQUE, public_line TEXT NOT NULL, note TEXT NOT NULL);
 CREATE TABLE leases (
     lease_id INTEGER PRIMARY KEY, n_ids INTEGER NOT NULL, closed BLOB NOT NULL, worker INTEGER NOT NULL,
     tenant TEXT NOT NULL, key TEXT NOT NULL, money_nano INTEGER NOT NULL, at_ns INTEGER NOT NULL
@@ -51,6 +52,38 @@ PUT_TOTAL = """INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CO
     cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens,
     price_nano = price_nano + excluded.price_nano, cost_nano = cost_nano + excluded.cost_nano,
     energy_mj = energy_mj + excluded.energy_mj, carbon_ug = carbon_ug + excluded.carbon_ug"""
+
+
+def insert_plan(connection: sqlite3.Connection, plan: Plan, signer: SigningKey, *, known_key: bool) -> None:
+    """Put a plan into the open transaction; `known_key`: the ledger has this signer's public key already."""
+    assert plan.checkpoint is not None
+    connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", plan.rows)
+    if plan.nodes:
+        connection.executemany("INSERT INTO nodes VALUES (?, ?, ?)", plan.nodes)
+    if plan.leases:
+        _insert_leases(connection, list(plan.leases.values()))
+    if plan.totals:
+        connection.executemany(PUT_TOTAL, [(*account, *sums) for account, sums in plan.totals.items()])
+    connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (plan.checkpoint.size, plan.checkpoint.note))
+    meta = [("next_request_id", str(plan.next_id))]
+    if not known_key:
+        connection.execute(
+            "INSERT OR IGNORE INTO keys (key_id, public_line, note) VALUES (?, ?, ?)",
+            (signer.key_id, signer.public_line, plan.succession),
+        )
+        meta.append(("key_id", signer.key_id))
+    if plan.archive:
+        meta.append(("archive", plan.archive))
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta)
+
+
+def _insert_leases(connection: sqlite3.Connection, leases: Sequence[Lease]) -> None:
+    still = [lease.columns() for lease in leases if lease.closed != lease.full]
+    gone = [(lease.lease_id,) for lease in leases if lease.closed == lease.full]
+    if still:
+        connection.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)", still)
+    if gone:
+        connection.executemany("DELETE FROM leases WHERE lease_id = ?", gone)
 
 
 def refuse_existing(path: Path) -> None:

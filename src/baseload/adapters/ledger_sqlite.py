@@ -34,7 +34,7 @@ from baseload.adapters.ledger_book import (
     next_origin,
 )
 from baseload.adapters.ledger_core import MerkleLedger, Stale
-from baseload.adapters.ledger_schema import DROP, PUT_TOTAL, SCHEMA, copy_whole, refuse_existing, statements
+from baseload.adapters.ledger_schema import DROP, SCHEMA, copy_whole, insert_plan, refuse_existing, statements
 from baseload.adapters.signing import SigningKey, Witness, checkpoint_of, sync_folder
 from baseload.errors import LedgerError, LedgerUnavailable
 from baseload.ports import KIND_NAMES, KINDS, LEDGER_FORMAT, Checkpoint, RowOut, Total
@@ -57,6 +57,7 @@ class SqliteLedger(MerkleLedger):
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
         self._key_stored = ""
+        self._restoring = False
 
     @classmethod
     def open(
@@ -245,42 +246,9 @@ class SqliteLedger(MerkleLedger):
 
     def _insert(self, connection: sqlite3.Connection, plan: Plan) -> None:
         """Put a plan into the open transaction."""
-        assert plan.checkpoint is not None and self._signer is not None
-        connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", plan.rows)
-        if plan.nodes:
-            connection.executemany("INSERT INTO nodes VALUES (?, ?, ?)", plan.nodes)
-        if plan.leases:
-            self._insert_leases(connection, list(plan.leases.values()))
-        if plan.totals:
-            sums = [(*account, *sums) for account, sums in plan.totals.items()]
-            connection.executemany(PUT_TOTAL, sums)
-        connection.execute("INSERT INTO checkpoints VALUES (?, ?)", (plan.checkpoint.size, plan.checkpoint.note))
-        meta = [("next_request_id", str(plan.next_id))]
         signer = plan.new_key or self._signer
-        if signer.key_id != self._key_stored:
-            connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (signer.key_id, signer.public_line))
-            meta.append(("key_id", signer.key_id))
-        if plan.archive:
-            meta.append(("archive", plan.archive))
-        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta)
-
-    @staticmethod
-    def _insert_leases(connection: sqlite3.Connection, leases: Sequence[Lease]) -> None:
-        still = [lease for lease in leases if lease.closed != lease.full]
-        gone = [(lease.lease_id,) for lease in leases if lease.closed == lease.full]
-        if still:
-            connection.executemany(
-                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        lease.lease_id, lease.n_ids, lease.closed_bytes(), lease.worker,
-                        lease.tenant, lease.key, lease.money_nano, lease.at_ns,
-                    )
-                    for lease in still
-                ],
-            )  # fmt: skip
-        if gone:
-            connection.executemany("DELETE FROM leases WHERE lease_id = ?", gone)
+        assert signer is not None
+        insert_plan(connection, plan, signer, known_key=signer.key_id == self._key_stored)
 
     def _tidy_wal(self) -> None:
         """Move the WAL into the file once it is long. What was stored is stored, whatever happens here."""
@@ -398,7 +366,7 @@ class SqliteLedger(MerkleLedger):
 
     def _check_key(self, key_id: str) -> None:
         """See that we sign with the key that the ledger is at; finish a change of key that a crash cut short."""
-        if self._signer is not None and key_id and self._signer.key_id != key_id:
+        if self._signer is not None and self._signer.key_id != key_id and not self._restoring:
             successor = self._signer.successor
             if successor is None or successor.key_id != key_id:
                 raise LedgerError(
@@ -435,25 +403,31 @@ class SqliteLedger(MerkleLedger):
         self, book: Book, totals: list[Total], at_ns: int, origin: str, next_id: int = 0, why: str = ""
     ) -> None:
         """Replace all tables by those of the next log, in one transaction."""
-        new_book, plan = begin_after(book, totals, origin=origin, at_ns=at_ns, next_id=next_id, why=why)
+        keys = self._query("SELECT key_id, public_line, note FROM keys ORDER BY i")
+        assert self._signer is not None
+        goes_on = bool(keys) and keys[-1][0] == self._signer.key_id  # else an old backup, restored under today's key
+        keys = keys if goes_on else []
+        new_book, plan = begin_after(
+            book, totals, [note for _, _, note in keys if note], origin=origin, at_ns=at_ns, next_id=next_id, why=why
+        )
         with self._failures():
             connection = self._write()
             connection.execute("BEGIN IMMEDIATE")
-            keys = connection.execute("SELECT key_id, public_line FROM keys").fetchall()
             for statement in DROP:
                 connection.execute(statement)
             self._make_tables(connection, origin)
+            connection.executemany("INSERT INTO keys (key_id, public_line, note) VALUES (?, ?, ?)", keys)
             self._key_stored = ""
             self._sign(plan, new_book)
             self._insert(connection, plan)
-            connection.executemany("INSERT OR IGNORE INTO keys VALUES (?, ?)", keys)
             connection.execute("COMMIT")
             self._book = None
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._see(plan)
 
     def begin_restored(self, skip_ids: int) -> None:
-        """Begin the log that follows a backup (see `restore`)."""
+        """Begin the log that follows a backup (see `restore`); today's key may be another than the backup's."""
+        self._restoring = True
         book = self._known()
         self._restart(
             book, self.totals(), self._now_ns(book), f"{next_origin(book.origin)}-restored",

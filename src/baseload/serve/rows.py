@@ -144,6 +144,7 @@ class RotateRow(Row, tag="rotate"):
     next_request_id: int = 1
     leases: list[list[int | str]] = []
     totals: list[list[int | str]] = []
+    successions: list[str] = []
     why: str = ""
 
 
@@ -259,6 +260,7 @@ _COMMON: dict[str, tuple[str, str]] = {
     "next_request_id": ("", "lowest id never leased"),
     "leases": ("", "open leases carried over: id, n_ids, hex mask of closed ids, worker, tenant, key, money_nano, at_ns"),
     "totals": ("", "sums carried over: month, tenant, key, then as in the table of totals"),
+    "successions": ("", "changes of the signing key so far: notes signed by the old and the new key"),
 }  # fmt: skip
 
 
