@@ -455,6 +455,7 @@ class EngineStart(NamedTuple):
     slots: int = 4  # embedded: sequences at once
     context_tokens: int = 4096  # embedded: of each slot
     table: str = ""  # emulated: name of its step table
+    cold_s: float = 0.0  # emulated: pretends to load its weights for so long
     start_s: float = 60.0  # to answer the first request
     warm: bool = True  # send one short request before it counts as ready
 

@@ -271,3 +271,27 @@ def test_llama_cpp_is_seen_as_what_it_is(gguf: Path, tmp_path: Path):
 
     assert idle[:5] == (True, 0, 0, 1.0, "llamacpp")
     assert (busy.running, busy.waiting, busy.kv_free) == (2, 3, 0.0)
+
+
+def test_a_start_that_is_called_off_leaves_nothing(gguf: Path, tmp_path: Path):
+    """An engine that is stopped, or whose start is cancelled, before it was ready is gone, and may be started again."""
+
+    async def life() -> None:
+        provisioner = ProcessProvisioner(tmp_path, tables=tables())
+        starting = asyncio.create_task(provisioner.start(embedded(gguf)))
+        while "chat/oslo/0" not in provisioner.children:
+            await asyncio.sleep(0.001)
+        await provisioner.stop("chat/oslo/0", drain_s=1.0)
+        with pytest.raises(EngineError):
+            await starting
+        slow = EngineStart(name="e", kind="emulated", table="flat", cold_s=30.0)
+        starting = asyncio.create_task(provisioner.start(slow))
+        await asyncio.sleep(1.0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        for order in (embedded(gguf), slow._replace(cold_s=0.0)):
+            await chat((await provisioner.start(order)).url)
+        await provisioner.close()
+
+    run(life())

@@ -166,22 +166,18 @@ class ProcessProvisioner:
         if order.name in self.running:
             raise EngineError(f"{order.name}: is started already")
         started_s = time.monotonic()
-        if order.kind == "external":
-            engine = await self._look_at(order)
-        elif order.kind == "emulated":
-            engine = await self._start_emulated(order)
-        else:
-            engine = await self._start_embedded(order)
+        ways = {"external": self._look_at, "emulated": self._start_emulated, "embedded": self._start_embedded}
         try:
+            engine = await ways[order.kind](order)
             if order.kind != "external" and order.warm:
                 await _warm(engine.url, order)
-        except EngineError:
-            await self._end(order, engine)
+        except BaseException:  # a start that is called off leaves nothing behind either
+            await self._end(order)
             raise
-        engine = engine._replace(ready_s=time.monotonic() - started_s)
         child = self.children.get(self._child_name(order))
-        if child is not None and child.process.returncode is not None:
-            raise EngineError(f"{order.name}: {child.why()}")
+        if order.kind != "external" and (child is None or child.process.returncode is not None):
+            raise EngineError(f"{order.name}: ended while it was started")
+        engine = engine._replace(ready_s=time.monotonic() - started_s)
         self.running[order.name] = (order, engine)
         return engine
 
@@ -194,13 +190,15 @@ class ProcessProvisioner:
 
     async def stop(self, name: str, drain_s: float) -> None:
         """End it: what runs gets `drain_s`, then it is asked, then made to."""
-        order, engine = self.running.pop(name, (None, None))
-        if order is None or engine is None or order.kind == "external":
+        if name not in self.running:
+            if name in self.children:  # still starting: its start ends with an EngineError
+                await self.children.pop(name).end()
             return
+        order, engine = self.running.pop(name)
         if order.kind == "embedded":
             await _until_idle(engine.url, drain_s)
-            drain_s = 0.0
-        await self._end(order, engine, drain_s)
+        if order.kind != "external":
+            await self._end(order, drain_s)
 
     async def close(self) -> None:
         """End them all, at once."""
@@ -225,12 +223,7 @@ class ProcessProvisioner:
         arguments = ["--gguf", order.gguf, "--slots", str(order.slots), "--context", str(order.context_tokens)]
         arguments += ["--alias", order.model or "tiny", "--digest", order.digest]
         child = await self._child(order.name, "baseload.adapters.engines.embedded_main", arguments)
-        try:
-            ready = await child.answer(READY, order.start_s)
-        except EngineError:
-            self.children.pop(order.name, None)
-            await child.end(term_s=0.5)
-            raise
+        ready = await child.answer(READY, order.start_s)
         url = f"http://127.0.0.1:{ready['ports'][0]}"
         return Engine(order.name, order.kind, url, ready["model_digest"], child.process.pid, 0.0)
 
@@ -243,6 +236,8 @@ class ProcessProvisioner:
                 child = await self._start_emulated_host(order.start_s)
         engine = {"name": order.name, "table": order.table, "model": order.model}
         did = await _command(child, "start", order.name, order.start_s, engine=engine)
+        if order.cold_s > 0.0:
+            await asyncio.sleep(order.cold_s)  # as long as its weights would take to load
         url = f"http://127.0.0.1:{did['port']}"
         return Engine(order.name, order.kind, url, order.digest, child.process.pid, 0.0)
 
@@ -285,15 +280,19 @@ class ProcessProvisioner:
             del self.running[name]
             self.ended(name, child.why())
 
-    async def _end(self, order: EngineStart, engine: Engine, drain_s: float = 0.0) -> None:
+    async def _end(self, order: EngineStart, drain_s: float = 0.0) -> None:
+        """End what was started for the order, if anything was."""
         child = self.children.get(self._child_name(order))
-        if child is None:
+        if child is None or order.kind == "external":
             return
         if order.kind == "emulated":
-            await _command(child, "stop", order.name, drain_s + 5.0, drain_s=drain_s)
-            return
-        del self.children[child.name]
-        await child.end()
+            try:
+                await _command(child, "stop", order.name, drain_s + 5.0, drain_s=drain_s)
+            except EngineError:
+                return  # it never was, or the whole process is gone
+        else:
+            del self.children[child.name]
+            await child.end()
 
 
 async def _command(child: Child, op: str, name: str, timeout_s: float, **what: Any) -> dict[str, Any]:
