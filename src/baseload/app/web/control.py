@@ -94,12 +94,13 @@ async def readyz(control: Control, request: Request, caller: Caller | None) -> R
 
 async def prometheus(control: Control, request: Request, caller: Caller | None) -> Response:
     """Answer with the metrics."""
-    return Response(metrics.exposition(control.owner.snapshot()), media_type=metrics.CONTENT_TYPE)
+    text = await asyncio.to_thread(metrics.exposition, control.owner.snapshot())
+    return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
 async def snapshot(control: Control, request: Request, caller: Caller | None) -> Response:
     """Answer with all that the page shows, as JSON."""
-    return _json({"ready": control.owner.ready() or "yes", **msgspec.to_builtins(control.owner.snapshot())})
+    return _json({"not_ready": control.owner.ready(), "snapshot": control.owner.snapshot()})
 
 
 async def events(control: Control, request: Request, caller: Caller | None) -> Any:

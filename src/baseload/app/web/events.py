@@ -20,6 +20,7 @@ from baseload.app.web.view import SERIES_COLUMNS, SERIES_S, OwnerView, Series
 
 VIEWERS_MAX = 64
 EVERY_S = 1.0
+SECTION_BYTES_PER_S = 30_000  # a section of a large fleet is drawn less often than once a second
 SEND_S = 10.0  # a write that takes longer drops the reader
 
 
@@ -32,6 +33,7 @@ class Hub:
         self.tick = 0
         self.drawn_ns = -1
         self.sections: dict[str, tuple[str, int]] = {}  # name: (HTML, tick of its last change)
+        self.drawn_s: dict[str, float] = {}
         self.n_viewers = 0
         self.closed = False
         self.dropped_total = 0
@@ -44,11 +46,17 @@ class Hub:
         async with self._drawing:
             snapshot = self.owner.snapshot()
             if snapshot.at_ns != self.drawn_ns:
-                tick = self.tick + 1
-                for name, html in self.pages.sections(snapshot):
+                tick, at_s = self.tick + 1, snapshot.at_ns / 1e9
+
+                def due(name: str) -> bool:
+                    html, _ = self.sections.get(name, ("", 0))
+                    return at_s - self.drawn_s.get(name, 0.0) >= len(html) / SECTION_BYTES_PER_S
+
+                # In a thread, so that the owner's own work waits for a few ms at most.
+                for name, html in await asyncio.to_thread(self.pages.sections, snapshot, due):
+                    self.drawn_s[name] = at_s
                     if name not in self.sections or self.sections[name][0] != html:
                         self.sections[name] = (html, tick)
-                    await asyncio.sleep(0)  # between two sections the owner's other work goes on
                 self.tick, self.drawn_ns = tick, snapshot.at_ns
         return {name: html for name, (html, _) in self.sections.items()}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import resources
@@ -27,7 +27,7 @@ LADDERS_MAX = 6  # sites whose ladder is drawn; the table of sites has all
 POOLS_MAX = 60
 REPLICAS_MAX = 30
 TENANTS_MAX = 100
-RECENT_SHOWN = 40
+RECENT_SHOWN = 30
 ALARMS_SHOWN = 12
 ERRORS_SHOWN = 20
 MAP_MAX = 60
@@ -76,23 +76,22 @@ class Pages:
         template = self.environment.get_template("live.html")
         return template.render(s=now, sections=safe, name=name, role=role, by_session=by_session, scopes=scopes)
 
-    def sections(self, now: Snapshot) -> Iterator[tuple[str, str]]:
-        """Yield the sections of the page: name and HTML."""
-        pools = _pools(now.replicas)
-        parts: dict[str, dict[str, Any]] = {
-            "head": {"headline": headline(now), "up": _span(now.at_ns - now.started_ns)},
-            "notices": {"alarms": now.alarms[:ALARMS_SHOWN], "more": max(0, len(now.alarms) - ALARMS_SHOWN)},
-            "cards": {"cards": cards(now)},
-            "ladders": _ladders(now),
-            "sites": _sites(now),
-            "tenants": {"rows": [_tenant(one, now) for one in _by_need(now.tenants)[:TENANTS_MAX]]},
-            "replicas": _replicas(now, pools),
-            "errors": {"rows": now.errors[:ERRORS_SHOWN]},
-            "recent": {"rows": now.recent[:RECENT_SHOWN]},
-            "foot": {},
+    def sections(self, now: Snapshot, due: Callable[[str], bool] = lambda name: True) -> list[tuple[str, str]]:
+        """Return the sections of the page that are `due`: name and HTML. May run in another thread."""
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "head": lambda: {"headline": headline(now)},
+            "notices": lambda: {"alarms": now.alarms[:ALARMS_SHOWN], "more": max(0, len(now.alarms) - ALARMS_SHOWN)},
+            "cards": lambda: {"cards": cards(now)},
+            "ladders": lambda: _ladders(now),
+            "sites": lambda: _sites(now),
+            "tenants": lambda: {"rows": [_tenant(one, now) for one in _by_need(now.tenants)[:TENANTS_MAX]]},
+            "replicas": lambda: _replicas(now, _pools(now.replicas)),
+            "errors": lambda: {"rows": now.errors[:ERRORS_SHOWN]},
+            "recent": lambda: {"rows": now.recent[:RECENT_SHOWN]},
+            "foot": lambda: {"up": _span(now.at_ns - now.started_ns)},
         }
-        for name, values in parts.items():
-            yield name, self.environment.get_template(f"s_{name}.html").render(s=now, **values)
+        get = self.environment.get_template
+        return [(name, get(f"s_{name}.html").render(s=now, **values())) for name, values in parts.items() if due(name)]
 
 
 def _file(name: str, content: bytes) -> File:
@@ -193,7 +192,7 @@ def cards(now: Snapshot) -> list[Card]:
              f"{number(totals.requests_per_s)} requests/s, {number(totals.streams_open)} open"),
         Card("TTFT p99", seconds(totals.ttft_s_p99), f"median {seconds(totals.ttft_s_p50)}"),
         Card("TPOT p99", seconds(totals.tpot_s_p99), f"median {seconds(totals.tpot_s_p50)}"),
-        Card("Power at the meter", _kw(totals.power_kw), f"of {_kw(limit)} that may be drawn", False if over else None),
+        Card("Power at the meter", _kw(totals.power_kw), "no limit is known" if limit is None else f"of {_kw(limit)} that may be drawn", False if over else None),
         Card("Revenue", f"{money(totals.revenue_per_h, currency)}/h",
              f"energy {money(totals.energy_cost_per_h, currency)}/h"),
         Card("Margin", f"{money(margin, currency)}/h", f"cost {money(totals.cost_per_h, currency)}/h",
