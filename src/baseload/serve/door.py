@@ -296,9 +296,9 @@ class Door:
                 self.asked[p] += 1
                 if board is not None:
                     board.asked[self.worker][p] = self.asked[p]
-        gate = self.gate
+        gate, opened, reachable = self.gate, self.ejection.open, self.reachable
         for i, may in enumerate(self.law[k]):
-            if may and 0 <= gate[i] < priority:
+            if may and 0 <= gate[i] < priority and opened[i] and reachable[i]:
                 return REASON_POWER
         return REASON_NO_REPLICA
 

@@ -51,7 +51,10 @@ class Patience(NamedTuple):
     most_starting: int = 8  # at once
 
 
-def back_off_s(n_failures: int, patience: Patience = Patience()) -> float:
+PATIENCE = Patience()
+
+
+def back_off_s(n_failures: int, patience: Patience = PATIENCE) -> float:
     """Return how long to wait before the next start after `n_failures` in a row, in seconds.
 
     >>> [back_off_s(n) for n in (0, 1, 2, 3, 20)]
@@ -77,7 +80,7 @@ def latest(events: Iterable[Seen]) -> dict[int, Seen]:
     return found
 
 
-def braked(desired: Mapping[int, bool], observed: Mapping[int, Seen], patience: Patience = Patience()) -> bool:
+def braked(desired: Mapping[int, bool], observed: Mapping[int, Seen], patience: Patience = PATIENCE) -> bool:
     """Say whether so many look sick at once that it is more likely us who are cut off."""
     phases = [observed[r].phase for r, on in desired.items() if on and r in observed]
     sick = phases.count(UNHEALTHY)
@@ -85,7 +88,7 @@ def braked(desired: Mapping[int, bool], observed: Mapping[int, Seen], patience: 
 
 
 def reconcile(
-    desired: Mapping[int, bool], observed: Mapping[int, Seen], now_s: float, patience: Patience = Patience()
+    desired: Mapping[int, bool], observed: Mapping[int, Seen], now_s: float, patience: Patience = PATIENCE
 ) -> list[Action]:
     """Return what to do now, by replica: `desired` says which should run; who is observed and not in it should not."""
     actions: list[Action] = []

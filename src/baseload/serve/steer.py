@@ -99,16 +99,10 @@ class Steer:
 
     # ---- what is decided -------------------------------------------------------------------------------------------
 
-    def tick(
-        self,
-        now_s: float,
-        *,
-        outstanding: Sequence[int],
-        asked: Sequence[int],
-        busy: Sequence[bool],
-        power: Sequence[SitePower],
+    def scale(
+        self, now_s: float, *, outstanding: Sequence[int], asked: Sequence[int], busy: Sequence[bool]
     ) -> list[Order]:
-        """Decide anew: scaling of every pool, then the cap of every site; return the orders, in order.
+        """Decide how many replicas of every pool run; return the orders, in order.
 
         `outstanding` (replica,): sent and not seen to end, of all workers; `asked` (pool,): requests that ever found
         nobody there, of all workers; `busy` (replica,): the engine itself says that it holds requests.
@@ -119,10 +113,13 @@ class Steer:
                 new = asked[p] - self.asked[p]
                 self.asked[p] = asked[p]
                 self._scale(p, now_s, new, outstanding, busy, orders)
+        return orders
+
+    def cap(self, power: Sequence[SitePower]) -> None:
+        """Decide every site's power cap; `power` (site,) as metered after the orders of `scale` were given."""
         if self.tables.policy.cap != "none":
             for site, seen in enumerate(power):
                 self._cap(site, seen)
-        return orders
 
     def _scale(
         self, p: int, now_s: float, asked: int, outstanding: Sequence[int], busy: Sequence[bool], orders: list[Order]

@@ -1,0 +1,75 @@
+"""Twin and gateway take the same trace to the same decisions, request by request, on a jumping clock.
+
+The twin is the compiled one. The gateway is the real Door, Board and Steer in front of plain engines (live_world.py):
+admission, routing, retries after failures, scaling and power caps are all on. docs/serve-parity.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.simulate import specs
+from tests.whole.live_world import LiveWorld
+
+SEEN: Counter[str] = Counter()
+SEEDS = range(24)
+
+
+def system(seed: int, route: int, admit: int) -> tuple[Any, Any]:
+    """Return a random system with everything on that a live one has, and a trace."""
+    rng = np.random.default_rng([seed, route, admit])
+    on = specs.Switches(
+        seed=int(rng.integers(0, 2**31)), n_requests=60, route=route, admit=admit, grid=bool(rng.integers(0, 2)),
+        tiny_kv=bool(rng.random() < 0.3), caching=bool(rng.integers(0, 2)), failures=bool(rng.random() < 0.7),
+        scaling=bool(rng.random() < 0.6), cap=int(rng.integers(0, 4)), two_sites=bool(rng.random() < 0.7),
+        network=bool(rng.integers(0, 2)), two_models=bool(rng.random() < 0.3),
+    )  # fmt: skip
+    spec, chunk = specs.random_system(on)
+    return replace(spec, retries=min(spec.retries, 2), scrapes=spec.scrapes or admit in (1, 3)), chunk
+
+
+def compare(seed: int, route: int, admit: int, folder: Path) -> None:
+    """Run both on one system and hold every record and every remembered number equal."""
+    spec, chunk = system(seed, route, admit)
+    records, outcome = specs.simulate(spec, chunk)
+    world = outcome.world
+    live = LiveWorld(spec, chunk, world.dice.tolist(), folder)
+    want = live.run()
+    for name in specs.EXACT:
+        expected = np.array([q.record[name] for q in want], np.int64)
+        differ = np.flatnonzero(records[name].astype(np.int64) != expected)
+        assert not len(differ), (name, seed, route, admit, want[differ[0]].record, records[differ[0]])
+    door = live.doors[0]
+    assert door.mean_tokens == world.kinds["predicted"].tolist()
+    assert door.ticket == world.kinds["ticket"].tolist()
+    assert live.spent == world.tenants["spent"].tolist()
+    tries = records["n_tries"]
+    SEEN["runs"] += 1
+    SEEN["refused"] += bool((records["status"] == 1).any())
+    SEEN["retried"] += bool((tries > 1).any())
+    SEEN["failed"] += bool((records["status"] == 2).any())
+    SEEN["scaled"] += live.n_orders > 0
+    SEEN["capped"] += live.n_capped > 0
+    SEEN["requests"] += len(records)
+
+
+@pytest.mark.parametrize("admit", range(4))
+@pytest.mark.parametrize("route", range(6))
+def test_twin_and_gateway_decide_alike_request_by_request(route: int, admit: int, tmp_path: Path) -> None:
+    """Every request of every system ends where, when and why it does in the twin; so do lengths, tickets and budgets."""
+    for seed in SEEDS:
+        compare(seed, route, admit, tmp_path)
+
+
+def test_the_comparison_saw_what_matters() -> None:
+    """Refusals, retries, failures, scaling orders and power caps happened in a good share of the compared systems."""
+    if SEEN["runs"] < 100:
+        return  # run by itself
+    for what in ("refused", "retried", "failed", "scaled", "capped"):
+        assert SEEN[what] > 0.1 * SEEN["runs"], SEEN
