@@ -9,8 +9,8 @@ A fault (`FAULTS`) is chosen, first match wins, by
 - the model's name, `fault-NAME`, or a model named `…:fault-NAME`,
 - the control endpoint, `POST /__control {"fault": "hang", "times": 3}` (times absent: until told otherwise),
 - dice, `--faults hang=0.01,reset=0.02 --seed 7`.
-In the same way `@n=64`, `@ttft_ms=20`, `@gap_ms=10`, `@at=3` (token after which the fault comes) and `@lump=4` (tokens a chunk)
-are read out of the body.
+In the same way `@n=64`, `@ttft_ms=20`, `@gap_ms=10`, `@at=3` (token after which the fault comes), `@lump=4` (tokens a chunk)
+and `@mark=word` (noted in the truth) are read out of the body.
 
 Ground truth is kept by `x-request-id`: `GET /__stats` (sums) and `GET /__stats?full=1` (each attempt); with `--log FILE`
 each start, token and end is also appended there before it reaches the socket, so that the truth outlives kill -9: tokens
@@ -76,7 +76,7 @@ FAULTS = (
     "503",
 )
 HUGE_BYTES = 64 << 20
-KNOBS = re.compile(rb"@(fault|n|ttft_ms|gap_ms|at|lump)=([\w.-]+)")
+KNOBS = re.compile(rb"@(fault|n|ttft_ms|gap_ms|at|lump|mark)=([\w.-]+)")
 STATUS = {200: "OK", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
           413: "Content Too Large", 429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway",
           503: "Service Unavailable"}  # fmt: skip
@@ -271,9 +271,10 @@ class Plan:
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
         limit = limit if isinstance(limit, int) and limit > 0 else engine.args.tokens
         self.n = min(limit, int(knobs["n"])) if "n" in knobs else min(limit, engine.args.tokens)
-        self.finish = "length" if self.n == limit else "stop"
+        self.finish = "length" if self.n == limit and self.structured() is None else "stop"
         self.ttft_s = float(knobs["ttft_ms"]) / 1e3 if "ttft_ms" in knobs else engine.ttft_s
         self.gap_s = float(knobs["gap_ms"]) / 1e3 if "gap_ms" in knobs else engine.gap_s
+        self.mark = knobs.get("mark", "")
         self.lump = int(knobs.get("lump", 1))
         self.fault = engine.pick(self.model, knobs)
         self.at = min(int(knobs.get("at", 3)), self.n)
@@ -523,7 +524,7 @@ class Answer:
         attempt = len(engine.truth.by_id.get(rid, ())) + 1
         self.entry = engine.truth.start(
             rid, attempt=attempt, path=plan.path, stream=plan.stream, input_tokens=plan.input_tokens, planned=plan.n,
-            fault=plan.fault,
+            fault=plan.fault, mark=plan.mark,
         )  # fmt: skip
         engine.prompt_tokens += plan.input_tokens
         delay = engine.delay_s()

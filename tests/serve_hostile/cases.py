@@ -1,7 +1,7 @@
 """Raw hostile HTTP: what is sent byte by byte, and what a careful server may answer.
 
 A case says which statuses are right (0: the connection ends without an answer) and whether the connection has to end. `POST`
-bodies that try to smuggle carry `@smuggled`; an engine must never see that word as a request of its own.
+bodies that try to smuggle carry `@mark=smuggled`; an engine must never see that word as a request of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 CHAT = "/v1/chat/completions"
 GOOD = b'{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"hello"}]}'
-SMUGGLED = b'{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"@smuggled"}]}'
+SMUGGLED = b'{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"@mark=smuggled"}]}'
 REFUSED = frozenset((400, 0))
 
 
@@ -101,7 +101,7 @@ def framing(key: str) -> Iterator[Case]:
         yield Case(f"cl {value[:12]!r}", wire + GOOD, REFUSED | {413}, True)
     yield Case("cl beyond the limit", te(f"Content-Length: {1 << 40}", body=b""), frozenset((413, 400)), True)
     yield Case(
-        "cl too short, rest is a request", te("Content-Length: 2", body=b"{}" + inner), frozenset((400,)), answers=2
+        "cl too short, rest is a request", te("Content-Length: 2", body=b"{}" + post(GOOD, key)), frozenset((400,)), answers=2
     )
     for name, body in (
         ("size ZZ", b"ZZ\r\nabc\r\n0\r\n\r\n"),
