@@ -226,7 +226,7 @@ def change_table(db: sqlite3.Connection, dice: random.Random) -> Cheat:
     cursor = db.execute(f"SELECT rowid, * FROM {table}" if table in ("leases", "keys") else f"SELECT * FROM {table}")
     names = [column[0] for column in cursor.description]
     row = dice.choice(cursor.fetchall())
-    skip = {"rowid", "i", "note"}  # how the keys are numbered means nothing; a change of key is told by its row
+    skip = {"rowid", "i"}  # how the keys are numbered means nothing
     place = dice.choice([i for i, name in enumerate(names) if name not in skip])
     value = row[place]
     if isinstance(value, bytes):
@@ -234,7 +234,7 @@ def change_table(db: sqlite3.Connection, dice: random.Random) -> Cheat:
     elif isinstance(value, int):
         value += dice.choice([-1, 1])
     else:
-        value = value[:-1] + chr(ord(value[-1]) ^ 1)
+        value = value[:-1] + chr(ord(value[-1]) ^ 1) if value else "x"
     where = " AND ".join(f"{name} IS ?" for name in names)
     try:
         db.execute(f"UPDATE {table} SET {names[place]} = ? WHERE {where}", (value, *row))
@@ -389,7 +389,7 @@ def cheat_once(honest: Honest, folder: Path, number: int, seed: int) -> tuple[st
         verdict = verify.verify_receipt(receipt, key=honest.key)
         return "flip_receipt", not verdict.whole, "\n".join(verdict.lines())
     if kind == "flip_witness":
-        witness = folder / "witness.log"
+        witness = folder / "cheated.log"
         witness.write_bytes(_flip(honest.witness.read_bytes(), dice))
         cheat, name = Cheat(), "flip_witness"
     elif kind == "rollback":

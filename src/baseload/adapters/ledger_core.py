@@ -142,7 +142,7 @@ class MerkleLedger(Lookups):
     def _sign(self, plan: Plan, book: Book) -> None:
         assert self._signer is not None
         plan.checkpoint = self._signer.sign_checkpoint(
-            book.origin, plan.frontier.size, plan.frontier.root(), self._now_ns(book)
+            book.origin, plan.frontier.size, plan.frontier.root(), self._now_ns(book), book.size
         )
 
     def _seal(self, archive: str, origin: str) -> Book:

@@ -6,6 +6,7 @@ Texts are signed notes (C2SP signed-note, tlog-checkpoint), so other tools of tr
     1234                           rows
     <base64>                       Merkle root
     time_ns 1790000000000000000    UTC
+    after 1230                     rows of the checkpoint before this one
     (empty line)
     — baseload <base64 of 4 bytes of key id and 64 of signature>
 
@@ -129,9 +130,9 @@ class SigningKey:
         assert text.endswith("\n")
         return f"{text}\n{self.signature_line(text)}"
 
-    def sign_checkpoint(self, origin: str, size: int, root: bytes, time_ns: int) -> Checkpoint:
+    def sign_checkpoint(self, origin: str, size: int, root: bytes, time_ns: int, after: int) -> Checkpoint:
         """Return the signed statement that the first `size` rows of `origin` have this root."""
-        text = f"{origin}\n{size}\n{_b64(root)}\ntime_ns {time_ns}\n"
+        text = f"{origin}\n{size}\n{_b64(root)}\ntime_ns {time_ns}\nafter {after}\n"
         return Checkpoint(origin, size, root, time_ns, self.key_id, self.sign_note(text))
 
     def succeed(self, new: SigningKey, time_ns: int) -> str:
@@ -165,7 +166,7 @@ def put_successor(path: Path) -> None:
 def checkpoint_of(note: str) -> Checkpoint:
     """Return the checkpoint that a note states; its signature is not checked here. Raises ValueError."""
     text, _, signature = note.partition("\n\n")
-    origin, size, root, when = text.split("\n")
+    origin, size, root, when, _after = text.split("\n")
     raw = base64.b64decode(signature.rsplit(" ", 1)[1].strip(), validate=True)
     return Checkpoint(
         origin,

@@ -73,7 +73,7 @@ class _Content:
     leases: list[tuple[Any, ...]]
     totals: list[tuple[Any, ...]]
     leaves: list[bytes] = field(default_factory=list)
-    successions: list[tuple[int, notes.Key, notes.Key]] = field(default_factory=list)  # row, old, new
+    successions: list[tuple[int, notes.Key, notes.Key, str]] = field(default_factory=list)  # row, old, new, note
     first: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,6 +88,9 @@ def verify_ledger(
     try:
         with closing(open_read_only(path)) as database:
             database.execute("BEGIN")
+            for (fault,) in database.execute("PRAGMA integrity_check(5)").fetchall():
+                if fault != "ok":
+                    verdict.add(None, f"its file is damaged ({fault})")
             content = _read(database)
             _rows(database, content, books, verdict)
     except (sqlite3.Error, OverflowError) as error:
@@ -100,7 +103,7 @@ def verify_ledger(
     _checkpoints(content, tree, signers, verdict)
     _tables(content, books, verdict)
     if witness is not None:
-        _witness(_text(witness), content, tree, signers, verdict)
+        _witness(_text(witness), content, tree, signers, key, verdict)
     else:
         verdict.remarks.append("no witness file was given: rows cut off at the end would not be seen (--witness FILE)")
     _previous(content, previous, verdict)
@@ -111,7 +114,7 @@ def verify_ledger(
 def _read(database: sqlite3.Connection) -> _Content:
     return _Content(
         meta=dict(database.execute("SELECT name, value FROM meta").fetchall()),
-        keys=database.execute("SELECT key_id, public_line FROM keys ORDER BY i").fetchall(),
+        keys=database.execute("SELECT key_id, public_line, note FROM keys ORDER BY i").fetchall(),
         checkpoints=database.execute("SELECT size, note FROM checkpoints ORDER BY size").fetchall(),
         nodes=database.execute("SELECT level, i, hash FROM nodes").fetchall(),
         leases=database.execute("SELECT * FROM leases ORDER BY lease_id").fetchall(),
@@ -126,12 +129,12 @@ def _rows(database: sqlite3.Connection, content: _Content, books: Books, verdict
         "SELECT seq, kind, request_id, leaf, body FROM rows ORDER BY seq"
     ):
         if seq != expected:
-            verdict.add(expected, "missing", seq - 1)
+            verdict.add(expected, "missing", seq - 1, sure=True)
             expected = seq
         expected += 1
         found = hashlib.sha256(b"\x00" + (body if isinstance(body, bytes) else b"")).digest()
         if leaf != found:
-            verdict.add(seq, "its bytes are not those that were stored (they do not match the row's hash)")
+            verdict.add(seq, "its bytes are not those that were stored (they do not match the row's hash)", sure=True)
         content.leaves.append(leaf if isinstance(leaf, bytes) and len(leaf) == 32 else found)
         try:
             row = read_body(body)
@@ -146,9 +149,9 @@ def _rows(database: sqlite3.Connection, content: _Content, books: Books, verdict
             books.take(seq, row)
             if seq == 0:
                 content.first = row
-                content.successions += [(-2, *notes.read_succession(note)) for note in row.get("successions", [])]
+                content.successions += [(-2, *notes.read_succession(note), note) for note in row.get("successions", [])]
             if row["kind"] == "control" and row.get("action") == "signing-key":
-                content.successions.append((seq, *notes.read_succession(row.get("note"))))
+                content.successions.append((seq, *notes.read_succession(row.get("note")), row["note"]))
         except (BadRow, notes.BadNote) as error:
             verdict.add(seq, str(error))
         except (OverflowError, ValueError, OSError) as error:
@@ -190,14 +193,14 @@ def _nodes(content: _Content, tree: notes.Tree, verdict: Verdict) -> None:
 def _signers(content: _Content, key: notes.Key | None, verdict: Verdict) -> list[tuple[int, notes.Key]]:
     """Return (first checkpoint size, key) in order: who had to sign from when on."""
     signers: list[tuple[int, notes.Key]] = []
-    for seq, old, new in content.successions:
+    for seq, old, new, _ in content.successions:
         if signers and signers[-1][1] != old:
             verdict.add(seq, f"hands over from key {old.short}, but {signers[-1][1].short} was signing")
         if not signers:
             signers.append((0, old))
         signers.append((seq + 2, new))  # the row itself is the last that the old key signs
     if not signers:
-        own = key or _own_key(content)
+        own = _own_key(content) or key
         if own is None:
             verdict.add(None, "it holds no public key that can be read; give one (--public-key FILE)")
             return []
@@ -209,11 +212,18 @@ def _signers(content: _Content, key: notes.Key | None, verdict: Verdict) -> list
         )
     elif key not in [signer for _, signer in signers]:
         verdict.add(None, f"it is signed by {signers[-1][1].short}, not by the public key given, {key.short}")
+    notes_of = ["", *(note for *_, note in content.successions)]
+    if content.keys != [(signer.short, signer.line, note) for (_, signer), note in zip(signers, notes_of)]:
+        verdict.add(None, "its table of public keys is not that of the keys that signed it")
+    if content.meta.get("key_id") != signers[-1][1].short:
+        verdict.add(
+            None, f"it says that key {content.meta.get('key_id')!r} signs now, its rows say {signers[-1][1].short}"
+        )
     return signers
 
 
 def _own_key(content: _Content) -> notes.Key | None:
-    for _, line in content.keys:
+    for _, line, _ in content.keys:
         try:
             found = notes.read_key(str(line))
         except notes.BadNote:
@@ -233,33 +243,54 @@ def _signer_at(signers: list[tuple[int, notes.Key]], size: int) -> notes.Key | N
 
 def _checkpoints(content: _Content, tree: notes.Tree, signers: list[tuple[int, notes.Key]], verdict: Verdict) -> None:
     """Check every signed checkpoint against the rows; name the rows between the last good one and the first bad one."""
-    good, last_ns, covered = 0, 0, 0
-    broken = False
+    good, last_ns, covered, before = 0, 0, 0, 0
+    broken = ""
+    refused: list[tuple[object, str]] = []
     for size, note in content.checkpoints:
         verdict.n_checkpoints += 1
         try:
-            stated = notes.read_checkpoint(note)
-            signer = _signer_at(signers, stated.size)
-            if stated.size != size or stated.origin != content.meta.get("origin"):
-                raise notes.BadNote(f"states {stated.origin!r} of {stated.size} rows, filed under {size!r}")
-            if signer is None or not notes.signed_with(stated.signed, signer):
-                raise notes.BadNote(f"is not signed by key {signer.short if signer else '(none)'}")
+            stated = _stated(size, note, content, signers)
             if stated.time_ns < last_ns:
                 raise notes.BadNote("was signed before the one before it")
         except notes.BadNote as error:
-            verdict.add(good, f"the checkpoint over {size!r} rows {error}", max(good, _until(size, content)))
+            refused.append((size, str(error)))
+            before = size if isinstance(size, int) else before
             continue
-        last_ns, covered = stated.time_ns, max(covered, stated.size)
+        _refused(refused, good, content, verdict)
+        if stated.after != before:
+            verdict.add(before, f"the checkpoint over {stated.after} rows is missing", max(before, stated.after - 1))
+        last_ns, covered, before = stated.time_ns, max(covered, stated.size), stated.size
         if stated.size > len(content.leaves):
             verdict.add(len(content.leaves), f"cut off: a signed checkpoint covers {stated.size} rows", stated.size - 1)
             break
         if tree.root(stated.size) == stated.root:
             good = stated.size
         elif not broken:
-            broken = True
-            verdict.add(good, f"not what was signed (checkpoint over {size} rows)", max(good, size - 1))
+            broken = f"not what was signed (checkpoint over {size} rows)"
+            verdict.add(good, broken, max(good, size - 1))
+    _refused(refused, good, content, verdict)
     if covered < len(content.leaves):
         verdict.add(covered, "no signed checkpoint covers them", len(content.leaves) - 1)
+
+
+def _stated(size: object, note: object, content: _Content, signers: list[tuple[int, notes.Key]]) -> notes.Stated:
+    """Return what a stored checkpoint states; raises BadNote where it is not what its signer signed for this place."""
+    stated = notes.read_checkpoint(note)
+    signer = _signer_at(signers, stated.size)
+    if stated.size != size or stated.origin != content.meta.get("origin"):
+        raise notes.BadNote(f"states {stated.origin!r} of {stated.size} rows, filed under {size!r}")
+    if signer is None or not notes.signed_with(stated.signed, signer):
+        raise notes.BadNote(f"is not signed by key {signer.short if signer else '(none)'}")
+    return stated
+
+
+def _refused(refused: list[tuple[object, str]], good: int, content: _Content, verdict: Verdict) -> None:
+    """Say which checkpoints in a row were refused, and which rows therefore nobody vouches for."""
+    if refused:
+        (size, why), (last, _) = refused[0], refused[-1]
+        more = f", and {len(refused) - 1} after it" if len(refused) > 1 else ""
+        verdict.add(good, f"the checkpoint over {size!r} rows {why}{more}", max(good, _until(last, content)))
+        refused.clear()
 
 
 def _until(size: object, content: _Content) -> int:
@@ -318,26 +349,40 @@ def _witness_notes(blob: bytes, verdict: Verdict) -> Iterator[notes.Stated]:
 
 
 def _witness(
-    blob: bytes, content: _Content, tree: notes.Tree, signers: list[tuple[int, notes.Key]], verdict: Verdict
+    blob: bytes,
+    content: _Content,
+    tree: notes.Tree,
+    signers: list[tuple[int, notes.Key]],
+    key: notes.Key | None,
+    verdict: Verdict,
 ) -> None:
     """Compare with what the witness saw: it remembers what a rewritten ledger denies."""
-    origin, seen, largest = content.meta.get("origin"), 0, 0
+    origin, seen, good, largest = content.meta.get("origin"), 0, 0, 0
+    unsigned, differs = [], False
     for stated in _witness_notes(blob, verdict):
         if stated.origin != origin:
             continue
         seen += 1
-        signer = _signer_at(signers, stated.size)
-        if signer is None or not notes.signed_with(stated.signed, signer):
-            verdict.add(
-                None, f"the witness saw a checkpoint over {stated.size} rows that the ledger's key did not sign"
-            )
-        elif stated.size > len(content.leaves):
+        known = {_signer_at(signers, stated.size), key} - {None}
+        if not any(notes.signed_with(stated.signed, signer) for signer in known if signer):
+            unsigned.append(stated.size)
+            continue
+        if stated.size > len(content.leaves):
             verdict.add(len(content.leaves), f"cut off: the witness saw {stated.size} rows", stated.size - 1)
-        elif tree.root(stated.size) != stated.root:
-            verdict.add(0, f"not what the witness saw (checkpoint over {stated.size} rows)", stated.size - 1)
+        elif tree.root(stated.size) == stated.root:
+            good = stated.size
+        elif not differs:
+            differs = True
+            verdict.add(
+                good, f"not what the witness saw (checkpoint over {stated.size} rows)", max(good, stated.size - 1)
+            )
         if stated.size < largest:
-            verdict.add(None, f"the witness saw {largest} rows, and {stated.size} after it: the log was rolled back")
+            verdict.add(None, f"the witness saw {largest} rows, then {stated.size}: the log was rolled back")
         largest = max(largest, stated.size)
+    if unsigned:
+        verdict.add(
+            None, f"the witness saw {len(unsigned)} checkpoints that no known key signed, first over {unsigned[0]} rows"
+        )
     if not seen:
         verdict.add(None, f"the witness never saw the log {origin!r}")
     else:

@@ -31,6 +31,11 @@ class Key:
         """Return the name as eight hexadecimal digits."""
         return self.key_id.hex()
 
+    @property
+    def line(self) -> str:
+        """Return the key as the line it is published as."""
+        return f"{KEY_NAME}+{self.short}+{base64.b64encode(bytes([1]) + self.raw).decode()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Signed:
@@ -48,6 +53,7 @@ class Stated:
     size: int
     root: bytes
     time_ns: int
+    after: int
     signed: Signed
 
 
@@ -102,12 +108,12 @@ def read_checkpoint(note: object) -> Stated:
         raise BadNote("not a text")
     signed = read_signed(note)
     lines = signed.text.split("\n")
-    if len(lines) != 5 or not lines[3].startswith("time_ns ") or len(signed.signatures) != 1:
-        raise BadNote("not a checkpoint: expected origin, size, root, time_ns and one signature")
+    if len(lines) != 6 or lines[3][:8] != "time_ns " or lines[4][:6] != "after " or len(signed.signatures) != 1:
+        raise BadNote("not a checkpoint: expected origin, size, root, time_ns, after and one signature")
     root = _bytes(lines[2])
     if len(root) != 32:
         raise BadNote("a root of the wrong length")
-    return Stated(lines[0], _number(lines[1]), root, _number(lines[3][8:]), signed)
+    return Stated(lines[0], _number(lines[1]), root, _number(lines[3][8:]), _number(lines[4][6:]), signed)
 
 
 @lru_cache(maxsize=16)
@@ -117,21 +123,23 @@ def _public(raw: bytes) -> object:
     return Ed25519PublicKey.from_public_bytes(raw)
 
 
-def signed_with(signed: Signed, key: Key) -> bool:
-    """Say whether a note carries a valid signature of this key."""
+@lru_cache(maxsize=8192)  # the witness holds the same notes as the ledger
+def _valid(text: str, signature: bytes, raw: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    public = _public(key.raw)
+    public = _public(raw)
     assert isinstance(public, Ed25519PublicKey)
-    for key_id, signature in signed.signatures:
-        if key_id == key.key_id:
-            try:
-                public.verify(signature, signed.text.encode())
-            except InvalidSignature:
-                return False
-            return True
-    return False
+    try:
+        public.verify(signature, text.encode())
+    except InvalidSignature:
+        return False
+    return True
+
+
+def signed_with(signed: Signed, key: Key) -> bool:
+    """Say whether a note carries a valid signature of this key."""
+    return any(key_id == key.key_id and _valid(signed.text, found, key.raw) for key_id, found in signed.signatures)
 
 
 def read_succession(note: object) -> tuple[Key, Key]:

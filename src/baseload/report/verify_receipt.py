@@ -32,6 +32,8 @@ def verify_receipt(
     verdict = Verdict(name, n_rows=1)
     try:
         receipt = json.loads(blob)
+        if json.dumps(receipt, ensure_ascii=False, separators=(",", ":")).encode() != blob.strip():
+            raise BadRow("not in canonical form")
         body = receipt["body"].encode()
         seq, path = receipt["seq"], [bytes.fromhex(step) for step in receipt["path"]]
         stated = notes.read_checkpoint(receipt["checkpoint"])
@@ -41,6 +43,8 @@ def verify_receipt(
             raise BadRow("of another version")
         if row["kind"] != "settle" or receipt["request_id"] != f"req-{row['request_id']:016x}":
             raise BadRow("its row is of another request")
+        if [step.hex() for step in path] != receipt["path"]:
+            raise BadRow("its proof is not in lower-case hexadecimal")
         if receipt["key_id"] != own.short:
             raise BadRow("it names another key than it holds")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

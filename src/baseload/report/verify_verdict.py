@@ -14,6 +14,7 @@ class Finding:
     seq: int | None
     what: str
     until: int | None = None  # last row it may concern
+    sure: bool = False  # this row, by its own hash or its absence
 
     def __str__(self) -> str:
         if self.seq is None:
@@ -40,15 +41,15 @@ class Verdict:
 
     @property
     def first(self) -> Finding | None:
-        """Return the finding with the lowest row; one that names exactly one row before a range from the same row."""
+        """Return the finding with the lowest row: one that is sure of its row before one that says a range or a suspicion."""
         placed = [finding for finding in self.findings if finding.seq is not None]
         if placed:
-            return min(placed, key=lambda f: (f.seq, f.until is not None and f.until != f.seq))
+            return min(placed, key=lambda f: (not f.sure, f.seq, f.until is not None and f.until != f.seq))
         return self.findings[0] if self.findings else None
 
-    def add(self, seq: int | None, what: str, until: int | None = None) -> None:
+    def add(self, seq: int | None, what: str, until: int | None = None, *, sure: bool = False) -> None:
         """Note something that is wrong."""
-        self.findings.append(Finding(seq, what, until))
+        self.findings.append(Finding(seq, what, until, sure))
 
     def lines(self) -> list[str]:
         """Return the verdict as lines for the terminal."""
