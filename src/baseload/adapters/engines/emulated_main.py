@@ -348,9 +348,13 @@ class Turn:
             self.door.transport.write(self.chunk)
             return
         assert self.dialect is not None
-        opening, event = self.dialect.opening(), self.dialect.token()
-        self.chunk = b"%x\r\n%b\r\n" % (len(event), event)
-        first = opening + event
+        event = self.dialect.token()
+        if self.given > 1:
+            self.door.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+            return
+        if self.dialect.tokens_alike:
+            self.chunk = b"%x\r\n%b\r\n" % (len(event), event)
+        first = self.dialect.opening() + event
         head = self.door.head(200, b"text/event-stream; charset=utf-8", None)
         self.door.transport.write(head + b"%x\r\n%b\r\n" % (len(first), first))
 

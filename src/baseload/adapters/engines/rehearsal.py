@@ -2,7 +2,7 @@
 
 Every word of an answer is "rehearsal": nobody should take it for a model's. A token is four bytes of text. The dialects
 are OpenAI's chat completions, completions and responses, and Anthropic's messages; each is a small class with `opening`,
-`token` (the same bytes for each token, so that a step writes them without formatting), `closing` and `whole`.
+`token` (where `tokens_alike`, the same bytes for each, so that a step writes them without formatting), `closing` and `whole`.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def sse(event: Any, name: str = "") -> bytes:
 class Chat:
     """OpenAI's chat completions."""
 
+    tokens_alike = True
     object_name, prefix = "chat.completion", "chatcmpl-"
 
     def __init__(self, ask: Ask, number: int, created: int, model: str) -> None:
@@ -233,6 +234,8 @@ class Completion(Chat):
 class Messages:
     """Anthropic's messages."""
 
+    tokens_alike = True
+
     def __init__(self, ask: Ask, number: int, created: int, model: str) -> None:
         self.ask = ask
         self.head = {"id": f"msg_{number:016x}", "type": "message", "role": "assistant", "model": model}
@@ -289,9 +292,12 @@ class Messages:
 class Responses:
     """OpenAI's responses."""
 
+    tokens_alike = False
+
     def __init__(self, ask: Ask, number: int, created: int, model: str) -> None:
         self.ask = ask
         self.item_id = f"msg_{number:016x}"
+        self.n_events = 0
         self.head = {"id": f"resp_{number:016x}", "object": "response", "created_at": created, "model": model}
 
     def _response(self, status: str, n_tokens: int, cached_tokens: int, *, full: bool) -> dict[str, Any]:
@@ -339,8 +345,9 @@ class Responses:
         return {"item_id": self.item_id, "output_index": 0, "content_index": 0}
 
     def token(self) -> bytes:
-        """Return the bytes of one token; their sequence number stays 4, so that all are equal."""
-        return self._event("response.output_text.delta", 4, delta=WORD, logprobs=[], **self._place())
+        """Return the bytes of one token; each has a number of its own."""
+        self.n_events += 1
+        return self._event("response.output_text.delta", 3 + self.n_events, delta=WORD, logprobs=[], **self._place())
 
     def closing(self, n_tokens: int, cached_tokens: int, *, full: bool) -> bytes:
         """Return what ends the stream."""
@@ -348,10 +355,12 @@ class Responses:
         end = "response.incomplete" if full else "response.completed"
         response = self._response(end.removeprefix("response."), n_tokens, cached_tokens, full=full)
         return (
-            self._event("response.output_text.done", 5, text=text, logprobs=[], **self._place())
-            + self._event("response.content_part.done", 6, part=self._part(text), **self._place())
-            + self._event("response.output_item.done", 7, item=self._item(text, "completed"), output_index=0)
-            + self._event(end, 8, response=response)
+            self._event("response.output_text.done", 4 + self.n_events, text=text, logprobs=[], **self._place())
+            + self._event("response.content_part.done", 5 + self.n_events, part=self._part(text), **self._place())
+            + self._event(
+                "response.output_item.done", 6 + self.n_events, item=self._item(text, "completed"), output_index=0
+            )
+            + self._event(end, 7 + self.n_events, response=response)
         )
 
     def whole(self, n_tokens: int, cached_tokens: int, *, full: bool) -> bytes:

@@ -317,14 +317,17 @@ class Replica:
 
     def _room_to_decode(self) -> bool:
         """Take the blocks that this step's tokens need; return whether somebody had to give way."""
-        preempted = False
-        while self.decoding:
-            need = self.residues[-self.step_no % self.table.block_tokens]
-            if need <= self.free + len(self.idle):
-                self._take(need)
-                break
+        if not self.decoding:
+            return False
+        preempted, taken = False, 0
+        need = self.residues[-self.step_no % self.table.block_tokens]
+        while need - taken > (spare := self.free + len(self.idle)):
+            self._take(spare)  # blocks are asked for one by one: all are gone before anyone gives way
+            taken += spare
             self._preempt_last()
             preempted = True
+            need = self.residues[-self.step_no % self.table.block_tokens]
+        self._take(need - taken)
         return preempted
 
     def _preempt_last(self) -> None:
