@@ -96,6 +96,8 @@ def lose(s: int, now: int, world: World) -> None:
         r = q.replica
         world.counts[C_OUTSTANDING, r] -= 1
         world.columns[F_QUEUED, r] -= q.work
+        if world.counts[C_OUTSTANDING, r] == 0:
+            world.columns[F_QUEUED, r] = 0.0  # no residue of rounding
         at_ns = now + world.sites[world.replicas[r].site].one_way_ns
         timer_push(world.timers, scalars, at_ns, T_RETRY, s)
 
