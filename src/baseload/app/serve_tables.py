@@ -17,7 +17,7 @@ import msgspec
 
 from baseload.fleet import catalog, dates, resolve
 from baseload.fleet.load import Loaded
-from baseload.fleet.model import Fleet, LiveEngine, Site
+from baseload.fleet.model import Fleet, LiveEngine, Replicas, Site
 from baseload.formulas import money
 from baseload.serve import tables as t
 from baseload.units import HOURS_PER_MONTH, HOURS_PER_YEAR, S_PER_HOUR
@@ -51,7 +51,7 @@ def live(loaded: Loaded, *, now: datetime | None = None, version: int = 1, kind:
 
     now = now or datetime.now(UTC)
     day = now.date()
-    fleet = dates.on(loaded.fleet, day)
+    fleet = _as_reachable(dates.on(loaded.fleet, day), kind)
     fleet = msgspec.structs.replace(fleet, demand=msgspec.structs.replace(fleet.demand, start_hour_utc=float(now.hour)))
     twin = describe(fleet, base_folder=loaded.base_folder, day=day, duration_s=3600.0)
     hour = resolve.hour_of_year(day, now.hour)
@@ -60,6 +60,18 @@ def live(loaded: Loaded, *, now: datetime | None = None, version: int = 1, kind:
         loaded=loaded, fleet=fleet, twin=twin, day=day, hour=hour,
         tables=_tables(fleet, twin, hour, version=version, digest=digest, kind=kind, day=day),
     )  # fmt: skip
+
+
+def _as_reachable(fleet: Fleet, kind: str | None) -> Fleet:
+    """Return the fleet with as many external replicas as have an address: they run always, and are not ours to start."""
+    deployments = {}
+    for name, deployment in fleet.deployments.items():
+        engine = engine_of(fleet, name, kind)
+        if engine.kind == "external":
+            found = {site: Replicas(min=len(urls), max=len(urls)) for site, urls in engine.urls.items() if urls}
+            deployment = msgspec.structs.replace(deployment, sites=found)
+        deployments[name] = deployment
+    return msgspec.structs.replace(fleet, deployments=deployments)
 
 
 def engine_of(fleet: Fleet, deployment: str, kind: str | None = None) -> LiveEngine:

@@ -1,0 +1,355 @@
+"""Housekeeping: brings engines to where they should be, looks at them, and tells the workers through the board.
+
+One loop of the owner: what should run (`serve/steer.py`) against what was seen (`serve/reconcile.py`), carried out by a
+provisioner. Every decision is theirs; here is the waiting, the probing and the book-keeping. Power is metered by
+`adapters/meters.py` where a site has a meter this host can read, and reckoned from the load otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from baseload.adapters.scrape import Scraper
+from baseload.adapters.scrape import Seen as Looked
+from baseload.ports import Engine, EngineError, EngineStart, Provisioner
+from baseload.serve import reconcile as rc
+from baseload.serve.board import Board
+from baseload.serve.steer import STARTING, UP, SitePower, Steer
+from baseload.serve.tables import Tables
+
+LOOP_S = 0.1  # how often what is and what should be are compared
+CALM_S = 60.0  # up for so long: earlier failures are forgotten
+
+
+class Endpoints(msgspec.Struct, kw_only=True):
+    """`run/endpoints.json`: where each replica answers; null: nowhere."""
+
+    version: int
+    urls: list[str | None]
+    digests: list[str] = []  # of the weights there
+    kinds: list[str] = []
+
+
+@dataclass(slots=True)
+class Place:
+    """One replica, as the housekeeper knows it."""
+
+    seen: rc.Seen
+    engine: Engine | None = None
+    scraper: Scraper | None = None
+    looked: Looked | None = None
+    why: str = ""
+    restarts: int = 0
+    starting: asyncio.Task[None] | None = None
+    sick: bool = False
+
+
+class Housekeeper:
+    """Runs `loop`, `look` and `control` until cancelled. `orders` say how each replica is started; None: never."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        board: Board,
+        steer: Steer,
+        provisioner: Provisioner,
+        orders: Sequence[EngineStart | None],
+        folder: Path,
+        *,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.tables, self.board, self.steer, self.provisioner = tables, board, steer, provisioner
+        self.orders = list(orders)
+        self.folder, self.say = folder, say
+        self.places = [Place(rc.Seen(r)) for r in range(len(tables.replicas))]
+        self.endpoint_version = 0
+        self.closed: dict[str, str] = {}  # drained by a person: sites, deployments, replicas
+        self.power: list[SitePower] = []
+        self.begun_s = time.monotonic()
+        for r, state in enumerate(steer.state):
+            if state == UP:
+                steer.starting(r)
+            steer.gate[r] = -1
+        self._tell()
+        self._write_endpoints()
+
+    # ---- what is known ---------------------------------------------------------------------------------------------
+
+    def name(self, r: int) -> str:
+        """Return deployment/site/index of a replica."""
+        row = self.tables.replicas[r]
+        pool = self.tables.pools[row.pool_i]
+        return f"{self.tables.deployments[row.deployment_i].name}/{self.tables.sites[row.site_i].name}/{r - pool.lo}"
+
+    @property
+    def n_up(self) -> int:
+        """Return how many engines answer."""
+        return sum(1 for place in self.places if place.engine is not None and not place.sick)
+
+    def wanted(self, r: int) -> bool:
+        """Say whether a replica should run."""
+        return self.orders[r] is not None and self.steer.state[r] in (STARTING, UP)
+
+    def ended(self, name: str, why: str) -> None:
+        """An engine ended without having been told to."""
+        r = next((r for r in range(len(self.places)) if self.name(r) == name), -1)
+        if r >= 0:
+            self.say(f"{name}: {why}")
+            self._lost(r, rc.EXITED, why)
+
+    def _mark(self, r: int, phase: int, *, failed: bool = False, calm: bool = False) -> None:
+        seen = self.places[r].seen
+        failures = 0 if calm else seen.n_failures + (1 if failed else 0)
+        self.places[r].seen = seen._replace(
+            phase=phase, seq=seen.seq + 1, since_s=time.monotonic(), n_failures=failures
+        )
+
+    def _lost(self, r: int, phase: int, why: str) -> None:
+        """A replica does not answer any more, or is gone."""
+        place = self.places[r]
+        since_s = time.monotonic() - place.seen.since_s
+        if place.seen.phase == rc.UP and since_s > CALM_S:
+            self._mark(r, place.seen.phase, calm=True)
+        self._mark(r, phase, failed=phase == rc.EXITED)
+        place.why = why
+        if phase == rc.EXITED:
+            place.engine, place.scraper, place.looked = None, None, None
+        if not place.sick:
+            place.sick = True
+            self.steer.failed(r)
+            self.steer.known_down(r)
+        self._tell()
+        if phase == rc.EXITED:
+            self._write_endpoints()
+
+    def _tell(self) -> None:
+        gates = list(self.steer.gate)
+        for r in range(len(gates)):
+            if self._is_closed(r):
+                self.steer.gate[r] = -1
+        self.steer.write(self.board)
+        self.steer.gate[:] = gates
+        self.board.bump()
+
+    def _is_closed(self, r: int) -> bool:
+        if not self.closed:
+            return False
+        row = self.tables.replicas[r]
+        names = (
+            "gateway/",
+            f"site/{self.tables.sites[row.site_i].name}",
+            f"deployment/{self.tables.deployments[row.deployment_i].name}",
+            f"replica/{self.name(r)}",
+        )
+        return any(name in self.closed for name in names)
+
+    def _write_endpoints(self) -> None:
+        """Write where replicas answer, whole or not at all, and say that it is new."""
+        self.endpoint_version += 1
+        shown = Endpoints(
+            version=self.endpoint_version,
+            urls=[place.engine.url if place.engine else None for place in self.places],
+            digests=[place.engine.model_digest if place.engine else "" for place in self.places],
+            kinds=[self.tables.deployments[row.deployment_i].kind for row in self.tables.replicas],
+        )
+        path = self.folder / "endpoints.json"
+        fresh = path.with_suffix(".fresh")
+        fresh.write_bytes(msgspec.json.encode(shown))
+        fresh.replace(path)
+        self.board.bump_endpoints()
+
+    # ---- what is done ----------------------------------------------------------------------------------------------
+
+    async def loop(self) -> None:
+        """Compare and act, until cancelled."""
+        while True:
+            self.act()
+            await asyncio.sleep(LOOP_S)
+
+    def act(self) -> None:
+        """Begin what is to be done now."""
+        outstanding = self.board.totals("outstanding")
+        observed = {r: place.seen._replace(in_flight=outstanding[r]) for r, place in enumerate(self.places)}
+        desired = {r: self.wanted(r) for r in range(len(self.places))}
+        for action in rc.reconcile(desired, observed, time.monotonic()):
+            place = self.places[action.replica]
+            if place.starting is not None or action.incarnation != place.seen.incarnation:
+                continue
+            if action.kind in (rc.START, rc.RESTART):
+                self._mark(action.replica, rc.STARTING)
+                place.starting = asyncio.create_task(self._start(action.replica, again=action.kind == rc.RESTART))
+            elif action.kind == rc.STOP:
+                place.starting = asyncio.create_task(self._stop(action.replica))
+            elif action.kind == rc.DRAIN:
+                self._mark(action.replica, rc.DRAINING)
+            elif action.kind == rc.RESUME:
+                self._mark(action.replica, rc.UP)
+
+    async def _start(self, r: int, *, again: bool) -> None:
+        place, order = self.places[r], self.orders[r]
+        assert order is not None
+        seen = place.seen
+        place.seen = seen._replace(incarnation=seen.incarnation + 1, seq=0)
+        if place.restarts or again or place.why:
+            place.restarts += 1
+        try:
+            if again:
+                place.engine = None
+                self._write_endpoints()
+                await self.provisioner.stop(order.name, 0.0)
+            engine = await self.provisioner.start(order)
+        except EngineError as error:
+            place.starting = None
+            self.say(str(error))
+            self._lost(r, rc.EXITED, str(error))
+            return
+        except asyncio.CancelledError:
+            place.starting = None
+            raise
+        place.starting = None
+        place.engine = engine
+        key = os.environ.get(order.key_env, "") if order.key_env else ""
+        kind = self.tables.deployments[self.tables.replicas[r].deployment_i].metrics
+        place.scraper = Scraper(engine.url, kind=kind, api_key=key)
+        self._came_up(r)
+
+    def _came_up(self, r: int) -> None:
+        place = self.places[r]
+        self._mark(r, rc.UP)
+        place.why = ""
+        if place.sick:
+            place.sick = False
+            self.steer.repaired(r)
+        self.steer.starting(r)
+        self.steer.ready(r)
+        self.steer.known_up(r)
+        self._write_endpoints()
+        self._tell()
+
+    async def _stop(self, r: int) -> None:
+        place, order = self.places[r], self.orders[r]
+        assert order is not None
+        place.engine, place.scraper = None, None
+        self._write_endpoints()
+        try:
+            await self.provisioner.stop(order.name, 1.0)
+        except EngineError as error:
+            self.say(str(error))
+        finally:
+            place.starting = None
+        self._mark(r, rc.ABSENT, calm=True)
+
+    # ---- what is looked at -----------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Read each engine's health and counters, every `observe_every_s`, until cancelled."""
+        every_s = max(0.2, self.tables.policy.observe_every_s)
+        while True:
+            began_s = time.monotonic()
+            await self.look_once()
+            await asyncio.sleep(max(0.05, every_s - (time.monotonic() - began_s)))
+
+    async def look_once(self) -> None:
+        """Look at every engine that is up, all at once."""
+        rows = [(r, place.scraper) for r, place in enumerate(self.places) if place.scraper is not None]
+        found = await asyncio.gather(*(scraper.look() for _, scraper in rows))
+        for (r, scraper), looked in zip(rows, found, strict=True):
+            if self.places[r].scraper is scraper:
+                self._looked(r, looked)
+        self.board.bump()
+
+    def _looked(self, r: int, looked: Looked) -> None:
+        place = self.places[r]
+        place.looked = looked
+        if looked.healthy:
+            if place.seen.phase == rc.UNHEALTHY:
+                self._came_up(r)
+            elif place.seen.phase == rc.UP and time.monotonic() - place.seen.since_s > CALM_S and place.seen.n_failures:
+                self._mark(r, rc.UP, calm=True)
+            self.board.running[r] = max(0, looked.running)
+            self.board.waiting[r] = max(0, looked.waiting)
+            self.board.kv_free[r] = looked.kv_free if looked.kv_free >= 0.0 else 1.0
+        elif place.seen.phase == rc.UP:
+            self._lost(r, rc.UNHEALTHY, looked.reason)
+
+    # ---- what is decided now and then ------------------------------------------------------------------------------
+
+    async def control(self) -> None:
+        """Decide scaling and power caps every `control_every_s`, until cancelled."""
+        while True:
+            await asyncio.sleep(self.tables.policy.control_every_s)
+            self.decide(time.monotonic())
+
+    def decide(self, now_s: float) -> None:
+        """Decide once."""
+        outstanding, asked = self.board.totals("outstanding"), self.board.totals("asked")
+        busy = [place.looked is not None and place.looked.running > 0 for place in self.places]
+        self.steer.scale(now_s, outstanding=outstanding, asked=asked, busy=busy)
+        self.power = self.metered()
+        self.steer.cap(self.power)
+        for i, seen in enumerate(self.power):
+            self.board.power_kw[i] = seen.power_kw
+        self._tell()
+
+    def metered(self) -> list[SitePower]:
+        """Return each site's IT power, reckoned from what its engines say they run."""
+        idle = [row.idle_kw for row in self.tables.sites]
+        dynamic = [0.0] * len(idle)
+        for r, row in enumerate(self.tables.replicas):
+            place = self.places[r]
+            if place.engine is None:
+                continue
+            deployment = self.tables.deployments[row.deployment_i]
+            site = self.tables.sites[row.site_i]
+            idle[row.site_i] += (1.0 - site.parked_ratio) * deployment.idle_w / 1000.0
+            looked = place.looked
+            running = looked.running if looked is not None and looked.running >= 0 else 0
+            running = max(running, min(self.board.totals("outstanding")[r], deployment.slots))
+            share = min(1.0, running / max(1, deployment.slots // 2))
+            dynamic[row.site_i] += share * max(0.0, deployment.busy_w - deployment.idle_w) / 1000.0
+        return [
+            SitePower(
+                idle[i] + dynamic[i] * self.steer.ratio[i],
+                idle[i],
+                float("inf") if row.limit_kw is None else row.limit_kw,
+            )
+            for i, row in enumerate(self.tables.sites)
+        ]
+
+    def drain(self, key: str, on: bool) -> None:
+        """Let a site, a deployment or a replica take nothing new (`site/oslo`), or take again."""
+        if on:
+            self.closed[key] = "drained by hand"
+        else:
+            self.closed.pop(key, None)
+        self._tell()
+
+    async def close(self) -> None:
+        """End all engines."""
+        tasks = [place.starting for place in self.places if place.starting is not None]
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.provisioner.close()
+
+
+async def until(true: Callable[[], bool], timeout_s: float, every_s: float = 0.02) -> bool:
+    """Wait until something holds; say whether it did in time."""
+    end_s = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > end_s:
+            return False
+        await asyncio.sleep(every_s)
+    return True
+
+
+Task = Callable[[], Awaitable[None]]

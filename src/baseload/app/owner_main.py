@@ -1,0 +1,446 @@
+"""The owner process of `baseload serve`: money and ledger, engines, meters, and the control listener, wired together.
+
+Started by the supervisor (`serving.py`) as `python -m baseload.app.owner_main run/serve.json`; prints one JSON line when the
+gateway can be used. Each part is elsewhere; here they meet. What the control listener asks is `owner_view.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from baseload.errors import BaseloadError, FleetError, LedgerError
+
+PR_SET_PDEATHSIG = 1
+FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
+METER_S = 60.0
+ADMIN = "admin.token"
+
+
+def main(arguments: list[str]) -> int:
+    """Run until told to stop; return the exit code."""
+    from baseload.app.serving import ServeConfig
+
+    die_with_parent()
+    config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=ServeConfig)
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(config))
+    except BaseloadError as error:
+        say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def say(sentence: str) -> None:
+    """Tell the operator something; stdout belongs to the supervisor."""
+    print(f"baseload: {sentence}", file=sys.stderr, flush=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is gone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # it went before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _run(config: Any) -> int:
+    house = House(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: house.spawn(house.reload_and_say("SIGHUP")))
+    _watch_stdin(loop, stop)
+
+    def fatal(said: str) -> None:
+        say(said)
+        stop.set()
+
+    house.on_fatal = fatal
+    try:
+        await house.begin()
+        print(json.dumps(house.ready()), flush=True)
+        await stop.wait()
+    finally:
+        await house.end()
+    return 1 if house.fatal else 0
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Stop when the supervisor's end of our standard input closes: it is gone."""
+
+    def read() -> None:
+        if not os.read(0, 1024):
+            loop.remove_reader(0)
+            stop.set()
+
+    with contextlib.suppress(OSError, ValueError):
+        loop.add_reader(0, read)
+
+
+class House:
+    """Everything the owner process holds, in the order in which it is put up."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.state = Path(config.state)
+        self.run = Path(config.state) / "run"
+        self.started_ns = time.time_ns()
+        self.fatal = ""
+        self.on_fatal: Callable[[str], object] = lambda said: None
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.reload_fault = ""
+        self.version = 1
+        self.draining = False
+
+    # ---- up --------------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Put everything up; raises BaseloadError where something of the user's is wrong."""
+        from baseload.adapters.accounts import AccountsFile
+        from baseload.adapters.engine_process import ProcessProvisioner
+        from baseload.app import live_view, serve_tables
+        from baseload.app.housekeeping import Housekeeper, until
+        from baseload.app.live_engines import engine_orders, step_tables
+        from baseload.app.live_tally import Tally
+        from baseload.app.owner_view import View
+        from baseload.serve.board import Board
+        from baseload.serve.keys import Keyring, Peppers
+        from baseload.serve.owner import Owner
+        from baseload.serve.steer import Steer
+
+        self.loaded = self._load()
+        self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
+        tables = self.live.tables
+        self._write_tables()
+        self.board = Board.create(
+            self.run / "board", len(tables.replicas), len(tables.sites), self.config.workers
+        )  # fmt: skip
+        self.steer = Steer(tables)
+        self.tally = Tally(tables)
+        self.fixed = live_view.standing(self.live)
+        self.accounts = AccountsFile(self.state / "accounts.db")
+        self.keyring = Keyring(self.accounts, Peppers(self.state / "pepper"))
+        self._admin_token()
+        self.ledger = self._open_ledger()
+        self.tally.names = {pseudonym: name for pseudonym, name in self.accounts.tenants().items()}
+        self.owner = Owner(
+            self.run, self.ledger, self.keyring, tables, on_rows=self._rows, on_fatal=self._fatal
+        )  # fmt: skip
+        await self.owner.start()
+        self.provisioner = ProcessProvisioner(
+            self.state, tables=step_tables(self.live), ended=lambda name, why: self.keeper.ended(name, why),
+            journal=Path(journal) if (journal := os.environ.get("BASELOAD_ENGINE_JOURNAL")) else None,
+        )  # fmt: skip
+        self.keeper = Housekeeper(
+            tables, self.board, self.steer, self.provisioner,
+            engine_orders(self.live, kind=self.config.engines), self.run, say=say,
+        )  # fmt: skip
+        self._meters()
+        self.set_hour()
+        self.spawn(self.keeper.loop())
+        self.spawn(self.keeper.look())
+        self.spawn(self.keeper.control())
+        self.spawn(self._each_hour())
+        self.spawn(self._meter())
+        self.view = View(self)
+        self.spawn(self.view.loop())
+        self._listen()
+        await self.server.start()
+        await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
+
+    def _load(self) -> Any:
+        from baseload.fleet import check, load
+        from baseload.policies import KINDS
+
+        loaded = load.load(Path(self.config.fleet), tuple(self.config.overrides))
+        policies = {kind: list(names) for kind, names in KINDS.items()}
+        check.require(loaded, policies=policies, day=datetime.now(UTC).date())
+        from baseload.policies import custom
+
+        for kind, table in KINDS.items():
+            name = getattr(loaded.fleet.policy, kind)
+            if name not in table and self.version == 1:
+                custom.install(name, loaded.base_folder, loaded.fleet.policy.digest, kind)
+        return loaded
+
+    def _write_tables(self) -> None:
+        from baseload.serve import tables
+
+        path = self.run / "tables.json"
+        fresh = path.with_suffix(".fresh")
+        fresh.write_bytes(tables.encode(self.live.tables))
+        fresh.replace(path)
+
+    def _admin_token(self) -> None:
+        """Make the first control token, once, in a file that its owner alone may read."""
+        path = self.state / ADMIN
+        if path.exists() and self.keyring.look_up_token(path.read_bytes().strip(), time.time_ns()) is not None:
+            return
+        made = self.keyring.create_token("admin", now_ns=time.time_ns(), name="first")
+        path.unlink(missing_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(made.secret + "\n")
+
+    def _open_ledger(self) -> Any:
+        from baseload.adapters.signing import SigningKey, Witness
+
+        signer = SigningKey.load_or_create(self.state / "signing.key")
+        witness = Witness(self.state / "witness.log")
+        name = self.loaded.fleet.serve.ledger_env
+        if name is None:
+            from baseload.adapters.ledger_sqlite import SqliteLedger
+
+            return SqliteLedger.open(self.state / "ledger.db", signer, witness=witness)
+        address = os.environ.get(name)
+        if not address:
+            raise FleetError(f"serve.ledger_env: the environment variable {name} is not set; put the address there")
+        try:
+            from baseload.adapters.ledger_postgres import PostgresLedger
+        except ImportError:
+            raise LedgerError("a ledger in PostgreSQL needs asyncpg: pip install 'baseload[postgres]'") from None
+        return PostgresLedger.open(address, signer, witness=witness)
+
+    def _listen(self) -> None:
+        from baseload.app.web.control import make_app
+        from baseload.app.web.guard import default_hosts, require_safe_bind
+        from baseload.app.web.server import ControlServer, bound_socket
+
+        host, port = self.config.control_host, self.config.control_port
+        try:
+            sock = bound_socket(host, port)
+        except OSError as error:
+            raise FleetError(f"serve.control {host}:{port}: {error.strerror}; choose another address or port") from None
+        self.control_port = int(sock.getsockname()[1])
+        shown = f"[{host}]" if ":" in host else host
+        self.control_url = f"http://{shown}:{self.control_port}"
+        require_safe_bind(f"{shown}:{self.control_port}", has_tokens=True)  # `_admin_token` made the first
+        app = make_app(self.view, allowed_hosts=default_hosts(f"{shown}:{self.control_port}"))
+        self.server = ControlServer(app, sock)
+
+    def ready(self) -> dict[str, Any]:
+        """Return what the supervisor tells the user."""
+        return {
+            "ready": True,
+            "control": self.control_url,
+            "admin_token_file": str(self.state / ADMIN),
+            "ledger": str(self.state / "ledger.db") if self.loaded.fleet.serve.ledger_env is None else "postgresql",
+            "engines_up": self.keeper.n_up,
+            "replicas": len(self.live.tables.replicas),
+            "rehearsal": self.live.tables.rehearsal,
+            "owner_pid": os.getpid(),
+        }
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside everything else; what it raises is told, and nothing else stops."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+
+        def over(done: asyncio.Task[Any]) -> None:
+            self.tasks.discard(done)
+            if not done.cancelled() and done.exception() is not None:
+                say(f"a part of the owner ended: {done.exception()!r}")
+                self._fatal("a part of the owner ended; it is started anew")
+
+        task.add_done_callback(over)
+
+    # ---- on ----------------------------------------------------------------------------------------------------------
+
+    def _rows(self, rows: list[Any]) -> None:
+        if any(row.tenant not in self.tally.names for row in rows):
+            self.tally.names = dict(self.accounts.tenants())
+        self.tally.see(rows)
+        for row in rows:
+            if row.site in self.requests_mj:
+                self.requests_mj[row.site].append(row.energy_mj)
+
+    def _fatal(self, said: str) -> None:
+        self.fatal = said
+        self.on_fatal(said)
+
+    async def _each_hour(self) -> None:
+        """Take up the hour's price, carbon, weather and limits."""
+        while True:
+            now = datetime.now(UTC)
+            await asyncio.sleep(3601.0 - now.minute * 60 - now.second)
+            from baseload.app import serve_tables
+
+            self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
+            self.set_hour()
+
+    def set_hour(self) -> None:
+        """Write this hour's prices, carbon and limits to the board."""
+        from baseload.simulate.setup import each_hour
+
+        tables = self.live.tables
+        cost, carbon = each_hour(self.live.twin)
+        for r, row in enumerate(tables.replicas):
+            self.board.cost_per_mtok[r] = float(cost[0][row.pool_i])
+            self.board.carbon_g_per_mtok[r] = float(carbon[0][row.pool_i])
+        for i, site in enumerate(tables.sites):
+            self.board.limit_kw[i] = float("inf") if site.limit_kw is None else site.limit_kw
+            self.board.carbon_g_per_kwh[i] = site.carbon_g_per_kwh
+            self.board.price_per_kwh[i] = site.price_per_kwh
+        self.board.bump()
+
+    def _meters(self) -> None:
+        from baseload.adapters.meters import meter
+
+        kind = self.loaded.fleet.serve.meter
+        self.requests_mj: dict[str, list[int]] = {site.name: [] for site in self.live.tables.sites}
+
+        def power_w(i: int) -> Callable[[], float]:
+            return lambda: self.keeper.metered()[i].power_kw * 1000.0
+
+        self.meters = {
+            site.name: meter(kind if i == 0 or kind == "modelled" else "modelled", power_w(i))
+            for i, site in enumerate(self.live.tables.sites)
+        }
+        self.metered_j = {name: one.energy_j() for name, one in self.meters.items()}
+
+    async def _meter(self) -> None:
+        """Divide what each meter saw among requests and idleness, once a minute, in the ledger."""
+        from baseload.serve.energy import reconcile_site
+        from baseload.serve.rows import ReconcileRow
+
+        start_ns = time.time_ns()
+        while True:
+            for _ in range(int(METER_S)):  # a modelled meter is the integral of its looks
+                await asyncio.sleep(1.0)
+                seen = {name: one.energy_j() for name, one in self.meters.items()}
+            end_ns = time.time_ns()
+            idle_kw = {
+                site.name: power.idle_kw
+                for site, power in zip(self.live.tables.sites, self.keeper.metered(), strict=True)
+            }
+            for name, joules in seen.items():
+                metered_mj = max(0, round((joules - self.metered_j[name]) * 1000.0))
+                told, self.requests_mj[name] = self.requests_mj[name], []
+                idle_mj = round(idle_kw[name] * 1e6 * (end_ns - start_ns) / 1e9)
+                shares = reconcile_site(metered_mj, told, min(idle_mj, metered_mj))
+                self.metered_j[name] = joules
+                self.owner.record(
+                    ReconcileRow(
+                        at_ns=end_ns, site=name, start_ns=start_ns, end_ns=end_ns, metered_mj=metered_mj,
+                        requests_mj=sum(shares.requests_mj), idle_mj=shares.idle_mj, n_requests=len(told),
+                        method=self.meters[name].method,
+                    )
+                )  # fmt: skip
+            start_ns = end_ns
+            with contextlib.suppress(BaseloadError):
+                await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
+
+    def drift_alarms(self) -> list[tuple[Any, bool, str, str, dict[str, float | None]]]:
+        """Return where measured latency has left the twin's band."""
+        return []
+
+    # ---- reload --------------------------------------------------------------------------------------------------------
+
+    async def reload(self, who: str) -> list[Any]:
+        """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds."""
+        from baseload.app import live_view, serve_tables
+
+        try:
+            loaded = self._load_again()
+            live = serve_tables.live(loaded, version=self.version + 1, kind=self.config.engines)
+            self._same_shape(live)
+        except FleetError as error:
+            self.reload_fault = str(error)
+            return list(error.problems)
+        self.version += 1
+        self.loaded, self.live = loaded, live
+        self._write_tables()
+        self.reload_fault = ""
+        self.fixed = live_view.standing(live)
+        self.tally.reload(live.tables)
+        self.keeper.tables = live.tables
+        self.steer.tables = live.tables
+        self.set_hour()
+        self.owner.reload(live.tables, who)
+        return []
+
+    def _load_again(self) -> Any:
+        self.version += 1
+        try:
+            return self._load()
+        finally:
+            self.version -= 1
+
+    def _same_shape(self, live: Any) -> None:
+        """Refuse a reload that moves engines: sites, deployments and replicas are taken up at a start."""
+
+        def shape(tables: Any) -> Any:
+            names = [row.name for row in tables.deployments], [row.name for row in tables.sites]
+            kinds = [(row.kind, row.served_model, row.key_env) for row in tables.deployments]
+            return names, kinds, [(p.deployment_i, p.site_i, p.lo, p.hi) for p in tables.pools]
+
+        from baseload.errors import Problem
+
+        if shape(live.tables) != shape(self.live.tables):
+            raise FleetError(
+                Problem(
+                    file=self.config.fleet,
+                    key="deployments",
+                    what="sites, deployments or replicas differ from what runs",
+                    mend="restart `baseload serve` for that; tenants, prices, budgets, SLOs and limits reload live",
+                )
+            )
+        for kind in ("route", "admit", "scale", "cap"):
+            if ":" in getattr(live.tables.policy, kind) and getattr(live.tables.policy, kind) != getattr(
+                self.live.tables.policy, kind
+            ):
+                raise FleetError(
+                    Problem(
+                        file=self.config.fleet, key=f"policy.{kind}", what="an own rule is loaded at start only",
+                        mend="restart `baseload serve` for that",
+                    )
+                )  # fmt: skip
+
+    async def reload_and_say(self, who: str) -> None:
+        """Reload, and tell the operator how it went."""
+        problems = await self.reload(who)
+        for problem in problems:
+            say(f"reload refused: {problem}")
+        if not problems:
+            say(f"fleet file reloaded, version {self.version}")
+
+    # ---- down ----------------------------------------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Take everything down, in order; what was never put up is passed over."""
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for name, work in (("server", "stop"), ("owner", "stop"), ("keeper", "close")):
+            part = getattr(self, name, None)
+            if part is not None:
+                try:
+                    await asyncio.wait_for(getattr(part, work)(), 15.0)
+                except (TimeoutError, OSError, BaseloadError) as error:
+                    say(f"{name}: {error!r}")
+        for name in ("ledger", "accounts", "board"):
+            part = getattr(self, name, None)
+            if part is not None:
+                part.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
