@@ -49,6 +49,12 @@ def compare(seed: int, route: int, admit: int, folder: Path) -> None:
     assert door.mean_tokens == world.kinds["predicted"].tolist()
     assert door.ticket == world.kinds["ticket"].tolist()
     assert live.spent == world.tenants["spent"].tolist()
+    assert live.end_ns == outcome.end_ns
+    for engine in live.engines:
+        engine.power_off(outcome.end_ns)
+    assert [engine.powered_ns for engine in live.engines] == world.replicas["powered_ns"].tolist()
+    assert live.steer.state == world.replicas["state"].tolist()
+    assert live.steer.lowest_open == world.sites["open"].tolist()
     tries = records["n_tries"]
     SEEN["runs"] += 1
     SEEN["refused"] += bool((records["status"] == 1).any())
