@@ -141,7 +141,7 @@ deployments:
     model: chat
     accelerator: h100-sxm
     precision: fp8
-    sites: {{frankfurt: {{min: {n_frankfurt}}}, oslo: {{min: {n_oslo}}}}}
+    sites: {{{sites}}}
 tenants:
   acme: {{share: 40, price: {{input_per_mtok: 0.5, output_per_mtok: 2.0}}, priority: 3}}
   bank: {{share: 30, residency: [EU], price: {{input_per_mtok: 0.6, output_per_mtok: 2.4}}, priority: 1}}
@@ -150,7 +150,7 @@ policy: {{route: {route}, admit: always}}
 serve:
   workers: {workers}
   engines:
-    chat: {{kind: external, metrics: vllm, urls: {{frankfurt: [{frankfurt}], oslo: [{oslo}]}}}}
+    chat: {{kind: external, metrics: vllm, urls: {{{urls}}}}}
   limits: {{{limits}}}
 {serve_more}"""
 LIMITS = "first_byte_s: 2, token_s: 2, request_s: 20, drain_s: 3, header_s: 2, body_s: 4, idle_s: 60"
@@ -166,8 +166,10 @@ def fleet_text(
     route: str = "least_outstanding",
 ) -> str:
     """Return a fleet file whose engines run already at these URLs."""
+    used = {name: urls for name, urls in (("frankfurt", frankfurt), ("oslo", oslo)) if urls}
     return FLEET.format(
-        n_frankfurt=len(frankfurt), n_oslo=len(oslo), frankfurt=", ".join(frankfurt), oslo=", ".join(oslo),
+        sites=", ".join(f"{name}: {{min: {len(urls)}}}" for name, urls in used.items()),
+        urls=", ".join(f"{name}: [{', '.join(urls)}]" for name, urls in used.items()),
         workers=workers, limits=limits, serve_more=serve_more, route=route,
     )  # fmt: skip
 

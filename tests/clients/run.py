@@ -176,7 +176,7 @@ class Rig:
             state = folder / "state"
             state.mkdir(mode=0o700)
             fleet = folder / "fleet.yaml"
-            fleet.write_text(fleet_text([self.engine.url], [self.engine.url], workers=1, limits=LIMITS))
+            fleet.write_text(fleet_text([self.engine.url], [], workers=1, limits=LIMITS))
             self.gateway = Gateway(fleet, state).start()
             self.key = self.gateway.key("acme")
             self.limited = self.gateway.key("crowd", "--rpm", "2")

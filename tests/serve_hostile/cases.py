@@ -101,7 +101,10 @@ def framing(key: str) -> Iterator[Case]:
         yield Case(f"cl {value[:12]!r}", wire + GOOD, REFUSED | {413}, True)
     yield Case("cl beyond the limit", te(f"Content-Length: {1 << 40}", body=b""), frozenset((413, 400)), True)
     yield Case(
-        "cl too short, rest is a request", te("Content-Length: 2", body=b"{}" + post(GOOD, key)), frozenset((400,)), answers=2
+        "cl too short, rest is a request",
+        te("Content-Length: 2", body=b"{}" + post(GOOD, key)),
+        frozenset((400,)),
+        answers=2,
     )
     for name, body in (
         ("size ZZ", b"ZZ\r\nabc\r\n0\r\n\r\n"),

@@ -52,7 +52,7 @@ class Rig:
         self.engine = MockEngine(folder / "engine.truth", words=("--model", "chat", "--tokens", "1024")).start()
         limits = f"first_byte_s: 2, token_s: 2, request_s: 20, drain_s: 1, header_s: {HEADER_S}, body_s: {BODY_S}, idle_s: 20"
         fleet = folder / "fleet.yaml"
-        fleet.write_text(fleet_text([self.engine.url], [self.engine.url], workers=1, limits=limits))
+        fleet.write_text(fleet_text([self.engine.url], [], workers=1, limits=limits))
         (folder / "state").mkdir(mode=0o700)
         self.gateway = Gateway(fleet, folder / "state").start()
         self.key = self.gateway.key("acme")

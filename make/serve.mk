@@ -1,0 +1,19 @@
+# The live side's longer tests; `make help` lists them.
+SEED ?= 1
+REQUESTS ?= 10000
+FUZZ_SERVE ?= 1000000
+
+.PHONY: chaos clients bench-serve fuzz-serve
+
+chaos: venv  # kills, faults and partitions over a whole gateway, with SQLite and, where it is installed, PostgreSQL
+	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS)
+	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS) --postgres
+
+clients: venv  # eight clients, directly at an engine and through the gateway
+	$(PY) -m tests.clients.run $(if $(ONLY),--only $(ONLY))
+
+bench-serve: venv  # CPU time beside haproxy, vllm-router and LiteLLM
+	$(PY) -m bench.serve.run $(if $(QUICK),--quick)
+
+fuzz-serve: venv  # mutated requests and event streams, in process
+	$(PY) -m tests.serve_hostile.fuzz --count $(FUZZ_SERVE)
