@@ -1,0 +1,643 @@
+"""The purse: a worker's side of money. Opens, follows and settles requests by callbacks, out of leased slices.
+
+On the common path (key known, slice left) `open`, `delivered` and `settle` touch memory alone: the durable lease was there
+before, how far a request has come stands in the marks file, and rows go to the owner in batches. Who waits for more is
+called later. A stream with a long bound reserves in steps; where the next step is not to be had, `delivered` says so:
+stop (`opened.stop` says why), or hold (`stop` is '' and `on_more` will be called). A relay that sets no `on_more` is
+told to stop instead. Without the owner, what is leased goes on, and nothing new beyond it. What lies in a slice is
+`pocket.py`; who may have one, `bank.py`; sockets, `wire.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from baseload.serve import wire
+from baseload.serve.bearers import WAIT_S, Bearers, Refusal, refusal
+from baseload.serve.marks import CELLS, COUNT_CELL, Marks
+from baseload.serve.pocket import Lease, Pocket, Wish
+from baseload.serve.rows import SettleRow
+from baseload.serve.tables import Tables
+from baseload.serve.wire import KeyView, Wire
+
+STEP_TOKENS = 256  # of an answer, reserved at once in a stream
+FLUSH_S = 0.005  # rows wait so long for company
+REFUSED_S = 0.1  # a refusal is repeated without asking for at most so long
+IDLE_RATES_S, IDLE_MONEY_S, IDLE_LEASE_S = 2.0, 10.0, 30.0
+_MASK = 0xFFFF_FFFF
+
+
+class Opened:
+    """An open request. `stop` is '' until it has to end: revoked, budget, storage (the owner is gone too long)."""
+
+    __slots__ = (
+        "_ask_at", "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_stuck",
+        "_tokens", "_until", "_wished", "key", "mark", "on_more", "on_stop", "output_tokens", "request_id",
+        "reserved_nano", "stop", "stream",
+    )  # fmt: skip
+
+    def __init__(
+        self, request_id: int, pocket: Pocket, lease: Lease, reserved_nano: int, tokens: int, max_tokens: int
+    ) -> None:
+        self.request_id = request_id
+        self.key = pocket.view
+        self.reserved_nano = reserved_nano
+        self.stop = ""
+        self.on_stop: Callable[[Opened], None] | None = None
+        self.on_more: Callable[[Opened], None] | None = None
+        self.output_tokens = 0
+        self.stream = False
+        self.mark = 0
+        self._pocket, self._lease = pocket, lease
+        self._tokens = tokens  # reserved of tokens a minute
+        self._max_tokens = max_tokens  # of the answer
+        self._until = 0  # output tokens that the reservation covers
+        self._ask_at = 0  # beyond so many, more is reserved
+        self._cell = 0
+        self._salt = (request_id * 40_503 + 0x9E37) & _MASK
+        self._done = False
+        self._output_pico = 0
+        self._stuck = False  # no more is to be had beyond _until
+        self._wished = False  # more was asked for
+        self._held = False  # the relay waits for more
+
+
+Then = Callable[[Opened | Refusal], None]
+
+
+class _Want(NamedTuple):
+    """What an `open` that waits was called with."""
+
+    model_i: int
+    region_i: int
+    input_tokens: int
+    step_tokens: int
+    max_tokens: int
+    stream: bool
+    then: Then
+
+
+class Purse:
+    """One worker's money. Everything runs on its event loop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: int,
+        tables: Tables,
+        *,
+        on_reload: Callable[[int, str], None] | None = None,
+        on_drain: Callable[[float], None] | None = None,
+        stats: Callable[[], dict[str, float]] | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+        utc_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.folder, self.worker = folder, worker
+        self.marks = Marks(folder, worker)
+        self._cells = self.marks.cells
+        self._on_reload, self._on_drain, self._stats = on_reload, on_drain, stats
+        self._clock_s, self._utc_ns = clock_s, utc_ns
+        self._pockets: dict[int, Pocket] = {}
+        self.bearers = Bearers(self._ask_whose, self._pocket, clock_s=clock_s, utc_ns=utc_ns)
+        self._receipts: dict[int, Callable[[bytes | None], None]] = {}
+        self._open: dict[int, Opened] = {}
+        self._rows: list[tuple[SettleRow, Opened]] = []
+        self._overdrawn: dict[int, int] = {}
+        self._unstored: dict[int, list[tuple[SettleRow, Opened]]] = {}
+        self._last_i = 0
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._wire: Wire | None = None
+        self._down_s = self._clock_s()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._gone = asyncio.Event()
+        self.draining = False
+        self.counts = {"opened": 0, "settled": 0, "refused": 0, "asks": 0, "reconnects": 0}
+        self.reload(tables)
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Connect to the owner, and stay connected."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._stay_connected()), loop.create_task(self._tick())]
+
+    async def close(self, timeout_s: float = 5.0) -> bool:
+        """Hand everything over and leave; False where rows could not be stored in time (the marks file then stays)."""
+        self._flush()
+        until_s = self._clock_s() + timeout_s
+        while (self._unstored or self._rows) and self._clock_s() < until_s:
+            await asyncio.sleep(0.005)
+        for pocket in list(self._pockets.values()):
+            self._send(pocket.back(leases=True))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        whole = not (self._unstored or self._rows or self._open)
+        if self._wire is not None and self._wire._transport is not None:
+            self._wire._transport.close()
+            await asyncio.sleep(0)
+        self.marks.close(remove=whole)
+        return whole
+
+    def reload(self, tables: Tables) -> None:
+        """Take up new tables: prices and tenants' rows; running requests keep the price they were opened at."""
+        self._tables = tables
+        self._prices = [(t.input_pico, t.cached_pico, t.output_pico) for t in tables.tenants]
+        rows = {tenant.name: i for i, tenant in enumerate(tables.tenants)}
+        self._tenant_rows = rows
+        for pocket in self._pockets.values():
+            pocket.view.tenant_i = rows.get(pocket.view.tenant, -1)
+
+    @property
+    def connected(self) -> bool:
+        """Say whether the owner is there."""
+        return self._wire is not None and self._wire.up
+
+    @property
+    def n_open(self) -> int:
+        """Return how many requests are open."""
+        return len(self._open)
+
+    @property
+    def n_unstored(self) -> int:
+        """Return how many settled rows the owner has not stored yet."""
+        return len(self._rows) + sum(map(len, self._unstored.values()))
+
+    async def _stay_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        path = str(self.folder / "owner.sock")
+        pause_s = 0.02
+        while True:
+            self._gone = asyncio.Event()
+            try:
+                await loop.create_unix_connection(
+                    lambda: Wire(wire.ToWorker, self._heard, self._lost, self._say_hello), path
+                )
+            except OSError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(0.25, pause_s * 2)
+            else:
+                await self._gone.wait()
+                pause_s = 0.02
+                await asyncio.sleep(pause_s)
+
+    def _say_hello(self, connection: Wire) -> None:
+        """Tell the owner what is held, and hand in again what it may not have stored."""
+        self._wire = connection
+        self.counts["reconnects"] += 1
+        pouches = [pocket.pouch() for pocket in self._pockets.values()]
+        for pocket in self._pockets.values():
+            pocket.requests, pocket.tokens = 0, min(0, pocket.tokens)  # the owner may be a new one: rates begin anew
+        self._overdrawn.clear()  # is in what is held
+        connection.send(
+            wire.Hello(wire.VERSION, self.worker, os.getpid(), self.marks.name, pouches, self._tables.version)
+        )
+        for batch_i in sorted(self._unstored):
+            self._send_rows(batch_i)
+        self._flush()
+        self.bearers.ask_again()
+        for pocket in list(self._pockets.values()):
+            self._serve(pocket)
+
+    def _lost(self, connection: Wire) -> None:
+        if self._wire is connection:
+            self._wire, self._down_s = None, self._clock_s()
+            for pocket in self._pockets.values():
+                pocket.asked = 0
+            for then in self._receipts.values():
+                then(None)
+            self._receipts.clear()
+        self._gone.set()
+
+    def _ask_whose(self, message: wire.LookUp) -> bool:
+        self._send(message)
+        return self.connected or self._clock_s() - self._down_s <= WAIT_S
+
+    def _send(self, message: wire.Message) -> None:
+        if self._wire is not None:
+            self._wire.send(message)
+
+    def _next_i(self) -> int:
+        self._last_i += 1
+        return self._last_i
+
+    async def _tick(self) -> None:
+        beat = 0
+        while True:
+            await asyncio.sleep(0.25)
+            beat += 1
+            now_s = self._clock_s()
+            self._end_waits(now_s)
+            if beat % 4 == 0:
+                self._return_idle(now_s)
+                if self._stats is not None:
+                    self._send(
+                        wire.Stats({**self._stats(), **{f"purse_{k}": float(v) for k, v in self.counts.items()}})
+                    )
+
+    def _end_waits(self, now_s: float) -> None:
+        """Refuse who has waited too long for the owner."""
+        for pocket in self._pockets.values():
+            late = [wish for wish in pocket.wishes if wish.until_s <= now_s]
+            if late:
+                pocket.wishes = deque(wish for wish in pocket.wishes if wish not in late)
+                for wish in late:
+                    self._refuse(wish, "storage", None)
+        self.bearers.end_waits(now_s)
+
+    def _return_idle(self, now_s: float) -> None:
+        """Give back what was not used for a while; a hoard at one worker is a refusal at another."""
+        if not self.connected:
+            return
+        for key_i, pocket in list(self._pockets.items()):
+            idle_s = now_s - pocket.used_s
+            if pocket.wishes or pocket.asked or idle_s < IDLE_RATES_S:
+                continue
+            lease = idle_s >= IDLE_LEASE_S
+            back = pocket.back(money=idle_s >= IDLE_MONEY_S, leases=lease)
+            if back.money_nano or back.tokens or back.requests or back.permits or back.leases:
+                self._send(back)
+            if lease and not pocket.n_open and not pocket.unstored_nano and not pocket.leases:
+                del self._pockets[key_i]
+                self.bearers.drop(pocket)
+
+    # ---- whose key ----
+
+    def who(self, bearer: bytes, then: Callable[[KeyView | Refusal], None]) -> None:
+        """Say whose a key is, without opening anything."""
+        self.bearers.find(
+            bearer, self._clock_s(), lambda found: then(found.view if isinstance(found, Pocket) else found)
+        )
+
+    def _pocket(self, view: KeyView) -> Pocket:
+        view.tenant_i = self._tenant_rows.get(view.tenant, -1)
+        pocket = self._pockets.get(view.key_i)
+        if pocket is None:
+            pocket = self._pockets[view.key_i] = Pocket(view, used_s=self._clock_s())
+        elif pocket.stop == "gone":
+            pocket.stop = ""
+        pocket.view = view
+        return pocket
+
+    # ---- opening ----
+
+    def open(
+        self,
+        bearer: bytes,
+        *,
+        model_i: int,
+        input_tokens: int,
+        max_output_tokens: int,
+        stream: bool,
+        now_s: float,
+        then: Then,
+        region_i: int = 0,
+    ) -> None:
+        """Open a request: call `then` with an Opened whose lease is durable, or with a Refusal; at once if it can be.
+
+        `input_tokens` and `max_output_tokens` are upper bounds: the money for them is set aside.
+        """
+        if self.draining:
+            return then(refusal("drain"))
+        step = max_output_tokens if not stream or max_output_tokens < STEP_TOKENS else STEP_TOKENS
+        want = _Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then)
+        pocket = self.bearers.quick(bearer, now_s)
+        if pocket is not None:
+            self._open_in(pocket, want, now_s)
+        else:
+            self.bearers.find(bearer, now_s, lambda found: self._found(found, want))
+
+    def _found(self, found: Pocket | Refusal, want: _Want) -> None:
+        if isinstance(found, Pocket):
+            self._open_in(found, want, self._clock_s())
+        else:
+            self.counts["refused"] += 1
+            want.then(found)
+
+    def _open_in(self, pocket: Pocket, want: _Want, now_s: float) -> None:
+        tenant_i = pocket.view.tenant_i
+        if tenant_i < 0:
+            return want.then(refusal("gone"))
+        prices = self._prices[tenant_i]
+        need_nano = (want.input_tokens * prices[0] + want.step_tokens * prices[2] + 999) // 1000
+        tokens = want.input_tokens + want.step_tokens
+        pocket.used_s = now_s
+        if not pocket.wishes:
+            lease = pocket.lease
+            request_id = pocket.take(need_nano, tokens)
+            if request_id:
+                assert lease is not None
+                self._begin(pocket, lease, request_id, need_nano, want, prices)
+                lease = pocket.lease
+                if not pocket.asked and (
+                    lease is None or lease.next_id >= lease.low_id or pocket.money_nano < 4 * need_nano
+                ):
+                    ahead = pocket.ahead(self._next_i(), need_nano)
+                    if ahead is not None and self.connected:
+                        self._send(ahead)
+                    else:
+                        pocket.asked = 0
+                return
+            if pocket.refused_s > now_s:
+                self.counts["refused"] += 1
+                return want.then(refusal(pocket.refused, pocket.retry_s or None))
+        if not self.connected and now_s - self._down_s > WAIT_S:
+            self.counts["refused"] += 1
+            return want.then(refusal("storage"))
+        pocket.wishes.append(Wish(need_nano, tokens, want, until_s=now_s + WAIT_S))
+        self._serve(pocket)
+
+    def _begin(
+        self, pocket: Pocket, lease: Lease, request_id: int, need_nano: int, want: _Want, prices: tuple[int, int, int]
+    ) -> None:
+        tokens = want.input_tokens + want.step_tokens
+        slot = self.marks.begin(
+            request_id, arrival_ns=self._utc_ns(), prices=prices, input_tokens=want.input_tokens,
+            tables_version=self._tables.version, model_i=want.model_i, tenant_i=pocket.view.tenant_i,
+            region_i=want.region_i, stream=want.stream,
+        )  # fmt: skip
+        if not slot:
+            if pocket.skip(lease, need_nano, tokens):
+                self._void(pocket, lease)
+            return want.then(refusal("storage"))
+        opened = Opened(request_id, pocket, lease, need_nano, tokens, want.max_tokens)
+        opened.stream = want.stream
+        opened.mark = slot
+        opened._cell = slot * CELLS + COUNT_CELL
+        opened._output_pico = prices[2]
+        opened._until = want.step_tokens
+        opened._ask_at = want.step_tokens // 2 if want.step_tokens < want.max_tokens else want.step_tokens
+        self._open[request_id] = opened
+        self.counts["opened"] += 1
+        want.then(opened)
+
+    def _void(self, pocket: Pocket, lease: Lease) -> None:
+        self._send(wire.Return(pocket.view.key_i, 0, 0, 0, 0, [lease.lease_id]))
+
+    # ---- waiting ----
+
+    def _serve(self, pocket: Pocket) -> None:
+        """Open what waits and can be opened; ask for the rest."""
+        while pocket.wishes and not pocket.lacks(pocket.wishes[0]):
+            wish = pocket.wishes.popleft()
+            if wish.renewal:
+                self._renewed(pocket, wish)
+                continue
+            lease = pocket.lease
+            request_id = pocket.take(wish.money_nano, wish.tokens)
+            assert request_id and lease is not None
+            self._begin(pocket, lease, request_id, wish.money_nano, wish.item, self._prices[pocket.view.tenant_i])
+        if pocket.wishes and not pocket.asked and self.connected:
+            self.counts["asks"] += 1
+            self._send(pocket.ask(self._next_i()))
+
+    def _refuse(self, wish: Wish, reason: str, retry_s: float | None) -> None:
+        if wish.renewal:
+            return self._stuck(wish.item)
+        self.counts["refused"] += 1
+        wish.item.then(refusal(reason, retry_s))
+
+    def _granted(self, grant: wire.Grant) -> None:
+        pocket = self._pockets.get(grant.key_i)
+        if pocket is None:  # its worker had let go of it meanwhile
+            self._send(
+                wire.Return(
+                    grant.key_i, grant.money_nano, grant.tokens, grant.requests, grant.permits,
+                    [grant.lease_id] if grant.n_ids else [],
+                )
+            )  # fmt: skip
+            return
+        pocket.granted(grant)
+        first = pocket.wishes[0] if pocket.wishes else None
+        if first is not None and first.renewal and pocket.lacks(first) and grant.money_nano > 0:
+            first.money_nano = pocket.money_nano  # the last there is
+        self._serve(pocket)
+
+    def _refused(self, no: wire.Refuse) -> None:
+        pocket = self._pockets.get(no.key_i)
+        if pocket is None or pocket.asked != no.ask_i:
+            return
+        if pocket.wishes and not pocket.wishes[0].renewal:
+            pocket.refused, pocket.retry_s = no.reason, no.retry_s
+            pocket.refused_s = self._clock_s() + min(REFUSED_S, no.retry_s or REFUSED_S)
+        for wish in pocket.refuse(no.reason):
+            self._refuse(wish, no.reason, no.retry_s or None)
+        self._serve(pocket)
+
+    # ---- following ----
+
+    def delivered(self, opened: Opened, output_tokens: int, now_s: float = 0.0) -> bool:
+        """Note that the client's socket took so many tokens of the answer in all; False: stop, or hold (see above)."""
+        opened.output_tokens = output_tokens
+        cell = opened._cell
+        self._cells[cell] = output_tokens | ((output_tokens * 2_654_435_761 + opened._salt) & _MASK) << 32
+        opened._cell = cell ^ 1
+        if output_tokens <= opened._ask_at:
+            return not opened.stop
+        return self._extend(opened)
+
+    def prompt(self, opened: Opened, input_tokens: int, cached_tokens: int = 0) -> None:
+        """Note the prompt as the engine counted it, should it say so before the end; a crash then bills it too."""
+        self.marks.prompt(opened.mark, opened.request_id, input_tokens, cached_tokens)
+
+    def routed(self, opened: Opened, replica_i: int) -> None:
+        """Note where the request was sent, for the row that a crash leaves to the owner."""
+        self.marks.routed(opened.mark, opened.request_id, replica_i)
+
+    def _extend(self, opened: Opened) -> bool:
+        """Reserve the next step before this one is used up."""
+        if opened.stop:
+            return False
+        pocket, tokens, until = opened._pocket, opened.output_tokens, opened._until
+        if tokens <= until and until >= opened._max_tokens:
+            opened._ask_at = until
+            return True
+        if not opened._wished:
+            step = max(0, tokens - until) + max(1, min(STEP_TOKENS, opened._max_tokens - tokens))
+            need_nano = (step * opened._output_pico + 999) // 1000
+            pocket.used_s = self._clock_s()
+            if pocket.renew(need_nano):
+                self._cover(opened, need_nano, step)
+                return True
+            if not opened._stuck:
+                opened._wished = True
+                pocket.wishes.appendleft(Wish(need_nano, step, opened, renewal=True, until_s=pocket.used_s + WAIT_S))
+                self._serve(pocket)
+        opened._ask_at = until - 1
+        if tokens < until:
+            return True
+        if opened._wished and opened.on_more is not None:
+            opened._held = True
+        else:
+            opened.stop = "budget" if self.connected else "storage"
+        return False
+
+    def _cover(self, opened: Opened, nano: int, step: int) -> None:
+        opened.reserved_nano += nano
+        opened._until += step
+        opened._tokens += step
+        opened._pocket.tokens -= step
+        opened._stuck = False
+        opened._ask_at = opened._until if opened._until >= opened._max_tokens else opened._until - step // 2
+
+    def _renewed(self, pocket: Pocket, wish: Wish) -> None:
+        opened: Opened = wish.item
+        opened._wished = False
+        if opened._done or opened.stop:
+            return
+        step = min(wish.tokens, wish.money_nano * 1000 // opened._output_pico) if opened._output_pico else wish.tokens
+        if step < 1 or not pocket.renew(wish.money_nano):
+            return self._stuck(opened)
+        self._cover(opened, wish.money_nano, step)
+        self._resume(opened)
+
+    def _stuck(self, opened: Opened) -> None:
+        """Nothing more is to be had: the stream ends where its reservation does."""
+        opened._wished = False
+        if opened._done:
+            return
+        opened._stuck = True
+        opened._ask_at = opened._until - 1
+        if opened._held:
+            opened._held = False
+            self._stop(opened, "budget" if self.connected else "storage")
+
+    def _resume(self, opened: Opened) -> None:
+        if opened._held:
+            opened._held = False
+            if opened.on_more is not None:
+                opened.on_more(opened)
+
+    def _stop(self, opened: Opened, why: str) -> None:
+        if opened.stop or opened._done:
+            return
+        opened.stop = why
+        opened._ask_at = -1
+        if opened.on_stop is not None:
+            opened.on_stop(opened)
+
+    # ---- ending ----
+
+    def settle(self, opened: Opened, row: SettleRow) -> None:
+        """End a request with its row, exactly once, whatever happened; ids and pseudonyms are filled in here."""
+        if opened._done:
+            return
+        opened._done = True
+        pocket = opened._pocket
+        row.request_id = opened.request_id
+        row.tenant, row.key = pocket.view.tenant_pseudonym, pocket.view.key
+        price_nano = row.price_nano = max(0, row.price_nano)
+        self.marks.settle(
+            opened.mark, opened.request_id, price_nano=price_nano, input_tokens=row.input_tokens,
+            cached_tokens=row.cached_tokens, output_tokens=row.output_tokens, status=row.status,
+        )  # fmt: skip
+        overdrawn = pocket.give(opened.reserved_nano, price_nano, opened._tokens - row.input_tokens - row.output_tokens)
+        if overdrawn:
+            self._overdrawn[pocket.view.key_i] = self._overdrawn.get(pocket.view.key_i, 0) + overdrawn
+        del self._open[opened.request_id]
+        if opened._wished:
+            pocket.wishes = deque(wish for wish in pocket.wishes if wish.item is not opened)
+        self.counts["settled"] += 1
+        self._rows.append((row, opened))
+        if pocket.wishes:
+            self._serve(pocket)
+        if len(self._rows) >= wire.MAX_ROWS:
+            self._flush()
+        elif self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+
+    def cancel(self, opened: Opened) -> None:
+        """End a request that was never forwarded: it costs nothing, and its id is made void."""
+        if opened._done:
+            return
+        opened._done = True
+        pocket = opened._pocket
+        self.marks.free(opened.mark)
+        del self._open[opened.request_id]
+        if pocket.skip(opened._lease, opened.reserved_nano, opened._tokens):
+            self._void(pocket, opened._lease)
+        if pocket.wishes:
+            self._serve(pocket)
+
+    def _flush(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        while self._rows:
+            batch_i = self._next_i()
+            self._unstored[batch_i], self._rows = self._rows[: wire.MAX_ROWS], self._rows[wire.MAX_ROWS :]
+            self._send_rows(batch_i)
+
+    def _send_rows(self, batch_i: int) -> None:
+        batch = self._unstored[batch_i]
+        overdrawn, self._overdrawn = list(self._overdrawn.items()), {}
+        keys = [opened.key.key_i for _, opened in batch]
+        leases = [opened._lease.lease_id for _, opened in batch]
+        self._send(wire.Rows(batch_i, [row for row, _ in batch], keys, leases, overdrawn))
+
+    def _stored(self, message: wire.Stored) -> None:
+        for row, opened in self._unstored.pop(message.batch_i, ()):
+            self.marks.free(opened.mark)
+            if opened._pocket.stored(opened._lease, row.price_nano):
+                self._void(opened._pocket, opened._lease)
+
+    def receipt(self, view: KeyView, request_id: int, then: Callable[[bytes | None], None]) -> None:
+        """Ask for a receipt (JSON) of a request that this key made; None where there is none yet, or none for it."""
+        if not self.connected:
+            return then(None)
+        ask_i = self._next_i()
+        self._receipts[ask_i] = then
+        self._send(wire.ReceiptAsk(ask_i, view.key_i, request_id))
+
+    # ---- what the owner says ----
+
+    def _heard(self, connection: Wire, message: Any) -> None:
+        match message:
+            case wire.Grant():
+                self._granted(message)
+            case wire.Stored():
+                self._stored(message)
+            case wire.Refuse():
+                self._refused(message)
+            case wire.KeyIs():
+                self.bearers.answered(message)
+            case wire.Recall():
+                pocket = self._pockets.get(message.key_i)
+                back = pocket.back(recalled=True) if pocket else wire.Return(message.key_i, 0, 0, 0, 0, [], True)
+                self._send(back)
+            case wire.Stop():
+                self._stop_key(message)
+            case wire.Forget():
+                self.bearers.forget()
+            case wire.ReceiptIs():
+                then = self._receipts.pop(message.ask_i, None)
+                if then is not None:
+                    then(message.blob)
+            case wire.Reload():
+                if self._on_reload is not None:
+                    self._on_reload(message.version, message.path)
+            case wire.Drain():
+                self.draining = True
+                if self._on_drain is not None:
+                    self._on_drain(message.deadline_s)
+            case _:
+                pass  # Welcome, Storage: nothing to do
+
+    def _stop_key(self, message: wire.Stop) -> None:
+        pocket = self._pockets.get(message.key_i)
+        if pocket is None:
+            return
+        for opened in [o for o in self._open.values() if o._pocket is pocket]:
+            self._stop(opened, "budget" if message.why == "budget" else "revoked")
+        if message.why != "budget":
+            pocket.stop = message.why
+            wishes, pocket.wishes = list(pocket.wishes), deque()
+            for wish in wishes:
+                self._refuse(wish, message.why, None)
+        self._send(pocket.back())
