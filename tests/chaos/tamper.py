@@ -363,7 +363,7 @@ def _dump(path: Path) -> list[object] | None:
             if db.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
                 return None
             return [db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES]
-    except (sqlite3.Error, OverflowError):
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError):
         return None
 
 

@@ -284,7 +284,7 @@ class Book:
     def _lease(self, plan: Plan, head: Head, body: bytes, ask: Lookups) -> None:
         first, n_ids = head.request_id, head.n_ids
         if first < plan.next_id:
-            if first in plan.new_firsts or ask.stored(LEASE, first):
+            if first in plan.new_firsts or first in self.leases or ask.stored(LEASE, first):
                 plan.ignored += 1
                 return
             raise ValueError(f"lease of request id {first}, below the next one, {plan.next_id}")

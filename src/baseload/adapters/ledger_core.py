@@ -43,6 +43,8 @@ class MerkleLedger(Lookups):
         self._lock = threading.RLock()
         self._book: Book | None = None
         self._dead = ""
+        self._key_stored = ""  # id of the key that the ledger says it is at
+        self._restoring = False
         self.ignored = 0
         """Rows that were handed in again and not stored twice."""
         self.witness_error = ""
@@ -87,6 +89,17 @@ class MerkleLedger(Lookups):
         if self._book is None:
             self._book = self._read_book()
         return self._book
+
+    def _check_key(self, key_id: str, where: str) -> None:
+        """See that we sign with the key that the ledger is at; finish a change of key that a crash cut short."""
+        if self._signer is not None and self._signer.key_id != key_id and not self._restoring:
+            successor = self._signer.successor
+            if successor is None or successor.key_id != key_id:
+                raise LedgerError(
+                    f"{where}: is signed by key {key_id}, and this key is {self._signer.key_id}; bring the right one back"
+                )
+            self._signer = successor
+        self._key_stored = key_id
 
     def _now_ns(self, book: Book) -> int:
         return max(book.time_ns, self._clock_ns())

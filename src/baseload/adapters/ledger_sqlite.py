@@ -56,8 +56,6 @@ class SqliteLedger(MerkleLedger):
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
-        self._key_stored = ""
-        self._restoring = False
 
     @classmethod
     def open(
@@ -219,7 +217,7 @@ class SqliteLedger(MerkleLedger):
                 raise LedgerError(f"{self.path}: format {meta.get('format')!r}, this version reads {LEDGER_FORMAT!r}")
             latest = self.checkpoint()
             frontier = self.load_frontier(size, latest, str(self.path))
-            self._check_key(meta.get("key_id", ""))
+            self._check_key(meta.get("key_id", ""), str(self.path))
             return Book(
                 meta["origin"], frontier, time_ns=latest.time_ns, next_id=int(meta["next_request_id"]), leases=leases,
                 sealed_for=meta.get("archive", ""),
@@ -363,17 +361,6 @@ class SqliteLedger(MerkleLedger):
         return [Total(month=row[0], tenant=row[1], key=row[2], **dict(zip(SUMS, row[3:]))) for row in found]
 
     # ---- keys, rotation, copies ----
-
-    def _check_key(self, key_id: str) -> None:
-        """See that we sign with the key that the ledger is at; finish a change of key that a crash cut short."""
-        if self._signer is not None and self._signer.key_id != key_id and not self._restoring:
-            successor = self._signer.successor
-            if successor is None or successor.key_id != key_id:
-                raise LedgerError(
-                    f"{self.path}: is signed by key {key_id}, and this key is {self._signer.key_id}; bring the right one back"
-                )
-            self._signer = successor
-        self._key_stored = key_id
 
     def rotate(self, archive: Path, origin: str = "") -> None:
         """Move all rows to the file `archive`, and begin anew with a row that links to it, open leases and sums with it.

@@ -93,7 +93,7 @@ def verify_ledger(
                     verdict.add(None, f"its file is damaged ({fault})")
             content = _read(database)
             _rows(database, content, books, verdict)
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, ValueError) as error:
         verdict.add(None, f"its file is damaged or not a ledger ({error})")
         return verdict
     tree = notes.Tree(content.leaves)

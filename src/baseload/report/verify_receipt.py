@@ -22,6 +22,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError:  # a read-only folder has no room for the shared memory of a WAL
         database.close()
         database = sqlite3.connect(f"{uri}?immutable=1", uri=True, isolation_level=None)
+    database.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged text is a finding, not a crash
     return database
 
 
