@@ -82,6 +82,11 @@ TOKENS = (
 )
 
 
+FIELDS = (
+    "model", "messages", "max_tokens", "stream", "stream_options", "prompt", "input", "tools", "n", "user",
+    "response_format", "max_completion_tokens", "max_output_tokens", "temperature", "system", "stop", "logprobs",
+    "best_of", "api_base", "x",
+)  # fmt: skip
 ODD_TEXTS = ("é\u2028", '"usage":', "data: [DONE]", "\\", '{"error":1}', "\n\n")
 
 
@@ -139,10 +144,7 @@ def body(dice: random.Random) -> bytes:
     """Return a request body: mostly JSON, mostly near a right one."""
     told: dict[str, object] = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     for _ in range(dice.randrange(4)):
-        name = dice.choice(
-            ("model", "messages", "max_tokens", "stream", "stream_options", "prompt", "input", "tools", "n", "user", "response_format",
-             "max_completion_tokens", "max_output_tokens", "temperature", "system", "stop", "logprobs", "best_of", "api_base", "x")
-        )  # fmt: skip
+        name = dice.choice(FIELDS)
         if dice.random() < 0.3:
             told.pop(name, None)
         else:
@@ -238,11 +240,7 @@ def events(dice: random.Random) -> tuple[bytes, bool]:
 
     found = [chunk({"role": "assistant", "content": ""})] if dice.random() < 0.8 else []
     for i in range(n):
-        found.append(
-            chunk(
-                {"content": dice.choice((f"w{i} ", "é\u2028", '"usage":', "data: [DONE]", "\\", '{"error":1}', "\n\n"))}
-            )
-        )
+        found.append(chunk({"content": dice.choice((f"w{i} ", *ODD_TEXTS))}))
         if dice.random() < 0.1:
             found.append(dice.choice((b": ping" + end, b"retry: 5" + end, end, b"event: x\n")))
     whole = dice.random() < 0.6
