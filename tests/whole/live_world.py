@@ -133,7 +133,7 @@ class LiveWorld(Reference):
 
     def __init__(
         self, spec: Any, chunk: Any, dice: list[float], folder: Path, *, workers: int = 1, tried: bool = False,
-        **limits: Any,
+        shadow: bool = False, **limits: Any,
     ) -> None:  # fmt: skip
         super().__init__(spec, chunk)
         pools = [(pool, k) for pool in spec.pools for k in range(pool.n_max)]
@@ -141,11 +141,14 @@ class LiveWorld(Reference):
         self.replicas = self.engines  # type: ignore[assignment]
         self.tables = tables_of(spec, **limits)
         self.board = Board.create(folder / "board", len(self.engines), len(spec.one_way_s), workers)
+        self.shadow_board = Board.create(folder / "shadow", len(self.engines), len(spec.one_way_s), 1)
         self.steer = s.Steer(self.tables, rules=chosen(self.tables.policy))
         for r, engine in enumerate(self.engines):
-            self.board.cost_per_mtok[r] = engine.engine.cost_per_mtok
+            self.board.cost_per_mtok[r] = self.shadow_board.cost_per_mtok[r] = engine.engine.cost_per_mtok
         self.publish()
         self.doors = [d.Door(self.tables, self.board, w, dice, compiled=False) for w in range(workers)]
+        self.shadow = d.Door(self.tables, self.shadow_board, 0, dice, compiled=False) if shadow else None
+        self.otherwise = self.n_decided = 0  # decisions of one worker that one that had heard everything would not take
         self.mask_tried = tried
         self.tried: dict[int, int] = {}
         self.promised: dict[int, tuple[float, float]] = {}  # work, price
@@ -165,8 +168,14 @@ class LiveWorld(Reference):
 
     def publish(self) -> None:
         """The owner writes what it decided to the board."""
-        self.steer.write(self.board)
-        self.board.bump()
+        for board in (self.board, self.shadow_board):
+            self.steer.write(board)
+            board.bump()
+
+    def doors_of(self, q: Request) -> list[d.Door]:
+        """Return the worker that a request came to, and the shadow that hears everything."""
+        door = self.door_of(q)
+        return [door] if self.shadow is None else [door, self.shadow]
 
     def run(self) -> list[Request]:
         """Let everything happen; return the requests in order of their number."""
@@ -226,10 +235,11 @@ class LiveWorld(Reference):
                 work, price = self.promised.pop(q.number)
                 failed = q.record["status"] != 0
                 outcome = (d.FAILED_AFTER if q.first >= 0 else d.FAILED_BEFORE_FIRST_BYTE) if failed else d.OK
-                self.door_of(q).ended(
-                    at * 1e-9, q.replica, work, tenant_i=q.tenant, model_i=q.model, output_tokens=tokens,
-                    outcome=outcome,
-                )  # fmt: skip
+                for door in self.doors_of(q):
+                    door.ended(
+                        at * 1e-9, q.replica, work, tenant_i=q.tenant, model_i=q.model, output_tokens=tokens,
+                        outcome=outcome,
+                    )  # fmt: skip
                 if tokens > 0:
                     prices = self.spec.prices[q.tenant].tolist()
                     fresh = q.inp - q.cached
@@ -241,11 +251,17 @@ class LiveWorld(Reference):
         door = self.door_of(q)
         blocks = min(len(q.hashes), KEY_BLOCKS)
         left = float(self.spec.budget[q.tenant]) - self.spent[q.tenant] - self.reserved[q.tenant]
-        chosen_r = door.decide(
-            now * 1e-9, tenant_i=q.tenant, model_i=q.model, region_i=q.region, input_tokens=q.inp,
-            prefix_key=q.hashes[blocks - 1] if blocks else 0, prefix_blocks=blocks, budget_left=left,
-            tried=self.tried.get(q.number, 0) if self.mask_tried else 0, first=q.tries == 0,
-        )  # fmt: skip
+        answers = [
+            one.decide(
+                now * 1e-9, tenant_i=q.tenant, model_i=q.model, region_i=q.region, input_tokens=q.inp,
+                prefix_key=q.hashes[blocks - 1] if blocks else 0, prefix_blocks=blocks, budget_left=left,
+                tried=self.tried.get(q.number, 0) if self.mask_tried else 0, first=q.tries == 0,
+            )
+            for one in self.doors_of(q)
+        ]  # fmt: skip
+        chosen_r = answers[0]
+        self.n_decided += 1
+        self.otherwise += answers[0] != answers[-1]
         self.choices.setdefault(q.number, []).append(chosen_r)
         if chosen_r < 0:
             self.give_up(q, REFUSED, -chosen_r, now)
@@ -257,10 +273,11 @@ class LiveWorld(Reference):
             self.reserved[q.tenant] += price
         self.promised[q.number] = (work, price)
         q.tries += 1
-        door.sent(chosen_r, work)
+        for one in self.doors_of(q):
+            one.sent(chosen_r, work)
         if not engine.up or engine.down:
             # The twin's gateway knows of a refusal as it sends; a real one hears of it a round trip later.
-            self.fail_at(door, q, chosen_r, now, d.UNREACHED)
+            self.fail_at(q, chosen_r, now, d.UNREACHED)
             back = now + 2 * self.one_way[engine.site]
             if self.again(door, q, now):
                 self.set_timer(back, "retry", q)
@@ -276,10 +293,11 @@ class LiveWorld(Reference):
         q.window = min(q.inp, engine.engine.window_tokens)
         self.enqueue(engine, q)
 
-    def fail_at(self, door: d.Door, q: Request, r: int, now: int, outcome: int) -> None:
+    def fail_at(self, q: Request, r: int, now: int, outcome: int) -> None:
         """A try failed before its first byte."""
         work, _ = self.promised[q.number]
-        door.ended(now * 1e-9, r, work, tenant_i=q.tenant, model_i=q.model, output_tokens=0, outcome=outcome)
+        for one in self.doors_of(q):
+            one.ended(now * 1e-9, r, work, tenant_i=q.tenant, model_i=q.model, output_tokens=0, outcome=outcome)
         self.tried[q.number] = self.tried.get(q.number, 0) | 1 << r
 
     def again(self, door: d.Door, q: Request, now: int) -> bool:
@@ -335,7 +353,7 @@ class LiveWorld(Reference):
                 self.leave(q, FAILED, RETRIES, now, 0)
             else:
                 # The twin's gateway counts it out as it fails; a real one does when it hears, before the retry.
-                self.fail_at(door, q, replica.number, now, d.FAILED_BEFORE_FIRST_BYTE)
+                self.fail_at(q, replica.number, now, d.FAILED_BEFORE_FIRST_BYTE)
                 if self.again(door, q, now):
                     self.set_timer(now + self.one_way[replica.site], "retry", q)
                 else:
@@ -371,9 +389,11 @@ class LiveWorld(Reference):
                 if q.ready > now:
                     break
                 waiting += 1
-            self.board.waiting[r] = waiting
-            self.board.running[r] = len(engine.running)
+            for board in (self.board, self.shadow_board):
+                board.waiting[r] = waiting
+                board.running[r] = len(engine.running)
         self.board.bump()
+        self.shadow_board.bump()
 
     def meter(self, site: int, now: int) -> s.SitePower:
         """Return what the site draws: everything that took a step since the last look counts as busy."""

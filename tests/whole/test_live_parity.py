@@ -73,6 +73,53 @@ def test_twin_and_gateway_decide_alike_request_by_request(route: int, admit: int
         compare(seed, route, admit, tmp_path)
 
 
+def goodput(records: list[dict[str, int]], spec: Any) -> int:
+    """Return how many requests were served within both promises, network included."""
+    n = 0
+    for q in records:
+        ttft_slo_s, tpot_slo_s = spec.slo[q["tenant_i"]]
+        ttft_s = (q["first_token_ns"] - q["arrival_ns"] + q["rtt_ns"]) * 1e-9
+        tpot_s = (q["finish_ns"] - q["first_token_ns"]) * 1e-9 / max(1, q["output_tokens"] - 1)
+        n += q["status"] == 0 and ttft_s <= ttft_slo_s and tpot_s <= tpot_slo_s
+    return n
+
+
+def deviation(route: int, seeds: range, folder: Path, **how: Any) -> dict[str, float]:
+    """Return the share of requests that end elsewhere than in the twin, of decisions taken otherwise, and goodput."""
+    n = elsewhere = otherwise = decided = twin_good = live_good = 0
+    for seed in seeds:
+        spec, chunk = system(seed, route, 0 if seed % 2 else 3)
+        records, outcome = specs.simulate(spec, chunk)
+        live = LiveWorld(spec, chunk, outcome.world.dice.tolist(), folder, shadow=True, **how)
+        got = [q.record for q in live.run()]
+        want = [{name: int(row[name]) for name in specs.EXACT} for row in records]
+        n += len(got)
+        elsewhere += sum(a["replica_i"] != b["replica_i"] for a, b in zip(got, want, strict=True))
+        otherwise, decided = otherwise + live.otherwise, decided + live.n_decided
+        twin_good, live_good = twin_good + goodput(want, spec), live_good + goodput(got, spec)
+    return {
+        "elsewhere": elsewhere / n, "otherwise": otherwise / decided, "goodput": live_good / max(1, twin_good) - 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("route", range(6))
+def test_several_workers_stay_near_the_twin(route: int, workers: int, tmp_path: Path) -> None:
+    """Workers that share the board send few requests elsewhere than the twin, and serve as many in time."""
+    seen = deviation(route, range(1000, 1012), tmp_path, workers=workers)
+    assert seen["elsewhere"] < (0.4 if route == 0 else 0.08), seen  # taking turns depends on who came before
+    assert seen["otherwise"] < (0.4 if route == 0 else 0.1), seen
+    assert abs(seen["goodput"]) < (0.1 if route == 0 else 0.05), seen
+
+
+@pytest.mark.parametrize("route", range(6))
+def test_what_the_twin_does_not_have_changes_little(route: int, tmp_path: Path) -> None:
+    """Never going back to where it failed, ejection and the retry budget move few requests in fleets that fail a lot."""
+    seen = deviation(route, range(1000, 1012), tmp_path, tried=True, eject_after=5, retry_ratio=0.1)
+    assert seen["elsewhere"] < 0.08, seen
+    assert abs(seen["goodput"]) < 0.05, seen
+
+
 def test_the_comparison_saw_what_matters() -> None:
     """Refusals, retries, failures, scaling orders and power caps happened in a good share of the compared systems."""
     if SEEN["runs"] < 100:
