@@ -304,13 +304,15 @@ class Storm:
     @property
     def ledger(self) -> Path:
         """Return the ledger file; the tmpfs is gone by now, so its copy."""
+        if self.cluster is not None:
+            return self.folder / "ledger.db"
         state = self.folder / ("state-kept" if self.mounted else "state")
         return state / "ledger.db"
 
     def verified(self) -> list[str]:
         """Return nothing where `baseload verify` finds the ledger whole."""
         assert self.gateway is not None
-        witness = self.ledger.with_name("witness.log")
+        witness = self.folder / ("state-kept" if self.mounted else "state") / "witness.log"
         words = ["--witness", str(witness)] if witness.exists() else []
         done = self.gateway.baseload("verify", str(self.ledger), *words)
         return [] if done.returncode == 0 else [f"verify: {(done.stdout + done.stderr).strip()[-300:]}"]
@@ -364,12 +366,14 @@ async def storm_of(options: argparse.Namespace, folder: Path, say: Any = print) 
 
 
 def export_postgres(storm: Storm) -> None:
-    """Write the ledger in PostgreSQL as the SQLite file that `verify` reads."""
-    from baseload.adapters import ledger_postgres
+    """Write the ledger in PostgreSQL as the SQLite file that `verify` reads; its folder may be a small tmpfs."""
+    from baseload.adapters.ledger_postgres import PostgresLedger
+    from baseload.adapters.signing import SigningKey
 
     assert storm.cluster is not None and storm.gateway is not None
-    ledger = ledger_postgres.open_ledger(storm.cluster.url, storm.gateway.state)
-    ledger.export(storm.gateway.state / "ledger.db")
+    state = storm.gateway.state
+    ledger = PostgresLedger.open(storm.cluster.url, SigningKey.load(state / "signing.key"))
+    ledger.export(storm.folder / "ledger.db")
     ledger.close()
 
 
