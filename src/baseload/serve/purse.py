@@ -399,7 +399,7 @@ class Purse:
 
     def _refuse(self, wish: Wish, reason: str, retry_s: float | None) -> None:
         if wish.renewal:
-            return self._stuck(wish.item)
+            return self._take_last(wish)
         self.counts["refused"] += 1
         wish.item.then(refusal(reason, retry_s))
 
@@ -491,20 +491,27 @@ class Purse:
         opened._wished = False
         if opened._done or opened.stop:
             return
-        step = min(wish.tokens, wish.money_nano * 1000 // opened._output_pico) if opened._output_pico else wish.tokens
-        if step < 1 or not pocket.renew(wish.money_nano):
-            return self._stuck(opened)
-        self._cover(opened, wish.money_nano, step)
+        if wish.tokens * opened._output_pico > wish.money_nano * 1000 or not pocket.renew(wish.money_nano):
+            return self._take_last(wish)  # it was granted a part
+        self._cover(opened, wish.money_nano, wish.tokens)
         self._resume(opened)
 
-    def _stuck(self, opened: Opened) -> None:
-        """Nothing more is to be had: the stream ends where its reservation does."""
+    def _take_last(self, wish: Wish) -> None:
+        """Nothing more is to be had: the stream takes what is left here, and ends where its reservation does."""
+        opened: Opened = wish.item
         opened._wished = False
-        if opened._done:
+        if opened._done or opened.stop:
             return
+        pocket = opened._pocket
+        step = min(wish.tokens, pocket.money_nano * 1000 // max(1, opened._output_pico))
+        need_nano = (step * opened._output_pico + 999) // 1000
+        if step > 0 and pocket.renew(need_nano):
+            self._cover(opened, need_nano, step)
         opened._stuck = True
         opened._ask_at = opened._until - 1
-        if opened._held:
+        if opened.output_tokens < opened._until:
+            self._resume(opened)
+        elif opened._held:
             opened._held = False
             self._stop(opened, "budget" if self.connected else "storage")
 
