@@ -9,9 +9,7 @@ off at the end down to a signed checkpoint can only be seen against the witness,
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from baseload.report import verify_notes as notes
 from baseload.report.verify_books import KIND_WORDS, BadRow, Books, read_body
 from baseload.report.verify_receipt import open_read_only, verify_receipt
 from baseload.report.verify_verdict import Verdict
+from baseload.report.verify_witness import compare, signer_at
 
 FORMAT = "baseload-ledger/1"
 STORED_LEVEL = 6  # subtrees of 64 rows and more are in the table of nodes
@@ -103,7 +102,8 @@ def verify_ledger(
     _checkpoints(content, tree, signers, verdict)
     _tables(content, books, verdict)
     if witness is not None:
-        _witness(_text(witness), content, tree, signers, key, verdict)
+        keys = [*signers, (2**63, key)] if key else signers
+        compare(_text(witness), str(content.meta.get("origin")), tree, keys, verdict)
     else:
         verdict.remarks.append("no witness file was given: rows cut off at the end would not be seen (--witness FILE)")
     _previous(content, previous, verdict)
@@ -138,14 +138,7 @@ def _rows(database: sqlite3.Connection, content: _Content, books: Books, verdict
         content.leaves.append(leaf if isinstance(leaf, bytes) and len(leaf) == 32 else found)
         try:
             row = read_body(body)
-            said = row.get("request_id", 0)
-            if (
-                type(kind) is not int
-                or not 0 < kind < len(KIND_WORDS)
-                or KIND_WORDS[kind] != row["kind"]
-                or request_id != said
-            ):
-                raise BadRow(f"filed as {kind!r} {request_id!r}, its body says {row['kind']} {said!r}")
+            _filed(seq, kind, request_id, row, verdict)
             books.take(seq, row)
             if seq == 0:
                 content.first = row
@@ -157,6 +150,13 @@ def _rows(database: sqlite3.Connection, content: _Content, books: Books, verdict
         except (OverflowError, ValueError, OSError) as error:
             verdict.add(seq, f"cannot be read ({error})")
     verdict.n_rows = len(content.leaves)
+
+
+def _filed(seq: int, kind: object, request_id: object, row: dict[str, Any], verdict: Verdict) -> None:
+    """See that a row is filed as what its body says it is."""
+    said = row.get("request_id", 0)
+    if type(kind) is not int or not 0 < kind < len(KIND_WORDS) or KIND_WORDS[kind] != row["kind"] or request_id != said:
+        verdict.add(seq, f"filed as {kind!r} {request_id!r}, its body says {row['kind']} {said!r}", sure=True)
 
 
 def _meta(content: _Content, verdict: Verdict) -> None:
@@ -233,14 +233,6 @@ def _own_key(content: _Content) -> notes.Key | None:
     return None
 
 
-def _signer_at(signers: list[tuple[int, notes.Key]], size: int) -> notes.Key | None:
-    found = None
-    for since, key in signers:
-        if size >= since:
-            found = key
-    return found
-
-
 def _checkpoints(content: _Content, tree: notes.Tree, signers: list[tuple[int, notes.Key]], verdict: Verdict) -> None:
     """Check every signed checkpoint against the rows; name the rows between the last good one and the first bad one."""
     good, last_ns, covered, before = 0, 0, 0, 0
@@ -276,7 +268,7 @@ def _checkpoints(content: _Content, tree: notes.Tree, signers: list[tuple[int, n
 def _stated(size: object, note: object, content: _Content, signers: list[tuple[int, notes.Key]]) -> notes.Stated:
     """Return what a stored checkpoint states; raises BadNote where it is not what its signer signed for this place."""
     stated = notes.read_checkpoint(note)
-    signer = _signer_at(signers, stated.size)
+    signer = signer_at(signers, stated.size)
     if stated.size != size or stated.origin != content.meta.get("origin"):
         raise notes.BadNote(f"states {stated.origin!r} of {stated.size} rows, filed under {size!r}")
     if signer is None or not notes.signed_with(stated.signed, signer):
@@ -318,75 +310,6 @@ def _tables(content: _Content, books: Books, verdict: Verdict) -> None:
 
 
 # ---- witness, forerunner, receipt ------------------------------------------------------------------------
-
-
-def _witness_notes(blob: bytes, verdict: Verdict) -> Iterator[notes.Stated]:
-    """Yield the checkpoints of a witness file; a line that a crash tore is followed by one that says so."""
-    lines = blob.split(b"\n")
-    for place, line in enumerate(lines):
-        if not line:
-            if place < len(lines) - 1:
-                verdict.add(None, f"the witness's line {place + 1} is empty")
-            continue
-        try:
-            entry = json.loads(line)
-            if isinstance(entry, dict) and list(entry) == ["torn"]:
-                if place == 0 or entry["torn"] != len(lines[place - 1]):
-                    verdict.add(None, f"the witness's line {place + 1} speaks of a torn line that is not there")
-                continue
-            if not isinstance(entry, dict) or list(entry) != ["note"]:
-                raise notes.BadNote("not a witness's line")
-            stated = notes.read_checkpoint(entry["note"])
-            if json.dumps({"note": entry["note"]}, ensure_ascii=False, separators=(",", ":")).encode() != line:
-                raise notes.BadNote("not in canonical form")
-            yield stated
-        except ValueError as error:
-            torn = f'{{"torn":{len(line)}}}'.encode()
-            if place == len(lines) - 1 or lines[place + 1] == torn:
-                verdict.remarks.append(f"the witness's line {place + 1} was torn by a crash")
-            else:
-                verdict.add(None, f"the witness's line {place + 1} cannot be read ({error})")
-
-
-def _witness(
-    blob: bytes,
-    content: _Content,
-    tree: notes.Tree,
-    signers: list[tuple[int, notes.Key]],
-    key: notes.Key | None,
-    verdict: Verdict,
-) -> None:
-    """Compare with what the witness saw: it remembers what a rewritten ledger denies."""
-    origin, seen, good, largest = content.meta.get("origin"), 0, 0, 0
-    unsigned, differs = [], False
-    for stated in _witness_notes(blob, verdict):
-        if stated.origin != origin:
-            continue
-        seen += 1
-        known = {_signer_at(signers, stated.size), key} - {None}
-        if not any(notes.signed_with(stated.signed, signer) for signer in known if signer):
-            unsigned.append(stated.size)
-            continue
-        if stated.size > len(content.leaves):
-            verdict.add(len(content.leaves), f"cut off: the witness saw {stated.size} rows", stated.size - 1)
-        elif tree.root(stated.size) == stated.root:
-            good = stated.size
-        elif not differs:
-            differs = True
-            verdict.add(
-                good, f"not what the witness saw (checkpoint over {stated.size} rows)", max(good, stated.size - 1)
-            )
-        if stated.size < largest:
-            verdict.add(None, f"the witness saw {largest} rows, then {stated.size}: the log was rolled back")
-        largest = max(largest, stated.size)
-    if unsigned:
-        verdict.add(
-            None, f"the witness saw {len(unsigned)} checkpoints that no known key signed, first over {unsigned[0]} rows"
-        )
-    if not seen:
-        verdict.add(None, f"the witness never saw the log {origin!r}")
-    else:
-        verdict.remarks.append(f"the witness saw it {seen} times, last with {largest} rows")
 
 
 def _previous(content: _Content, previous: Path | None, verdict: Verdict) -> None:
