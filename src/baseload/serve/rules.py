@@ -1,22 +1,23 @@
 """The rules that a fleet file names, as functions: plain Python for a worker with few replicas, compiled for one with many.
 
 Both come from the same files under `policies/`. In a process without numba they are plain as they stand; where numba is
-loaded (a compiled worker, a test of both) the other form is made from the same file once more. An operator's own rule must
-have been put in its slot by `policies.custom.install` before, after `jit.enable()` where the worker is to be compiled.
+loaded (a compiled worker, a test of both) the other form is made from the same file once more. A process calls `prepare`
+first: it puts an operator's own rules in their slots, and loads the compiler where the fleet is large.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from baseload import jit, policies
 from baseload.policies import admit, cap, custom, route, scale
-from baseload.serve.tables import PolicyRow
+from baseload.serve.tables import PolicyRow, Tables
 
 PLAIN_REPLICAS = 64  # up to so many a worker decides on lists, without NumPy and numba
 Rule = Callable[..., Any]
@@ -29,6 +30,19 @@ class Rules(NamedTuple):
     admit: Rule
     scale: Rule
     cap: Rule
+
+
+def prepare(tables: Tables, base_folder: Path, digests: Mapping[str, str] | None = None) -> None:
+    """Load what this fleet's rules need, once at the start of a process: the compiler, an operator's own files.
+
+    `base_folder` is the fleet file's; `digests` its `policy.digest`. Raises PolicyError, which says what is wrong.
+    """
+    if len(tables.replicas) > PLAIN_REPLICAS:
+        jit.enable()
+    for kind in Rules._fields:
+        name = getattr(tables.policy, kind)
+        if name not in policies.KINDS[kind]:
+            custom.install(name, base_folder, dict(digests or {}), kind)
 
 
 def chosen(policy: PolicyRow, *, compiled: bool = False) -> Rules:
