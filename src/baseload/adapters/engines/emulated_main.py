@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -133,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, msgspec.MsgspecError) as problem:
         sys.stderr.write(f"{wants.spec}: {problem}\n")
         return 2
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # ten thousand streams are ten thousand files
     if not wants.orphan:
         die_with_parent()
     uvloop.run(_run(wants, spec))
