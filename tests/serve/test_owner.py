@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from baseload.errors import LedgerUnavailable
 from baseload.serve import wire
@@ -24,8 +25,9 @@ from tests.serve.money import Till, open_one, price_nano, row, run_one, until
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine, for at most half a minute."""
-    asyncio.run(asyncio.wait_for(work, 30.0))
+    """Run a test's coroutine on the loop that is used live, for at most half a minute."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(work, 30.0))
 
 
 def test_a_request_is_leased_before_it_is_opened_and_settled_after(tmp_path):

@@ -87,7 +87,6 @@ class Marks:
     def begin(
         self,
         request_id: int,
-        *,
         arrival_ns: int,
         prices: tuple[int, int, int],
         input_tokens: int,

@@ -117,7 +117,8 @@ class Purse:
         self._tasks: list[asyncio.Task[None]] = []
         self._gone = asyncio.Event()
         self.draining = False
-        self.counts = {"opened": 0, "settled": 0, "refused": 0, "asks": 0, "reconnects": 0}
+        self.n_opened = self.n_settled = 0
+        self.counts = {"refused": 0, "asks": 0, "reconnects": 0}
         self.reload(tables)
 
     # ---- life ----
@@ -148,6 +149,7 @@ class Purse:
     def reload(self, tables: Tables) -> None:
         """Take up new tables: prices and tenants' rows; running requests keep the price they were opened at."""
         self._tables = tables
+        self._tables_version = tables.version
         self._prices = [(t.input_pico, t.cached_pico, t.output_pico) for t in tables.tenants]
         rows = {tenant.name: i for i, tenant in enumerate(tables.tenants)}
         self._tenant_rows = rows
@@ -237,9 +239,9 @@ class Purse:
             if beat % 4 == 0:
                 self._return_idle(now_s)
                 if self._stats is not None:
-                    self._send(
-                        wire.Stats({**self._stats(), **{f"purse_{k}": float(v) for k, v in self.counts.items()}})
-                    )
+                    counts = {"opened": self.n_opened, "settled": self.n_settled, **self.counts}
+                    mine = {f"purse_{name}": float(n) for name, n in counts.items()}
+                    self._send(wire.Stats({**self._stats(), **mine}))
 
     def _end_waits(self, now_s: float) -> None:
         """Refuse who has waited too long for the owner."""
@@ -306,8 +308,24 @@ class Purse:
         if self.draining:
             return then(refusal("drain"))
         step = max_output_tokens if not stream or max_output_tokens < STEP_TOKENS else STEP_TOKENS
-        want = _Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then)
         pocket = self.bearers.quick(bearer, now_s)
+        if pocket is not None and not pocket.wishes and pocket.view.tenant_i >= 0:
+            prices = self._prices[pocket.view.tenant_i]
+            tokens = input_tokens + step
+            need_nano = (input_tokens * prices[0] + step * prices[2] + 999) // 1000
+            lease = pocket.lease
+            request_id = pocket.take(need_nano, tokens)
+            if request_id:
+                pocket.used_s = now_s
+                assert lease is not None
+                self._begin(
+                    pocket, lease, request_id, need_nano, prices,
+                    _Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then),
+                )  # fmt: skip
+                if not pocket.asked and (request_id >= lease.low_id or pocket.money_nano < 4 * need_nano):
+                    self._ask_ahead(pocket, need_nano)
+                return
+        want = _Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then)
         if pocket is not None:
             self._open_in(pocket, want, now_s)
         else:
@@ -321,61 +339,62 @@ class Purse:
             want.then(found)
 
     def _open_in(self, pocket: Pocket, want: _Want, now_s: float) -> None:
+        """Open as soon as what is lacking has come."""
         tenant_i = pocket.view.tenant_i
+        why: Refusal | None = None
         if tenant_i < 0:
             return want.then(refusal("gone"))
         prices = self._prices[tenant_i]
         need_nano = (want.input_tokens * prices[0] + want.step_tokens * prices[2] + 999) // 1000
-        tokens = want.input_tokens + want.step_tokens
+        wish = Wish(need_nano, want.input_tokens + want.step_tokens, want, until_s=now_s + WAIT_S)
         pocket.used_s = now_s
-        if not pocket.wishes:
-            lease = pocket.lease
-            request_id = pocket.take(need_nano, tokens)
-            if request_id:
-                assert lease is not None
-                self._begin(pocket, lease, request_id, need_nano, want, prices)
-                lease = pocket.lease
-                if not pocket.asked and (
-                    lease is None or lease.next_id >= lease.low_id or pocket.money_nano < 4 * need_nano
-                ):
-                    ahead = pocket.ahead(self._next_i(), need_nano)
-                    if ahead is not None and self.connected:
-                        self._send(ahead)
-                    else:
-                        pocket.asked = 0
-                return
-            if pocket.refused_s > now_s:
-                self.counts["refused"] += 1
-                return want.then(refusal(pocket.refused, pocket.retry_s or None))
-        if not self.connected and now_s - self._down_s > WAIT_S:
+        if pocket.wishes or pocket.lacks(wish):
+            if pocket.refused_s > now_s and not pocket.wishes:
+                why = refusal(pocket.refused, pocket.retry_s or None)
+            elif not self.connected and now_s - self._down_s > WAIT_S:
+                why = refusal("storage")
+        if why is not None:
             self.counts["refused"] += 1
-            return want.then(refusal("storage"))
-        pocket.wishes.append(Wish(need_nano, tokens, want, until_s=now_s + WAIT_S))
+            return want.then(why)
+        pocket.wishes.append(wish)
         self._serve(pocket)
 
+    def _ask_ahead(self, pocket: Pocket, need_nano: int) -> None:
+        """Ask for the next slice while this one lasts, so that nobody waits for it."""
+        if self.connected:
+            ahead = pocket.ahead(self._next_i(), need_nano)
+            if ahead is not None:
+                self._send(ahead)
+
     def _begin(
-        self, pocket: Pocket, lease: Lease, request_id: int, need_nano: int, want: _Want, prices: tuple[int, int, int]
+        self,
+        pocket: Pocket,
+        lease: Lease,
+        request_id: int,
+        need_nano: int,
+        prices: tuple[int, int, int],
+        want: _Want,
     ) -> None:
-        tokens = want.input_tokens + want.step_tokens
+        model_i, region_i, input_tokens, step, max_tokens, stream, then = want
+        tokens = input_tokens + step
         slot = self.marks.begin(
-            request_id, arrival_ns=self._utc_ns(), prices=prices, input_tokens=want.input_tokens,
-            tables_version=self._tables.version, model_i=want.model_i, tenant_i=pocket.view.tenant_i,
-            region_i=want.region_i, stream=want.stream,
+            request_id, self._utc_ns(), prices, input_tokens, self._tables_version, model_i, pocket.view.tenant_i,
+            region_i, stream,
         )  # fmt: skip
         if not slot:
             if pocket.skip(lease, need_nano, tokens):
                 self._void(pocket, lease)
-            return want.then(refusal("storage"))
-        opened = Opened(request_id, pocket, lease, need_nano, tokens, want.max_tokens)
-        opened.stream = want.stream
+            return then(refusal("storage"))
+        opened = Opened(request_id, pocket, lease, need_nano, tokens, max_tokens)
+        opened.stream = stream
         opened.mark = slot
         opened._cell = slot * CELLS + COUNT_CELL
         opened._output_pico = prices[2]
-        opened._until = want.step_tokens
-        opened._ask_at = want.step_tokens // 2 if want.step_tokens < want.max_tokens else want.step_tokens
+        opened._until = step
+        opened._ask_at = step // 2 if step < max_tokens else step
         self._open[request_id] = opened
-        self.counts["opened"] += 1
-        want.then(opened)
+        self.n_opened += 1
+        then(opened)
 
     def _void(self, pocket: Pocket, lease: Lease) -> None:
         self._send(wire.Return(pocket.view.key_i, 0, 0, 0, 0, [lease.lease_id]))
@@ -392,7 +411,7 @@ class Purse:
             lease = pocket.lease
             request_id = pocket.take(wish.money_nano, wish.tokens)
             assert request_id and lease is not None
-            self._begin(pocket, lease, request_id, wish.money_nano, wish.item, self._prices[pocket.view.tenant_i])
+            self._begin(pocket, lease, request_id, wish.money_nano, self._prices[pocket.view.tenant_i], wish.item)
         if pocket.wishes and not pocket.asked and self.connected:
             self.counts["asks"] += 1
             self._send(pocket.ask(self._next_i()))
@@ -550,7 +569,7 @@ class Purse:
         del self._open[opened.request_id]
         if opened._wished:
             pocket.wishes = deque(wish for wish in pocket.wishes if wish.item is not opened)
-        self.counts["settled"] += 1
+        self.n_settled += 1
         self._rows.append((row, opened))
         if pocket.wishes:
             self._serve(pocket)
