@@ -77,12 +77,13 @@ class Listener(NamedTuple):
     def raw(self, sent: bytes, wait_s: float = 5.0) -> bytes:
         """Send bytes, return all that comes until the other side closes or `wait_s` are over."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait_s) as sock:
-            sock.sendall(sent)
-            got = b""
+            got, until_s = b"", time.monotonic() + wait_s
             try:
+                sock.sendall(sent)
                 while chunk := sock.recv(65536):
                     got += chunk
-            except TimeoutError:
+                    sock.settimeout(max(0.001, until_s - time.monotonic()))
+            except (TimeoutError, ConnectionError):
                 pass
             return got
 

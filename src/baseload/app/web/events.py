@@ -70,6 +70,8 @@ class Hub:
     def close(self) -> None:
         """End all streams."""
         self.closed = True
+        if self._task is not None:
+            self._task.cancel()
         self._news.set()
 
     # ---- one reader --------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class Hub:
         parts = last_id.split("-")
         if len(parts) == 3 and parts[0] == self.boot and all(one.isascii() and one.isdigit() for one in parts[1:]):
             tick, at_s = int(parts[1][:12]), int(parts[2][:12])
-            if tick <= self.tick:
+            if tick <= self.tick and at_s <= self.drawn_ns // 1_000_000_000:
                 return tick, at_s
         return 0, 0
 
