@@ -295,3 +295,53 @@ def test_a_start_that_is_called_off_leaves_nothing(gguf: Path, tmp_path: Path):
         await provisioner.close()
 
     run(life())
+
+
+def test_an_engine_that_hangs_is_noticed_and_ended(gguf: Path, tmp_path: Path):
+    """A frozen process fails its probe within seconds, and is ended although it cannot hear the request to end."""
+
+    async def life() -> tuple[int, float]:
+        provisioner = ProcessProvisioner(tmp_path)
+        engine = await provisioner.start(embedded(gguf))
+        os.kill(engine.pid, signal.SIGSTOP)
+        started_s = time.monotonic()
+        assert not await provisioner.probe(engine.name)
+        await provisioner.stop(engine.name, drain_s=10.0)
+        return engine.pid, time.monotonic() - started_s
+
+    pid, took_s = run(life())
+
+    assert gone(pid)
+    assert took_s < 9.0
+
+
+def test_several_real_engines_share_a_process_where_memory_is_short(gguf: Path):
+    """Three engines in one process answer on ports of their own, for less memory than three processes."""
+    command = [sys.executable, "-m", "baseload.adapters.engines.embedded_main", "--gguf", str(gguf), "--engines", "3"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    ready = json.loads(process.stdout.readline())
+    try:
+        answers = [run(chat(f"http://127.0.0.1:{port}")) for port in ready["ports"]]
+        rss_mb = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 / 1e6
+    finally:
+        process.stdin.close()
+        assert process.wait(5.0) == 0
+        process.stdout.close()
+
+    assert len(set(ready["ports"])) == 3
+    assert all(answer["usage"]["completion_tokens"] == 4 for answer in answers)
+    assert rss_mb < 200
+
+
+def test_an_engine_asked_to_end_ends(gguf: Path):
+    """SIGTERM ends both kinds of engine within a second, whatever they do."""
+    for arguments in (["embedded_main", "--gguf", str(gguf)], ["emulated_main", "--flat-ms", "5"]):
+        command = [sys.executable, "-m", f"baseload.adapters.engines.{arguments[0]}", *arguments[1:]]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin is not None and process.stdout is not None
+        json.loads(process.stdout.readline())
+        process.terminate()
+        assert process.wait(5.0) == 0
+        process.stdin.close()
+        process.stdout.close()
