@@ -378,8 +378,9 @@ def test_a_closed_ledger_refuses_and_says_so(place: Place):
 # ---- PostgreSQL alone ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_database_that_is_restarted_loses_and_doubles_nothing(cluster: postgres.Cluster, tmp_path: Path):
-    """Through four immediate restarts in the midst of appends, each row is stored exactly once, within five seconds each."""
+    """Through three immediate restarts in the midst of appends, each row is stored exactly once, within five seconds each."""
     import threading
     import time
 
@@ -389,7 +390,7 @@ def test_a_database_that_is_restarted_loses_and_doubles_nothing(cluster: postgre
     slowest_s, stop = 0.0, threading.Event()
 
     def restarts() -> None:
-        for _ in range(4):
+        for _ in range(3):
             cluster.restart("immediate")
             time.sleep(0.1)
         stop.set()

@@ -182,9 +182,13 @@ class PostgresLedger(MerkleLedger):
         async def ask(connection: Any) -> Any:
             return await connection.fetch(sql, *params)
 
+        found: list[Any] = self._ask(ask)
+        return found
+
+    def _ask(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Do a piece of reading, again where the connection was lost."""
         try:
-            found: list[Any] = self._call(self._with(ask, again=True))
-            return found
+            return self._call(self._with(work, again=True))
         except _Lost as error:
             raise LedgerUnavailable(f"the ledger's database was lost ({error})") from None
         except asyncpg.PostgresError as error:
@@ -225,15 +229,20 @@ class PostgresLedger(MerkleLedger):
         )
 
     def _read_book(self) -> Book:
-        meta = {row["name"]: row["value"] for row in self._query("SELECT name, value FROM meta")}
-        if meta.get("format") != LEDGER_FORMAT:
+        async def look(connection: Any) -> Any:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return (
+                    {row["name"]: row["value"] for row in await connection.fetch("SELECT name, value FROM meta")},
+                    await connection.fetchval("SELECT coalesce(max(seq), -1) + 1 FROM rows"),
+                    [tuple(row) for row in await connection.fetch("SELECT * FROM leases ORDER BY lease_id")],
+                    await connection.fetchval("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1"),
+                )
+
+        meta, size, found, note = self._ask(look)
+        if meta.get("format") != LEDGER_FORMAT or note is None:
             raise LedgerError(f"the ledger's format is {meta.get('format')!r}, this version reads {LEDGER_FORMAT!r}")
-        latest = self.checkpoint()
-        size = self._query("SELECT coalesce(max(seq), -1) + 1 FROM rows")[0][0]
-        leases = [
-            Lease(row[0], row[1], int.from_bytes(row[2], "little"), *row[3:])
-            for row in map(tuple, self._query("SELECT * FROM leases ORDER BY lease_id"))
-        ]
+        latest = checkpoint_of(note)
+        leases = [Lease(row[0], row[1], int.from_bytes(row[2], "little"), *row[3:]) for row in found]
         frontier = self.load_frontier(size, latest, "the database's ledger (export it first)")
         self._check_key(meta.get("key_id", ""), "the ledger in the database")
         return Book(

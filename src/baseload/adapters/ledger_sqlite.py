@@ -34,7 +34,7 @@ from baseload.adapters.ledger_book import (
     next_origin,
 )
 from baseload.adapters.ledger_core import MerkleLedger, Stale
-from baseload.adapters.ledger_schema import DROP, SCHEMA, copy_whole, insert_plan, refuse_existing, statements
+from baseload.adapters.ledger_schema import DROP, SCHEMA, TABLES, copy_whole, insert_plan, refuse_existing, statements
 from baseload.adapters.signing import SigningKey, Witness, checkpoint_of, sync_folder
 from baseload.errors import LedgerError, LedgerUnavailable
 from baseload.ports import KIND_NAMES, KINDS, LEDGER_FORMAT, Checkpoint, RowOut, Total
@@ -55,7 +55,7 @@ class SqliteLedger(MerkleLedger):
         self.path = path
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
-        self._reader_lock = threading.Lock()
+        self._reader_lock = threading.RLock()
 
     @classmethod
     def open(
@@ -139,7 +139,7 @@ class SqliteLedger(MerkleLedger):
         return self._writer
 
     def _disconnect(self) -> None:
-        for connection in (self._writer, self._reader):
+        for connection in (self._reader, self._writer):  # the writer last: it takes the WAL away
             if connection is not None:
                 try:
                     connection.close()
@@ -156,26 +156,21 @@ class SqliteLedger(MerkleLedger):
             raise self._failed(error) from None
 
     def _failed(self, error: sqlite3.Error) -> Exception:
-        """Return our error for one of SQLite's; forget the connection, so that nothing is carried over."""
-        code = getattr(error, "sqlite_errorcode", None) or 0
-        if self._writer is not None:
-            try:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-            except sqlite3.Error:
-                pass
-            try:
-                self._writer.close()
-            except sqlite3.Error:
-                pass
-            self._writer = None
+        """Return our error for one of SQLite's; forget connections and book, so that nothing is carried over."""
+        with self._reader_lock:
+            self._disconnect()  # which rolls back what was open
         self._book = None
+        return self._said(error)
+
+    def _said(self, error: sqlite3.Error) -> Exception:
+        """Return our error for one of SQLite's; a failed fsync ends this ledger."""
+        code = getattr(error, "sqlite_errorcode", None) or 0
         if code in FSYNC_CODES:
             self._dead = f"{self.path}: fsync failed; end this process and start again, so that the disk is asked anew"
             return LedgerUnavailable(self._dead, fatal=True)
         if code & 0xFF in DAMAGED_CODES:
             return LedgerError(f"{self.path}: not a whole ledger ({error}); run `baseload verify`, restore a backup")
-        return LedgerUnavailable(f"{self.path}: the ledger cannot store now ({error})")
+        return LedgerUnavailable(f"{self.path}: the ledger cannot be used now ({error})")
 
     # ---- beginning ----
 
@@ -200,24 +195,21 @@ class SqliteLedger(MerkleLedger):
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [("format", LEDGER_FORMAT), ("origin", origin)])
 
     def _read_book(self) -> Book:
-        with self._failures():
-            connection = self._write() if self._signer is not None else self._read_connection()
-            try:
-                meta = dict(connection.execute("SELECT name, value FROM meta"))
-                (size,) = connection.execute("SELECT ifnull(max(seq), -1) + 1 FROM rows").fetchone()
-                leases = [
-                    Lease(row[0], row[1], int.from_bytes(row[2], "little"), *row[3:])
-                    for row in connection.execute("SELECT * FROM leases ORDER BY lease_id")
-                ]
-            except sqlite3.OperationalError as error:
-                if "no such table" in str(error):
-                    raise LedgerError(f"{self.path}: not a ledger; name a ledger.db") from None
-                raise
+        with self._snapshot():
+            tables = {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables >= set(TABLES):
+                raise LedgerError(f"{self.path}: not a ledger; name a ledger.db")
+            meta = dict(self._query("SELECT name, value FROM meta"))
             if meta.get("format") != LEDGER_FORMAT:
                 raise LedgerError(f"{self.path}: format {meta.get('format')!r}, this version reads {LEDGER_FORMAT!r}")
+            self._check_key(meta.get("key_id", ""), str(self.path))
+            ((size,),) = self._query("SELECT ifnull(max(seq), -1) + 1 FROM rows")
+            leases = [
+                Lease(row[0], row[1], int.from_bytes(row[2], "little"), *row[3:])
+                for row in self._query("SELECT * FROM leases ORDER BY lease_id")
+            ]
             latest = self.checkpoint()
             frontier = self.load_frontier(size, latest, str(self.path))
-            self._check_key(meta.get("key_id", ""), str(self.path))
             return Book(
                 meta["origin"], frontier, time_ns=latest.time_ns, next_id=int(meta["next_request_id"]), leases=leases,
                 sealed_for=meta.get("archive", ""),
@@ -271,7 +263,21 @@ class SqliteLedger(MerkleLedger):
             try:
                 return self._read_connection().execute(sql, params).fetchall()
             except sqlite3.Error as error:
-                raise LedgerUnavailable(f"{self.path}: cannot be read now ({error})") from None
+                if self._reader is not None:
+                    self._reader.close()
+                    self._reader = None
+                raise self._said(error) from None
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """See the ledger as it is at one moment, whatever is appended meanwhile."""
+        with self._reader_lock:
+            self._query("BEGIN")
+            try:
+                yield
+            finally:
+                if self._reader is not None and self._reader.in_transaction:
+                    self._reader.execute("ROLLBACK")
 
     def stored(self, kind: int, request_id: int) -> bool:
         """Say whether the row is in this file."""
@@ -451,7 +457,8 @@ def restore(
     to the backup's last row, and request ids go on `skip_ids` higher, so that none is given out twice. The witness file,
     which saw more rows than the backup has, remains the proof of what was lost.
     """
-    refuse_existing(path)
+    for name in ("", "-wal", "-shm"):
+        refuse_existing(path.with_name(path.name + name))  # another ledger's WAL would be taken for this one's
     partial = path.with_name(path.name + ".restoring")
     partial.unlink(missing_ok=True)
     with SqliteLedger.read(backup) as source:
