@@ -191,6 +191,35 @@ def test_plain_and_compiled_doors_decide_alike(route: str, admit: str) -> None:
     assert (reasons > 0) == (admit != "always")
 
 
+def test_plain_and_compiled_workers_share_a_board_alike(tmp_path: Path) -> None:
+    """Three workers on lists and three on arrays, each lot with its own board, send the same requests alike."""
+    fleet = tables(80, tenants=1, policy=policy(route="least_wait"), deployments=[deployment("d0", slots=2)])
+    lots = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        board = Board.create(tmp_path / name, 80, 2, 3)
+        for r in range(80):
+            board.gate[r] = 9
+        board.bump()
+        lots.append([Door(fleet, board, w, compiled=compiled) for w in range(3)])
+    rng = np.random.default_rng(4)
+    flying: list[tuple[int, int, float]] = []
+    for i in range(500):
+        w, tokens = int(rng.integers(0, 3)), int(rng.integers(1, 2000))
+        one, two = (lot[w] for lot in lots)
+        r = ask(one, i * 0.01, input_tokens=tokens)
+        assert r == ask(two, i * 0.01, input_tokens=tokens) and r >= 0, i
+        for door in (one, two):
+            door.sent(r, tokens + 100.0)
+        flying.append((w, r, tokens + 100.0))
+        if len(flying) > 150:
+            w, r, work = flying.pop(int(rng.integers(0, len(flying))))
+            for lot in lots:
+                end(lot[w], r, work, i * 0.01)
+    for lot in lots:
+        for door in lot:
+            door.check()
+
+
 def test_a_reload_keeps_what_is_in_flight() -> None:
     """Replicas move rows, one leaves: counts follow by name, and a request sent before ends where it went."""
     before = tables(4, tenants=1)

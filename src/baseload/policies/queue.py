@@ -4,16 +4,18 @@ Order: the most important priority first; within it tenants take turns by weight
 Goyal et al., SIGCOMM'96), so that one tenant's flood delays that tenant. Shed: whoever can no longer start before its
 deadline, and when the queue is full the newest request of the tenant that waits most among the least important.
 How many requests a replica holds at once starts at its slots and follows what it shows (additive increase, multiplicative
-decrease on slowness). The queue itself is `serve/waiting.py`; where a request goes is `route.py`.
+decrease): more than it can run would wait inside the engine, where neither priority nor deadline holds. The queue itself is
+`serve/waiting.py`; where a request goes is `route.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-SLOW = 2.0  # times the expected time to first token, on average: too much is queued there
 BACK_OFF = 0.8
-MOST_LIMIT = 2.0  # times slots: a second helping may wait inside the engine, no more
+QUEUED_RATIO = 0.1  # of the limit, waiting inside the engine: more is a queue that had better be ours
+SLOW = 3.0  # times the expected time to first token, on average: where no queue can be read, this stands for one
+LEAST_RATIO = 0.5  # of the slots, as far as slowness goes: first tokens are slow for other reasons too
 MEMORY = 0.1  # weight of the newest first token in the running mean of slowness
 
 
@@ -64,10 +66,11 @@ def greediest(waiting: dict[int, int], weights: Sequence[float]) -> int:
 
 
 class ReplicaLimits:
-    """How many requests each replica is given at once.
+    """How many requests each replica is given at once: its slots, or fewer.
 
-    Starts at `slots`; grows by one a round trip of its requests while they are used and its first tokens come as expected;
-    shrinks by a fifth a round while first tokens take SLOW times the expected, or when it refuses for load.
+    Shrinks by up to a fifth at a scrape that finds a queue inside the engine (never below what runs there), by a fifth a
+    round of requests while first tokens take SLOW times the expected, or when it refuses for load; grows by one a round
+    while it is used and all is well.
     """
 
     def __init__(self, slots: Sequence[int]) -> None:
@@ -75,15 +78,24 @@ class ReplicaLimits:
         self.limit = [float(n) for n in slots]
         self.slowness = [1.0] * len(self.limit)
         self.since = [0] * len(self.limit)  # ends since the last change downwards
+        self.queued = [False] * len(self.limit)  # as last scraped
 
-    def answered(self, r: int, outstanding: int, slowness: float) -> None:
+    def scraped(self, r: int, running: int, waiting: int) -> None:
+        """Hear what the engine says of itself: requests it runs, and requests that wait inside it."""
+        self.queued[r] = waiting > max(1.0, QUEUED_RATIO * self.limit[r])
+        if self.queued[r]:
+            self.since[r] = 0
+            self.limit[r] = min(self.limit[r], max(1.0, float(running), self.limit[r] * BACK_OFF))
+
+    def answered(self, r: int, outstanding: int, slowness: float = 1.0) -> None:
         """Hear of a first token at `r` that took `slowness` times the expected, with so many sent there at that time."""
         self.slowness[r] += MEMORY * (slowness - self.slowness[r])
         self.since[r] += 1
         if self.slowness[r] > SLOW:
-            self._shrink(r)
-        elif outstanding >= 0.8 * self.limit[r]:
-            self.limit[r] = min(MOST_LIMIT * self.slots[r], self.limit[r] + 1.0 / self.limit[r])
+            if self.limit[r] > LEAST_RATIO * self.slots[r]:
+                self._shrink(r)
+        elif outstanding >= 0.8 * self.limit[r] and not self.queued[r]:
+            self.limit[r] = min(float(self.slots[r]), self.limit[r] + 1.0 / self.limit[r])
 
     def refused(self, r: int) -> None:
         """Hear that `r` would take no more (429, 503, or no first byte in time)."""
@@ -99,4 +111,4 @@ class ReplicaLimits:
     def check(self) -> None:
         """Assert the bounds."""
         for limit, slots in zip(self.limit, self.slots, strict=True):
-            assert 1.0 <= limit <= max(1.0, MOST_LIMIT * slots), (limit, slots)
+            assert 1.0 <= limit <= max(1.0, slots), (limit, slots)

@@ -82,6 +82,7 @@ class Door:
         self.queued = self._real([0.0] * self.n)
         self.slots = self._whole([row.slots for row in of])
         self.running, self.waiting = self._whole([0] * self.n), self._whole([0] * self.n)
+        self.scraped: tuple[list[int], list[int]] = ([], [])
         self.kv_free = self._real([1.0] * self.n)
         self.cost, self.carbon = self._real([0.0] * self.n), self._real([0.0] * self.n)
         prefill = self._real([row.prefill_tokens_per_s for row in of])
@@ -124,7 +125,14 @@ class Door:
         assert 0 <= self.worker < board.n_workers, self.worker
         self.my_outstanding, self.my_queued = board.outstanding[self.worker], board.queued_tokens[self.worker]
         others = [w for w in range(board.n_workers) if w != self.worker]
-        self.other_rows = [(board.outstanding[w], board.queued_tokens[w]) for w in others]
+        self.other_rows: list[tuple[Any, Any]] = [(board.outstanding[w], board.queued_tokens[w]) for w in others]
+        if self.compiled:
+            import numpy as np
+
+            self.other_rows = [
+                (np.frombuffer(a, np.int64)[: self.n], np.frombuffer(b, np.float64)[: self.n])
+                for a, b in self.other_rows
+            ]
 
     def _take_tenants(self, tables: Tables) -> None:
         """Law, price, promise and memory of each tenant, and of its requests for each model."""
@@ -176,13 +184,25 @@ class Door:
                 if epoch[r] != self.epoch[r]:
                     self.ejection.came_up(r)
             self.epoch = epoch
-        self.running[:], self.waiting[:] = board.running.tolist()[:n], board.waiting.tolist()[:n]
+        running, waiting = board.running.tolist()[:n], board.waiting.tolist()[:n]
+        if (running, waiting) != self.scraped:
+            self.scraped = (running, waiting)
+            self.running[:], self.waiting[:] = running, waiting
+            for r in range(n):
+                self.limits.scraped(r, running[r], waiting[r])
         self.kv_free[:] = board.kv_free.tolist()[:n]
         self.cost[:], self.carbon[:] = board.cost_per_mtok.tolist()[:n], board.carbon_g_per_mtok.tolist()[:n]
 
     def _sum(self) -> None:
         """Add up what all workers have in flight."""
         n = self.n
+        if self.compiled:
+            self.outstanding[:] = self.own
+            self.queued[:] = self.own_queued
+            for counts, tokens in self.other_rows:
+                self.outstanding += counts
+                self.queued += tokens
+            return
         counts = [row.tolist()[:n] for row, _ in self.other_rows]
         self.outstanding[:] = list(map(sum, zip(self.own, *counts, strict=True)))
         if self.reads_queued:
@@ -422,7 +442,7 @@ class Door:
                 continue
             now_at[was] = r
             self.own[r], self.own_queued[r], self.reachable[r] = own[was], queued[was], reachable[was]
-            self.limits.limit[r] = min(limits.limit[was], 2.0 * self.limits.slots[r])
+            self.limits.limit[r] = min(limits.limit[was], self.limits.slots[r])
             self.ejection.fails[r], self.ejection.times[r] = ejection.fails[was], ejection.times[was]
         self.moved = {
             version: [now_at[r] if r >= 0 else -1 for r in rows] for version, rows in self.moved.items()
@@ -440,6 +460,11 @@ class Door:
             for r in range(self.n):
                 self.my_outstanding[r], self.my_queued[r] = self.own[r], self.own_queued[r]
             self._look(self.board)
+
+    def close(self) -> None:
+        """Let go of the board, so that it can be closed."""
+        self.other_rows = []
+        self.board, self.shared = None, False
 
     def check(self) -> None:
         """Assert what must hold between two requests."""
