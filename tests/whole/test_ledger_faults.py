@@ -61,17 +61,17 @@ SHIM = r"""
 #include <unistd.h>
 #include <sys/types.h>
 #include <stdio.h>
-/* Fails, cuts short or kills at the FAIL_AT-th write, fsync, truncate or rename on a path with FAIL_PATH in its name. */
-static long count, fail_at = -1; static const char *how, *path_part; static int sticky;
+/* Fails, cuts short or kills at the FAIL_AT-th write, fsync, truncate or rename on a file called ledger…. */
+static long count, fail_at = -1; static const char *how; static int sticky;
 static void setup(void) {
     if (fail_at >= 0) return;
     const char *at = getenv("FAIL_AT"); fail_at = at ? atol(at) : 0;
-    how = getenv("FAIL_HOW"); path_part = getenv("FAIL_PATH"); sticky = getenv("FAIL_STICKY") != NULL;
+    how = getenv("FAIL_HOW"); sticky = getenv("FAIL_STICKY") != NULL;
 }
 static int ours(int fd) {
     char link[64], name[4096]; snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, name, sizeof name - 1); if (n < 0) return 0; name[n] = 0;
-    return strstr(name, path_part ? path_part : "ledger.db") != NULL;
+    return strstr(name, "/ledger") != NULL;
 }
 static int now(void) {
     setup(); if (!fail_at) return 0;
@@ -114,7 +114,7 @@ int ftruncate64(int fd, off64_t n) {
 int ftruncate(int fd, off_t n) { return ftruncate64(fd, n); }
 int rename(const char *a, const char *b) {
     static int (*real)(const char *, const char *); if (!real) real = dlsym(RTLD_NEXT, "rename");
-    if (strstr(b, "ledger") && now()) { errno = error(); return -1; }
+    if (strstr(b, "/ledger") && now()) { errno = error(); return -1; }
     return real(a, b);
 }
 """
@@ -141,15 +141,13 @@ while i < n and tries < 60:
         ledger.append(batch(i))
         i += 1
         print(i, flush=True)
-        if i == n - 2 and not (folder / "ledger-archive.db").exists() and len(sys.argv) > 3:
+        if i == n - 2 and not (folder / "ledger-archive.db").exists():
             ledger.backup(folder / "ledger-archive.db")
     except BaseloadError as error:
         tries += 1
         print("failed:", error, file=sys.stderr, flush=True)
         if getattr(error, "fatal", False) or ledger is None:
             sys.exit(3)  # as the owner does: end, and be started again
-        if "cannot be written" in str(error):
-            continue
 if ledger is not None:
     ledger.close()
 """
@@ -189,7 +187,7 @@ def the_key() -> SigningKey:
     return SigningKey(Ed25519PrivateKey.from_private_bytes(KEY_SECRET))
 
 
-CALLS_MAX = 400
+CALLS_MAX = 800
 
 
 def each_call(shim: Path, tmp_path: Path, how: str, step: int, n: int = 7) -> int:
@@ -211,6 +209,8 @@ def each_call(shim: Path, tmp_path: Path, how: str, step: int, n: int = 7) -> in
         status, acknowledged, words = child(folder, n)  # the next start takes up where it was
         assert (status, acknowledged) == (0, n), words
         assert is_prefix(folder / "ledger.db", key) == n
+        if (folder / "ledger-archive.db").exists():  # a copy is whole, or not there
+            is_prefix(folder / "ledger-archive.db", key, at_least=n - 2)
         shutil.rmtree(folder)
     raise AssertionError(f"more than {CALLS_MAX} calls")
 
