@@ -73,7 +73,7 @@ class Housekeeper:
         self.endpoint_version = 0
         self.closed: dict[str, str] = {}  # drained by a person: sites, deployments, replicas
         self.power: list[SitePower] = []
-        self.begun_s = time.monotonic()
+        self.closing = False
         for r, state in enumerate(steer.state):
             if state == UP:
                 steer.starting(r)
@@ -100,6 +100,8 @@ class Housekeeper:
 
     def ended(self, name: str, why: str) -> None:
         """An engine ended without having been told to."""
+        if self.closing:
+            return
         r = next((r for r in range(len(self.places)) if self.name(r) == name), -1)
         if r >= 0:
             self.say(f"{name}: {why}")
@@ -197,6 +199,8 @@ class Housekeeper:
         place, order = self.places[r], self.orders[r]
         assert order is not None
         seen = place.seen
+        if seen.incarnation == 0 and self.tables.replicas[r].on_at_start:
+            order = order._replace(cold_s=0.0)  # what runs from the start is warm, as in the twin
         place.seen = seen._replace(incarnation=seen.incarnation + 1, seq=0)
         if place.restarts or again or place.why:
             place.restarts += 1
@@ -334,6 +338,7 @@ class Housekeeper:
 
     async def close(self) -> None:
         """End all engines."""
+        self.closing = True
         tasks = [place.starting for place in self.places if place.starting is not None]
         for task in tasks:
             task.cancel()

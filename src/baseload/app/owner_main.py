@@ -426,6 +426,8 @@ class House:
 
     async def end(self) -> None:
         """Take everything down, in order; what was never put up is passed over."""
+        if hasattr(self, "keeper"):
+            self.keeper.closing = True
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

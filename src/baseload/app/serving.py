@@ -78,7 +78,7 @@ class Child:
         """Start it; its first line on stdout says that it is ready."""
         read_end, write_end = os.pipe()  # ours stays open as long as we live
         try:
-            self.process = subprocess.Popen(self.command, stdin=read_end, stdout=subprocess.PIPE)
+            self.process = subprocess.Popen(self.command, stdin=read_end, stdout=subprocess.PIPE, start_new_session=True)
         except BaseException:
             os.close(write_end)
             raise

@@ -1,0 +1,283 @@
+"""A request's body, as far as a gateway must know it: which model, how long an answer at most, streamed or not, its prefix.
+
+The bytes themselves are forwarded as they came; only what the gateway needs changed is spliced in (the engine's own name of
+the model, the wish for a usage chunk). What two readers could understand differently is refused: keys that stand there
+twice or are written with escapes, text that is no UTF-8, numbers that are none. No body chooses where it is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+
+BLOCK_BYTES = 256  # of the prompt's JSON that one prefix hash covers, about BLOCK_TOKENS tokens
+BLOCK_TOKENS = 64
+KEY_BLOCKS = 4  # blocks that the routing key covers, as in the twin
+MAX_BLOCKS = 64
+MAX_DEPTH = 100
+BYTES_PER_TOKEN = 4.0  # of text, on the mean: what a prompt is taken to be before the engine counts it
+MASK_63 = (1 << 63) - 1
+
+CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES = range(5)
+ENDPOINTS: dict[bytes, int] = {
+    b"/v1/chat/completions": CHAT,
+    b"/v1/completions": COMPLETIONS,
+    b"/v1/embeddings": EMBEDDINGS,
+    b"/v1/responses": RESPONSES,
+    b"/v1/messages": MESSAGES,
+}
+ENDPOINT_NAMES = ("chat", "completions", "embeddings", "responses", "messages")
+PATHS = tuple(ENDPOINTS)
+
+# Keys with which other gateways let a client choose the upstream (CVE-2024-6587), or an engine unpack tensors.
+FORBIDDEN = ("api_base", "base_url", "api_key", "custom_llm_provider", "litellm_params", "model_list", "prompt_embeds")
+_REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)[^"]{0,64}:', re.IGNORECASE)
+_ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+
+class BodyError(Exception):
+    """The body cannot be served; the message and the parameter say why, `status` how."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code, self.status = message, param, code, status
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Body(msgspec.Struct):
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    stream_options: _StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
+    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    api_base: Any = msgspec.UNSET
+    base_url: Any = msgspec.UNSET
+    api_key: Any = msgspec.UNSET
+    custom_llm_provider: Any = msgspec.UNSET
+    litellm_params: Any = msgspec.UNSET
+    model_list: Any = msgspec.UNSET
+    prompt_embeds: Any = msgspec.UNSET
+
+
+_DECODER = msgspec.json.Decoder(_Body)
+_WHOLE = msgspec.json.Decoder()
+
+
+class Peek(NamedTuple):
+    """What the gateway knows of a request from its body."""
+
+    model: str
+    stream: bool
+    wants_usage: bool  # in the stream
+    has_stream_options: bool
+    input_tokens: int  # estimated
+    input_tokens_max: int  # bound: a token is at least a byte
+    max_tokens: int  # the client's own limit of the answer, all choices together; 0: none said
+    text: bytes  # the prompt's JSON
+
+
+def peek(endpoint: int, body: bytes) -> Peek:
+    """Return what is to be known of a body; raises BodyError."""
+    if not body.isascii():
+        _require_text(body)
+    try:
+        found = _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_type(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BodyError(f"the body is not JSON ({error})", code="invalid_json") from None
+    except RecursionError:
+        raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json") from None
+    _require_plain(body, found)
+    if found.model is msgspec.UNSET or not found.model:
+        raise BodyError("you must say which model", "model", "missing_required_parameter")
+    assert isinstance(found.model, str)
+    prompt = (
+        found.messages if endpoint in (CHAT, MESSAGES) else found.prompt if endpoint == COMPLETIONS else found.input
+    )
+    if not isinstance(prompt, msgspec.Raw) or bytes(prompt) == b"null":
+        name = ("messages", "prompt", "input", "input", "messages")[endpoint]
+        raise BodyError(f"`{name}` is missing", name, "missing_required_parameter")
+    text = bytes(prompt)
+    options = found.stream_options
+    stream = bool(found.stream) and endpoint != EMBEDDINGS
+    return Peek(
+        model=found.model,
+        stream=stream,
+        wants_usage=isinstance(options, _StreamOptions) and bool(options.include_usage),
+        has_stream_options=options is not msgspec.UNSET,
+        input_tokens=max(1, round(len(text) / BYTES_PER_TOKEN)),
+        input_tokens_max=max(1, len(body)),
+        max_tokens=_most(found),
+        text=text,
+    )
+
+
+def _require_text(body: bytes) -> None:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BodyError(f"the body is no UTF-8 text (byte {error.start})", code="invalid_json") from None
+
+
+def _wrong_type(said: str) -> BodyError:
+    _, _, path = said.partition(" - at `$")
+    param = path.strip("`.") or None
+    return BodyError(f"the body has a value of the wrong type: {said}", param, "invalid_type")
+
+
+def _most(found: _Body) -> int:
+    limits = []
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        limit = getattr(found, name)
+        if limit is not None:
+            if not 0 <= limit < 1 << 31:
+                raise BodyError(f"`{name}` is {str(limit)[:20]}; it must be from 1 to {(1 << 31) - 1}", name)
+            limits.append(limit)
+    choices = 1
+    for name in ("n", "best_of"):
+        n = getattr(found, name)
+        if n is not None:
+            if not 1 <= n <= 128:
+                raise BodyError(f"`{name}` is {str(n)[:20]}; it must be from 1 to 128", name)
+            choices = max(choices, n)
+    return max(limits) * choices if limits else 0
+
+
+def _require_plain(body: bytes, found: _Body) -> None:
+    """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
+    for name in FORBIDDEN:
+        if getattr(found, name) is not msgspec.UNSET:
+            raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    twice = any(body.count(name) > 1 for name in (b'"model"', b'"stream"', b'"messages"', b'_tokens"', b'"n"'))
+    twice = twice or any(body.count(name) > 1 for name in (b'"prompt"', b'"input"', b'"stream_options"'))
+    if twice or (b"\\" in body and _ESCAPED_KEY.search(body)):
+        _require_keys_once(body)
+    if b"\\u" in body:
+        _require_whole_text(body)
+    if b"url" in body.lower() and _REMOTE.search(body):
+        raise BodyError("links to media are not fetched here; send the media as a data: URL", "messages")
+
+
+def _depth(body: bytes) -> int:
+    depth = most = 0
+    for match in _STRUCTURE.finditer(body):
+        first = body[match.start()]
+        if first in b"[{":
+            depth += 1
+            most = max(most, depth)
+        elif first in b"]}":
+            depth -= 1
+    return most
+
+
+def _require_whole_text(body: bytes) -> None:
+    """Refuse half of a surrogate pair: it is no text, and readers differ in what they make of it."""
+    low = body.lower()
+    if b"\\ud" not in low:
+        return
+    try:
+        text = msgspec.json.encode(_WHOLE.decode(body)).decode("utf-8")
+        text.encode("utf-8")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise BodyError("the body holds half of a surrogate pair, which is no text", code="invalid_json") from None
+
+
+def _require_keys_once(body: bytes) -> None:
+    seen: set[str] = set()
+    for key, _, _ in top_level(body):
+        if key in seen:
+            raise BodyError(f"`{key[:60]}` stands there twice", key[:60], "duplicate_key")
+        seen.add(key)
+    if any(name in seen for name in FORBIDDEN):
+        raise BodyError("the body may not choose where it is sent")
+
+
+def top_level(body: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yield (key, start and end of its value) of a valid JSON object, in order.
+
+    >>> [(key, b'{"a": [1,2], "b":"x"}'[i:j]) for key, i, j in top_level(b'{"a": [1,2], "b":"x"}')]
+    [('a', b'[1,2]'), ('b', b'"x"')]
+    """
+    depth, key, start, expect_key, last = 0, "", -1, True, b""
+    for match in _TOKENS.finditer(body):
+        token = match.group()
+        if token in (b"{", b"["):
+            depth += 1
+        elif token in (b"}", b"]"):
+            depth -= 1
+            if depth == 0 and start >= 0:
+                yield key, start, _trimmed(body, start, match.start())
+        elif depth == 1:
+            if token == b":" and expect_key:
+                key, expect_key = msgspec.json.decode(last, type=str), False
+                start = match.end()
+                while body[start : start + 1] in (b" ", b"\t", b"\n", b"\r"):
+                    start += 1
+            elif token == b",":
+                yield key, start, _trimmed(body, start, match.start())
+                expect_key, start = True, -1
+            elif expect_key:
+                last = token
+
+
+def _trimmed(body: bytes, start: int, end: int) -> int:
+    while end > start and body[end - 1 : end] in (b" ", b"\t", b"\n", b"\r"):
+        end -= 1
+    return end
+
+
+# ---- what is spliced in ----------------------------------------------------------------------------------
+
+
+def with_usage_wish(body: bytes, seen: Peek) -> bytes:
+    """Return the body with the wish for a usage chunk at the end of the stream."""
+    if not seen.has_stream_options:
+        at = body.index(b"{") + 1
+        return body[:at] + b'"stream_options":{"include_usage":true},' + body[at:]
+    for key, start, end in top_level(body):
+        if key == "stream_options":
+            return body[:start] + b'{"include_usage":true}' + body[end:]
+    return body
+
+
+def with_model(body: bytes, name: str) -> bytes:
+    """Return the body with the engine's own name of the model."""
+    for key, start, end in top_level(body):
+        if key == "model":
+            return body[:start] + msgspec.json.encode(name) + body[end:]
+    return body
+
+
+# ---- prefixes --------------------------------------------------------------------------------------------
+
+
+def prefix_hashes(text: bytes, salt: int, model: str) -> list[int]:
+    """Return salted hashes of the prompt's whole blocks, each covering all before it: equal hash, equal prefix.
+
+    The salt is the tenant's: nobody learns from timing or from the ledger what another tenant has asked.
+    """
+    key = (salt & ((1 << 64) - 1)).to_bytes(8, "little") + model.encode()[:48]
+    hashes: list[int] = []
+    chained = b""
+    for start in range(0, min(len(text) - BLOCK_BYTES + 1, MAX_BLOCKS * BLOCK_BYTES), BLOCK_BYTES):
+        chained = blake2b(chained + text[start : start + BLOCK_BYTES], digest_size=8, key=key).digest()
+        hashes.append((int.from_bytes(chained, "little") & MASK_63) or 1)
+    return hashes

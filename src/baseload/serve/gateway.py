@@ -1,0 +1,749 @@
+"""The gateway's front: HTTP from clients, byte by byte, and what a worker's requests share.
+
+`Client` is one connection: strict framing (what two servers could read differently is refused), one request at a time in the
+order in which they came, limits of time and size for everything, backpressure both ways. `Gateway` is the worker: tables,
+door, purse, pool of engines, who waits. A request's own life is `relay.py`. Only the raw path decides what is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httptools
+import msgspec
+
+from baseload.records import REASON_LOST
+from baseload.serve import body as bodies
+from baseload.serve import energy, reply
+from baseload.serve.bearers import Refusal
+from baseload.serve.board import COUNTER_I, H_ENDPOINTS, Board
+from baseload.serve.body import BodyError, peek
+from baseload.serve.door import Door
+from baseload.serve.purse import Opened, Purse
+from baseload.serve.relay import Relay
+from baseload.serve.reply import Problem
+from baseload.serve.rows import SettleRow
+from baseload.serve.tables import Tables
+from baseload.serve.upstream import Pool
+from baseload.serve.waiting import Waiting
+from baseload.serve.wire import KeyView
+
+HEADERS_MAX = 100
+QUEUE_MAX = 16  # requests of one connection that are read ahead
+SWEEP_S = 0.1
+HIGH_WATER_BYTES = 262_144  # of an answer that its client does not read: then the engine is not read either
+SLOW_READER_S = 60.0  # a client that takes nothing for so long is let go
+WHY_EVERY_S = 0.05  # a reason in full (with the runner-up) is worth its microseconds so often
+NEVER_S = float("inf")
+_PASSED_ON = frozenset(
+    (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta", b"user-agent")
+)
+_ROUTES_GET = (b"/v1/models", b"/health")
+_ALLOW = b"allow: %b\r\n"
+
+
+class Endpoints(msgspec.Struct):
+    """`run/endpoints.json`, as far as a worker reads it."""
+
+    version: int
+    urls: list[str | None]
+    digests: list[str] = []
+    kinds: list[str] = []
+
+
+class Gateway:
+    """What a worker's requests share."""
+
+    def __init__(
+        self, tables: Tables, folder: Path, board: Board, purse: Purse, *, worker: int = 0, rules: Any = None
+    ) -> None:
+        self.folder, self.board, self.purse, self.worker = folder, board, purse, worker
+        self.counters = board.counters[worker]
+        self.door = Door(tables, board, worker, rules=rules)
+        self.pool = Pool([tables.deployments[row.deployment_i].key_env for row in tables.replicas])
+        self.clients: set[Client] = set()
+        self.waiting: list[Waiting] = []
+        self.draining = False
+        self.endpoint_seen = -1
+        self.endpoints = Endpoints(0, [None] * len(tables.replicas))
+        self.faults = 0
+        self._why_s = 0.0
+        self._take(tables)
+
+    def _take(self, tables: Tables) -> None:
+        self.tables, self.limits = tables, tables.limits
+        self.models = {row.name: i for i, row in enumerate(tables.models)}
+        self.regions = [row.region_i for row in tables.tenants]
+        self.policy_name = f"{tables.policy.route}/{tables.version}"
+        self.currency = tables.currency.encode()
+        old = {i: queue for i, queue in enumerate(self.waiting)}
+        self.waiting = [
+            old[i] if i in old and len(old[i].finish) == len(tables.tenants)
+            else Waiting(tables.limits.queue, len(tables.tenants))
+            for i in range(len(tables.models))
+        ]  # fmt: skip
+        self._lines()
+
+    def _lines(self) -> None:
+        """Prepare the header lines that name each replica."""
+        tables = self.tables
+        self.lines = []
+        for r, row in enumerate(tables.replicas):
+            site, deployment = tables.sites[row.site_i], tables.deployments[row.deployment_i]
+            digest = self.endpoints.digests[r] if r < len(self.endpoints.digests) else ""
+            digest = digest or tables.models[deployment.model_i].digest
+            lines = (
+                f"x-baseload-site: {site.name}\r\nx-baseload-jurisdiction: {site.jurisdiction}\r\n"
+                f"x-baseload-replica: {self.door.name(r)}\r\nx-baseload-engine: {deployment.kind}\r\n"
+            )
+            if digest:
+                lines += f"x-baseload-model-digest: {digest}\r\n"
+            self.lines.append(lines.encode("latin-1", "replace"))
+
+    def reload(self, tables: Tables) -> None:
+        """Take new tables; what runs goes on as it began."""
+        self.door.reload(tables)
+        self.purse.reload(tables)
+        self._take(tables)
+        self.endpoint_seen = -1
+
+    def look_at_endpoints(self) -> None:
+        """Read where replicas answer, if that has changed."""
+        version = self.board.head[H_ENDPOINTS]
+        if version == self.endpoint_seen:
+            return
+        try:
+            self.endpoints = msgspec.json.decode((self.folder / "endpoints.json").read_bytes(), type=Endpoints)
+        except (OSError, msgspec.DecodeError):
+            self.faults += 1
+            return
+        self.endpoint_seen = version
+        self.pool.set_urls(self.endpoints.urls)
+        self.door.set_endpoints(self.endpoints.urls)
+        self._lines()
+
+    # ---- what relays ask ---------------------------------------------------------------------------------------------
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to one of this worker's counters on the board."""
+        self.counters[COUNTER_I[name]] += n
+
+    def why(self, replica: int) -> str:
+        """Say why the last decision fell on a replica: in full now and then, else in a word."""
+        now_s = time.monotonic()
+        if now_s - self._why_s >= WHY_EVERY_S:
+            self._why_s = now_s
+            return self.door.why(replica)
+        return self.policy_name.partition("/")[0]
+
+    def served_model(self, replica: int) -> str:
+        """Return the engine's own name of its model, '' where it is the one that tenants call."""
+        return self.tables.deployments[self.tables.replicas[replica].deployment_i].served_model
+
+    def replica_lines(self, replica: int) -> bytes:
+        """Return the header lines that name a replica."""
+        return self.lines[replica] if 0 <= replica < len(self.lines) else b""
+
+    def no_such_model(self, name: str) -> Problem:
+        """Return what a client hears of a model that it may not call, or that is not there."""
+        shown = name[:100].encode("ascii", "replace").decode()
+        return Problem(404, "model_not_found", f"the model `{shown}` does not exist, or you may not use it", "model")
+
+    def room(self, model_i: int) -> None:
+        """A request ended: let the next one go that waits for the model."""
+        queue = self.waiting[model_i] if model_i < len(self.waiting) else None
+        if queue is not None and len(queue):
+            now_s = time.monotonic()
+            item = queue.pop(now_s)
+            for late in queue.shed(now_s):
+                late.shed()
+            if item is not None:
+                item.go()
+
+    def fill(self, row: SettleRow, replica: int, tenant_i: int, seconds: float) -> None:
+        """Fill in where a request ran, what it costs its tenant and its owner, its energy and carbon."""
+        tables = self.tables
+        if 0 <= tenant_i < len(tables.tenants):
+            row.region = tables.regions[self.regions[tenant_i]]
+            row.price_nano = energy.price_nano(
+                tables.tenants[tenant_i], row.input_tokens, row.cached_tokens, row.output_tokens
+            )
+        if not 0 <= replica < len(tables.replicas):
+            return
+        place = tables.replicas[replica]
+        deployment, site = tables.deployments[place.deployment_i], tables.sites[place.site_i]
+        done = energy.account(
+            deployment, site, input_tokens=row.input_tokens, cached_tokens=row.cached_tokens,
+            output_tokens=row.output_tokens, seconds=seconds,
+            carbon_g_per_kwh=self.board.carbon_g_per_kwh[place.site_i], price_per_kwh=self.board.price_per_kwh[place.site_i],
+        )  # fmt: skip
+        row.deployment, row.site, row.jurisdiction, row.replica_i = (
+            deployment.name, site.name, site.jurisdiction, replica,
+        )  # fmt: skip
+        row.cost_nano, row.energy_mj, row.carbon_ug = done.cost_nano, done.energy_mj, done.carbon_ug
+        row.method = done.method
+        digests = self.endpoints.digests
+        row.model_digest = (digests[replica] if replica < len(digests) else "") or tables.models[
+            deployment.model_i
+        ].digest
+        self._done = done
+
+    def members(self, row: SettleRow, tenant_i: int) -> bytes:
+        """Return what `usage` gains, for the row that was filled in last."""
+        return energy.usage_fields(self._done, row.price_nano / 1e9, self.currency)
+
+    def settle(self, opened: Opened, row: SettleRow) -> None:
+        """Hand a row to the purse; nothing that goes wrong there may end a connection."""
+        try:
+            self.purse.settle(opened, row)
+        except Exception:
+            self.faults += 1
+            raise
+
+    # ---- time --------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Look after everything that has a time limit."""
+        now_s = time.monotonic()
+        for client in list(self.clients):
+            if now_s >= client.due_s or client.settling or (client.relay is not None and now_s >= client.relay_due_s()):
+                client.late(now_s)
+        for queue in self.waiting:
+            if now_s >= queue.next_deadline_s():
+                for late in queue.shed(now_s):
+                    late.shed()
+        for model_i, queue in enumerate(self.waiting):
+            if len(queue):
+                self.room(model_i)  # a replica may have come up
+        self.pool.sweep(asyncio.get_running_loop().time())
+
+    def stats(self) -> dict[str, float]:
+        """Return what the owner adds up over workers."""
+        return {
+            "connections": float(len(self.clients)),
+            "streams": float(sum(1 for client in self.clients if client.relay is not None)),
+            "waiting": float(sum(len(queue) for queue in self.waiting)),
+            "faults": float(self.faults),
+        }
+
+
+class _Request:
+    """A request as it is read."""
+
+    __slots__ = (
+        "bearer", "body", "close", "continue_", "encoding", "expects", "extra", "id", "length", "method", "old",
+        "path", "refused", "size", "te",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.method = self.path = self.bearer = self.extra = self.id = b""
+        self.body: list[bytes] = []
+        self.size = 0
+        self.length = -1
+        self.te = self.expects = self.close = self.old = False
+        self.encoding = b""
+        self.refused: Problem | None = None
+
+
+class Client(asyncio.Protocol):
+    """One connection of a client."""
+
+    __slots__ = (
+        "_head_bytes", "_in_head", "_n_headers", "_parser", "_queue", "_reading", "chunked", "closing", "current",
+        "due_s", "gateway", "relay", "settling", "transport",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.transport: Any = None
+        self.relay: Relay | _Pending | None = None
+        self.settling: deque[Relay] = deque()  # told to the end, and not yet wholly taken by the socket
+        self.current: _Request | None = None  # being read
+        self._queue: deque[_Request] = deque()
+        self._parser: Any = None
+        self._in_head = True
+        self._head_bytes = self._n_headers = 0
+        self._reading = True
+        self.closing = False
+        self.chunked = True
+        self.due_s = NEVER_S
+
+    # ---- asyncio -----------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to read, if there is room for one more."""
+        self.transport = transport
+        gateway = self.gateway
+        if len(gateway.clients) >= gateway.limits.connections:
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.set_write_buffer_limits(HIGH_WATER_BYTES)  # type: ignore[attr-defined]
+        gateway.clients.add(self)
+        gateway.count("connections")
+        self._parser = httptools.HttpRequestParser(self)
+        self.due_s = time.monotonic() + gateway.limits.header_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and so is what it asked for."""
+        self.gateway.clients.discard(self)
+        self.transport, self.closing = None, True
+        self._queue.clear()
+        settling, self.settling = self.settling, deque()
+        for relay in settling:
+            relay.gone()
+        relay_now, self.relay = self.relay, None
+        if relay_now is not None:
+            relay_now.gone()
+
+    def eof_received(self) -> bool:
+        """The client has said all it will: it still gets its answers."""
+        if self.relay is None and not self._queue:
+            return False
+        self.closing = True
+        return True
+
+    def pause_writing(self) -> None:
+        """The client reads slowly: so do we."""
+        if self.relay is not None:
+            self.relay.pause(True)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self.relay is not None:
+            self.relay.pause(False)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests."""
+        if self.closing:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            context = error.__context__
+            self._refuse_bytes(context.problem if isinstance(context, _Refused) else _BAD)
+            return
+        if self._in_head and self._head_bytes > self.gateway.limits.header_bytes:
+            self._refuse_bytes(_LONG_HEAD)
+
+    # ---- httptools ---------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.current = _Request()
+        self._n_headers = 0
+        self.due_s = time.monotonic() + self.gateway.limits.header_s
+
+    def on_url(self, url: bytes) -> None:
+        """Part of the request's target."""
+        request = self.current
+        assert request is not None
+        request.path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take note of what matters."""
+        request = self.current
+        assert request is not None
+        self._n_headers += 1
+        if self._n_headers > HEADERS_MAX:
+            raise _Refused(_LONG_HEAD)
+        if not self._in_head:
+            return  # trailers mean nothing
+        low = name.lower()
+        if low == b"authorization":
+            scheme, _, secret = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                request.bearer = secret.strip()
+        elif low == b"x-api-key":
+            request.bearer = request.bearer or value.strip()
+        elif low == b"content-length":
+            if request.length >= 0 or not value.isdigit() or len(value) > 18:
+                raise _Refused(_BAD)
+            request.length = int(value)
+        elif low == b"transfer-encoding":
+            if request.te or value.lower() != b"chunked":
+                raise _Refused(_BAD)
+            request.te = True
+        elif low == b"expect":
+            request.expects = True
+            if value.lower() != b"100-continue":
+                request.refused = Problem(417, "expectation_failed", "only 100-continue can be expected")
+        elif low == b"content-encoding":
+            request.encoding = value.lower()
+        elif low == b"x-request-id":
+            if len(value) <= 128 and value.isascii() and all(32 < c < 127 for c in value):
+                request.id = value
+        elif low in _PASSED_ON and len(value) <= 512 and value.isascii() and b"\r" not in value and b"\n" not in value:
+            if low != b"user-agent":
+                request.extra += low + b": " + value + b"\r\n"
+
+    def on_headers_complete(self) -> None:
+        """Judge the head before any of the body is read."""
+        request, limits = self.current, self.gateway.limits
+        assert request is not None
+        if self._head_bytes > limits.header_bytes + 65_536:
+            raise _Refused(_LONG_HEAD)
+        self._in_head = False
+        request.method = self._parser.get_method()
+        request.old = self._parser.get_http_version() != "1.1"
+        request.close = not self._parser.should_keep_alive()
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise _Refused(_BAD)
+        if request.te and (request.length >= 0 or request.old):
+            raise _Refused(_BAD)
+        if request.length > limits.body_bytes:
+            raise _Refused(_LARGE)
+        self.due_s = time.monotonic() + limits.body_s
+        if request.expects and request.refused is None and self.relay is None and not self._queue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        request = self.current
+        assert request is not None
+        request.size += len(data)
+        if request.size > self.gateway.limits.body_bytes:
+            raise _Refused(_LARGE)
+        request.body.append(data)
+
+    def on_message_complete(self) -> None:
+        """A request is whole: it is next, or it waits its turn."""
+        request, self.current = self.current, None
+        assert request is not None
+        self._in_head, self._head_bytes = True, 0
+        self.due_s = NEVER_S
+        if self.relay is None and not self._queue:
+            self._answer_to(request)
+        elif len(self._queue) < QUEUE_MAX:
+            self._queue.append(request)
+            if self._reading:
+                self._reading = False
+                self.transport.pause_reading()
+        else:
+            raise _Refused(_BAD)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _refuse_bytes(self, problem: Problem) -> None:
+        """Answer what is no request, after those that were, and close: nobody knows where the next one would begin."""
+        self.closing = True
+        self.due_s = time.monotonic() + 1.0
+        if self.transport is None:
+            return
+        if self.relay is None and not self._queue:
+            self.transport.write(reply.whole(problem, bodies.CHAT, close=True))
+            self.transport.close()
+        else:
+            bad = _Request()
+            bad.refused, bad.close = problem, True
+            self._queue.append(bad)
+
+    def _answer_to(self, request: _Request) -> None:
+        """Route one request; only the raw path decides."""
+        self.chunked = not request.old
+        if request.close:
+            self.closing = True
+        if request.refused is not None:
+            self.closing = True
+            self._say(request.refused, bodies.CHAT)
+            return
+        path = request.path.partition(b"?")[0]
+        endpoint = bodies.ENDPOINTS.get(path)
+        if endpoint is not None:
+            if request.method != b"POST":
+                self._say(_NOT_SO, endpoint, lines=_ALLOW % b"POST")
+                return
+            self._post(request, endpoint)
+        elif request.method not in (b"GET", b"HEAD"):
+            known = path in _ROUTES_GET or path.startswith((b"/v1/models/", b"/v1/receipts/"))
+            self._say(_NOT_SO if known else _NOWHERE, bodies.CHAT, lines=_ALLOW % b"GET" if known else b"")
+        else:
+            self._get(request, path)
+
+    def _post(self, request: _Request, endpoint: int) -> None:
+        gateway = self.gateway
+        if not request.bearer:
+            self._say(_NO_KEY, endpoint)
+            return
+        if gateway.draining:
+            self.closing = True
+            self._say(_DRAINING, endpoint)
+            return
+        if request.encoding not in (b"", b"identity"):
+            self._say(Problem(415, "unsupported_encoding", "send the body without content-encoding"), endpoint)
+            return
+        body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
+        try:
+            seen = peek(endpoint, body)
+        except BodyError as error:
+            self._known_only(request, endpoint, Problem(error.status, error.code, error.message, error.param))
+            return
+        model_i = gateway.models.get(seen.model)
+        if model_i is None:
+            self._known_only(request, endpoint, gateway.no_such_model(seen.model))
+            return
+        gateway.count("decided")
+        relay = Relay(gateway, self, endpoint, body, seen, request.extra, request.id)
+        self.relay = relay
+        relay.open(request.bearer, model_i)
+
+    def _known_only(self, request: _Request, endpoint: int, problem: Problem) -> None:
+        """Say what is wrong to who has a key; to anybody else, that they have none."""
+        stand_in = _Pending()
+        self.relay = stand_in
+
+        def then(found: KeyView | Refusal) -> None:
+            if self.relay is not stand_in:
+                return
+            told = _refused(found) if isinstance(found, Refusal) else problem
+            self.relay = None
+            self._say(told, endpoint)
+
+        self.gateway.purse.who(request.bearer, then)
+
+    def _get(self, request: _Request, path: bytes) -> None:
+        head_only = request.method == b"HEAD"
+        if path == b"/health":
+            status = 503 if self.gateway.draining else 200
+            self._write(status, b'{"status":"%b"}' % (b"draining" if status == 503 else b"ok"), head_only)
+            return
+        if path != b"/v1/models" and not path.startswith((b"/v1/models/", b"/v1/receipts/")):
+            self._say(_NOWHERE, bodies.CHAT)
+            return
+        if not request.bearer:
+            self._say(_NO_KEY, bodies.CHAT)
+            return
+        stand_in = _Pending()
+        self.relay = stand_in
+
+        def then(found: KeyView | Refusal) -> None:
+            if self.relay is not stand_in:
+                return
+            self.relay = None
+            if isinstance(found, Refusal):
+                self._say(_refused(found), bodies.CHAT)
+            elif path.startswith(b"/v1/receipts/"):
+                self._receipt(found, path[13:], head_only)
+            else:
+                self._models(found, path[11:], head_only)
+
+        self.gateway.purse.who(request.bearer, then)
+
+    def _models(self, view: KeyView, name: bytes, head_only: bool) -> None:
+        tables = self.gateway.tables
+        if view.tenant_i < 0:
+            self._say(Problem(403, "tenant_not_served", "the tenant of this API key is not served"), bodies.CHAT)
+            return
+        mine = [row.name for i, row in enumerate(tables.models) if any(tables.may[view.tenant_i][i])]
+        if not name:
+            self._write(200, reply.models(mine), head_only)
+            return
+        shown = name.decode("utf-8", "replace")
+        if shown in mine:
+            self._write(200, reply.model(shown), head_only)
+        else:
+            self._say(self.gateway.no_such_model(shown), bodies.CHAT)
+
+    def _receipt(self, view: KeyView, name: bytes, head_only: bool) -> None:
+        stand_in = _Pending()
+        self.relay = stand_in
+
+        def then(blob: bytes | None) -> None:
+            if self.relay is not stand_in:
+                return
+            self.relay = None
+            if blob is None:
+                self._say(Problem(404, "receipt_not_found", "no receipt of such a request of yours (yet)"), bodies.CHAT)
+            else:
+                self._write(200, blob, head_only)
+
+        try:
+            number = int(name.removeprefix(b"req-").decode("ascii"), 16) if len(name) <= 20 else 0
+        except (ValueError, UnicodeDecodeError):
+            number = 0
+        if not 0 < number < 1 << 63:
+            then(None)
+            return
+        self.gateway.purse.receipt(view, number, then)
+
+    # ---- answers -----------------------------------------------------------------------------------------------------
+
+    def _say(self, problem: Problem, endpoint: int, *, lines: bytes = b"") -> None:
+        """Answer with an error of the gateway's own, outside any relay."""
+        if self.transport is not None:
+            self.transport.write(reply.whole(problem, endpoint, close=self.closing, lines=lines))
+        self._next()
+
+    def _write(self, status: int, body: bytes, head_only: bool = False) -> None:
+        if self.transport is not None:
+            head = reply.head(status, b"", len(body), close=self.closing)
+            self.transport.write(head if head_only else head + body)
+        self._next()
+
+    def answer(self, relay: Relay, problem: Problem) -> None:
+        """A relay ends with an error of ours."""
+        if self.relay is not relay:
+            return
+        if self.transport is not None:
+            lines = b""
+            if relay.opened is not None:
+                lines = relay.lines()
+            elif relay.client_id:
+                lines = b"x-client-request-id: " + relay.client_id + b"\r\n"
+            self.transport.write(reply.whole(problem, relay.endpoint, close=self.closing, lines=lines))
+        self.relay = None
+        self._next()
+
+    def pass_on(
+        self, relay: Relay, status: int, content_type: bytes, body: bytes, retry_after: bytes, *, done: bool = True
+    ) -> None:
+        """A relay ends with what the engine said."""
+        if self.relay is relay and self.transport is not None:
+            lines = relay.lines() if relay.opened is not None else relay.gateway.replica_lines(relay.replica)
+            if retry_after and len(retry_after) < 40 and retry_after.isascii():
+                lines += b"retry-after: " + retry_after + b"\r\n"
+            kind = content_type if content_type and len(content_type) < 200 else b"application/json"
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
+                % (
+                    status, reply.phrase(status).encode(), kind, len(body), lines,
+                    b"connection: close\r\n" if self.closing else b"", body,
+                )
+            )  # fmt: skip
+        if done:
+            self.done(relay)
+
+    def done(self, relay: Relay, *, close: bool = False) -> None:
+        """A relay has said all: the next request may have its turn."""
+        if close:
+            self.closing = True
+        if self.relay is relay:
+            self.relay = None
+            self._next()
+
+    def deliver(self, relay: Relay) -> None:
+        """Settle a finished stream as soon as the socket has taken it."""
+        self.settling.append(relay)
+        asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        if self.settling and self.transport is not None and not self.transport.get_write_buffer_size():
+            while self.settling:
+                self.settling.popleft().delivered()
+
+    def _next(self) -> None:
+        """Take the next request that was read ahead, or read on, or close."""
+        if self.transport is None:
+            return
+        if self._queue and not (self.closing and self._queue[0].refused is None and self._was_closed()):
+            request = self._queue.popleft()
+            self._answer_to(request)
+            return
+        if self.closing:
+            self.transport.close()
+            return
+        self.due_s = time.monotonic() + self.gateway.limits.idle_s
+        if not self._reading:
+            self._reading = True
+            self.transport.resume_reading()
+
+    def _was_closed(self) -> bool:
+        """Say whether an answer has told the client that it was the last."""
+        return False
+
+    # ---- time --------------------------------------------------------------------------------------------------------
+
+    def relay_due_s(self) -> float:
+        """Return when the running relay has to be looked at."""
+        relay = self.relay
+        assert relay is not None
+        return relay.due_s if relay.due_s < relay.deadline_s else relay.deadline_s
+
+    def late(self, now_s: float) -> None:
+        """Some time limit has passed."""
+        if self.settling:
+            self._settle()
+        if self.relay is not None:
+            if now_s >= self.relay_due_s():
+                self.relay.late(now_s)
+            return
+        if now_s < self.due_s or self.transport is None:
+            return
+        self.due_s = NEVER_S
+        if self.current is not None:
+            self.closing = True
+            self.transport.write(reply.whole(_SLOW, bodies.CHAT, close=True))
+        self.transport.close()
+
+    def too_slow(self) -> None:
+        """The client takes nothing of its answer: let it go."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def stop(self, problem: Problem) -> None:
+        """Drain: end what runs, or close where nothing does."""
+        if self.relay is not None:
+            self.closing = True
+            self.relay.stop(problem, REASON_LOST)
+        elif self.transport is not None and not self.settling:
+            self.transport.close()
+
+    def close_if_idle(self) -> None:
+        """Drain: close where nothing runs; what runs ends with its answer."""
+        self.closing = True
+        if self.relay is None and not self._queue and self.transport is not None and self.current is None:
+            self.transport.close()
+
+
+class _Pending:
+    """Stands where a relay would, while the purse is asked."""
+
+    due_s = deadline_s = NEVER_S
+    opened = None
+
+    def gone(self) -> None:
+        """Nothing is to be settled."""
+
+    def pause(self, on: bool) -> None:
+        """Nothing flows."""
+
+    def late(self, now_s: float) -> None:
+        """The purse has its own limit."""
+
+    def stop(self, problem: Problem, reason: int) -> None:
+        """The purse answers soon."""
+
+
+class _Refused(Exception):
+    """What was read cannot be a request."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+_BAD = Problem(400, "bad_request", "this is no HTTP/1.1 request")
+_LARGE = Problem(413, "request_too_large", "the body is larger than this gateway takes")
+_LONG_HEAD = Problem(431, "headers_too_large", "the headers are larger than this gateway takes")
+_NO_KEY = Problem(401, "missing_api_key", "send your API key as `Authorization: Bearer KEY`")
+_NOT_SO = Problem(405, "method_not_allowed", "this is not asked for like that")
+_NOWHERE = Problem(404, "not_found", "there is nothing at this path")
+_SLOW = Problem(408, "request_timeout", "the request took too long to arrive")
+_DRAINING = Problem(503, "draining", "this gateway is being replaced; try again", None, 1.0)
+
+
+def _refused(found: Refusal) -> Problem:
+    return Problem(found.status, found.code, found.message, None, found.retry_s)
+
+
+Then = Callable[[KeyView | Refusal], None]

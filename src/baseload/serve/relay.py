@@ -1,0 +1,649 @@
+"""One request's life: opened by the purse, sent where the door says, passed on as it comes, settled exactly once.
+
+Callbacks, no coroutine. Before the first byte reached the client a failure is tried elsewhere, under the same law and within
+the retry budget; after it a cut, stalled or garbled answer ends in an error event and never in a word that says it is
+whole. Delivered is what the client's socket has taken: a piece counts once the write buffer behind it is empty.
+The connection to the client is `gateway.py`, to the engine `upstream.py`, money `purse.py`, decisions `door.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from baseload.records import (
+    FAILED,
+    REASON_BUDGET,
+    REASON_LOST,
+    REASON_NONE,
+    REASON_RETRIES,
+    REASON_WAITED,
+    REFUSED,
+    SERVED,
+)
+from baseload.serve import reply
+from baseload.serve.bearers import Refusal
+from baseload.serve.body import (
+    BLOCK_TOKENS,
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    ENDPOINT_NAMES,
+    KEY_BLOCKS,
+    PATHS,
+    Peek,
+    prefix_hashes,
+    with_model,
+    with_usage_wish,
+)
+from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYTE, OK, UNREACHED
+from baseload.serve.reply import Problem
+from baseload.serve.rows import SettleRow
+from baseload.serve.sse import Broken, Scanner, Usage, usage_of_answer, with_members
+
+if TYPE_CHECKING:
+    from baseload.serve.gateway import Client, Gateway
+    from baseload.serve.purse import Opened
+    from baseload.serve.upstream import Connection, Place
+
+ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
+TRIES_MAX = 3
+CLIENT_GONE = 499
+TEMPLATE_TOKENS = 4096  # a chat template may add as many to a prompt's bytes, at most
+NEVER_S = float("inf")
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n%b%b\r\n"
+)
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+STOPPED = {
+    "budget": Problem(429, "insufficient_quota", "the budget of this key or tenant is used up"),
+    "revoked": Problem(401, "invalid_api_key", "this API key was revoked or has expired"),
+    "storage": Problem(503, "storage_unavailable", "usage cannot be recorded any more; try again", None, 1.0),
+    "drain": Problem(503, "draining", "this gateway is being replaced; try again", None, 1.0),
+}
+OPENING, WAITING, SENT, STREAMING, OVER = range(5)
+
+
+class _Drain:
+    """Takes the rest of an answer that is told already, so that its connection can be kept."""
+
+    def begins(self, status: int, content_type: bytes, retry_after: bytes) -> None:
+        """Not wanted."""
+
+    def comes(self, data: bytes) -> None:
+        """Not wanted."""
+
+    def ended(self) -> None:
+        """Kept."""
+
+    def broken(self, why: str, *, unreached: bool = False) -> None:
+        """Gone."""
+
+
+DRAIN = _Drain()
+
+
+class Relay:
+    """A request, from its body to its row in the ledger."""
+
+    __slots__ = (
+        "answer", "answer_bytes", "arrival_ns", "arrival_s", "begun", "body", "client", "client_id", "content_type",
+        "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
+        "paused", "peek", "place", "prefix", "problem", "replica", "retry_after", "scanner", "sent_tokens", "state",
+        "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version", "why", "work",
+    )  # fmt: skip
+
+    def __init__(
+        self, gateway: Gateway, client: Client, endpoint: int, body: bytes, peek: Peek, extra: bytes, client_id: bytes
+    ) -> None:
+        self.gateway, self.client, self.endpoint = gateway, client, endpoint
+        self.body, self.peek, self.extra, self.client_id = body, peek, extra, client_id
+        self.arrival_ns, self.arrival_s = time.time_ns(), time.monotonic()
+        self.deadline_s = self.arrival_s + gateway.limits.request_s
+        self.due_s = NEVER_S
+        self.state = OPENING
+        self.opened: Opened | None = None
+        self.replica = -1
+        self.tried = self.tries = 0
+        self.work = 0.0
+        self.version = 0
+        self.up: Connection | None = None
+        self.place: Place | None = None
+        self.fresh = False
+        self.scanner: Scanner | None = None
+        self.begun = False  # the client was told a head
+        self.status = 0
+        self.content_type = self.retry_after = b""
+        self.answer: list[bytes] = []
+        self.answer_bytes = 0
+        self.first_s = 0.0
+        self.sent_tokens = self.told_bytes = 0
+        self.held = self.paused = False
+        self.strip = False
+        self.why = ""
+        self.problem = reply.REFUSED[REASON_RETRIES]
+        self.last: tuple[int, bytes, bytes, bytes] | None = None  # an engine's own refusal
+        self.prefix: list[int] = []
+        self.model_i = self.tenant_i = -1
+
+    # ---- opening ---------------------------------------------------------------------------------------------------
+
+    def open(self, bearer: bytes, model_i: int) -> None:
+        """Ask the purse; everything follows from its answer."""
+        self.model_i = model_i
+        peek = self.peek
+        most = self.gateway.tables.models[model_i].max_context_tokens
+        bound = 0 if self.endpoint == EMBEDDINGS else min(peek.max_tokens, most) if peek.max_tokens else most
+        self.gateway.purse.open(
+            bearer, model_i=model_i, input_tokens=min(peek.input_tokens_max, most), max_output_tokens=bound,
+            stream=peek.stream, now_s=self.arrival_s, then=self._opened,
+        )  # fmt: skip
+
+    def _opened(self, found: Opened | Refusal) -> None:
+        if isinstance(found, Refusal):
+            self.gateway.count("unauthorised" if found.status in (401, 403) else "limited")
+            self.state = OVER
+            self.client.answer(self, Problem(found.status, found.code, found.message, None, found.retry_s))
+            return
+        self.opened = found
+        if self.state == OVER:  # the client left meanwhile
+            self.gateway.purse.cancel(found)
+            return
+        found.on_stop, found.on_more = self._stopped, self._more
+        view = found.key
+        self.tenant_i = view.tenant_i
+        tables = self.gateway.tables
+        if self.model_i >= len(tables.models) or not any(tables.may[self.tenant_i][self.model_i]):
+            self.gateway.purse.cancel(found)
+            self.state = OVER
+            self.client.answer(self, self.gateway.no_such_model(self.peek.model))
+            return
+        if len(self.peek.text) >= 256:
+            self.prefix = prefix_hashes(self.peek.text, view.salt, self.peek.model)
+        self._decide()
+
+    # ---- where to --------------------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        gateway, peek = self.gateway, self.peek
+        now_s = time.monotonic()
+        gateway.look_at_endpoints()
+        blocks = min(len(self.prefix), KEY_BLOCKS)
+        replica = gateway.door.decide(
+            now_s, tenant_i=self.tenant_i, model_i=self.model_i, region_i=gateway.regions[self.tenant_i],
+            input_tokens=peek.input_tokens, max_tokens=peek.max_tokens,
+            prefix_key=self.prefix[blocks - 1] if blocks else 0, prefix_blocks=blocks * BLOCK_TOKENS,
+            budget_left=NEVER_S, tried=self.tried,
+        )  # fmt: skip
+        if replica < 0:
+            if self.tries:
+                self._give_up()
+            else:
+                self._refuse(-replica)
+            return
+        if gateway.door.full(replica) and not self.tries:
+            self._wait(now_s)
+            return
+        self._send(replica, now_s)
+
+    def _wait(self, now_s: float) -> None:
+        """Wait at the gateway for room; who cannot be served in time any more is told now."""
+        gateway = self.gateway
+        self.state = WAITING
+        tenant = gateway.tables.tenants[self.tenant_i]
+        wait_s = gateway.tables.policy.max_wait_s or tenant.ttft_slo_s
+        deadline_s = min(self.deadline_s, self.arrival_s + wait_s)
+        gateway.count("waited")
+        for shed in gateway.waiting[self.model_i].put(self, self.tenant_i, tenant.priority, deadline_s, now_s):
+            shed.shed()
+
+    def shed(self) -> None:
+        """Refuse a request that waited in vain."""
+        self.gateway.count("shed")
+        self._refuse(REASON_WAITED)
+
+    def go(self) -> None:
+        """There may be room now."""
+        self.state = OPENING
+        self._decide()
+
+    def _refuse(self, reason: int) -> None:
+        self.gateway.count("refused")
+        problem = reply.REFUSED[reason]
+        if problem.status == 503 and reason == REASON_WAITED:
+            problem = problem._replace(retry_s=self.gateway.waiting[self.model_i].retry_after_s())
+        self._settle(REFUSED, reason, problem.status)
+        self.client.answer(self, problem)
+
+    def _send(self, replica: int, now_s: float) -> None:
+        gateway, opened = self.gateway, self.opened
+        assert opened is not None
+        place = gateway.pool.places[replica]
+        self.replica, self.place = replica, place
+        self.state, self.tries = SENT, self.tries + 1
+        self.version = gateway.tables.version
+        self.work = gateway.door.work(self.tenant_i, self.model_i, self.peek.input_tokens, self.peek.max_tokens)
+        gateway.door.sent(replica, self.work)
+        gateway.count("sent")
+        if self.tries > 1:
+            gateway.count("retried")
+        gateway.purse.routed(opened, replica)
+        self.why = gateway.why(replica)
+        self.fresh = False
+        self.due_s = now_s + gateway.limits.first_byte_s
+        if place is None:
+            self._failed("the replica has no address", UNREACHED)
+            return
+        kept = gateway.pool.take(place)
+        if kept is not None:
+            self._use(kept)
+        else:
+            gateway.pool.connect(place, self._connected)
+
+    def _connected(self, connection: Connection | None) -> None:
+        if self.state != SENT or self.up is not None or (connection is not None and connection.place is not self.place):
+            if connection is not None and connection.transport is not None:
+                connection.transport.close()
+            return
+        if connection is None:
+            self._failed("no engine listens there", UNREACHED)
+        else:
+            self._use(connection)
+
+    def _use(self, connection: Connection) -> None:
+        self.up = connection
+        assert self.opened is not None and self.place is not None
+        body = self._body()
+        connection.send(
+            self,
+            b"POST %b%b HTTP/1.1\r\n%bcontent-length: %d\r\nx-request-id: req-%016x\r\n%b\r\n%b"
+            % (
+                self.place.base, PATHS[self.endpoint], self.place.head, len(body), self.opened.request_id, self.extra,
+                body,
+            ),
+        )  # fmt: skip
+
+    def _body(self) -> bytes:
+        """Return the bytes for the engine: the client's own, with what has to be spliced in."""
+        body, peek = self.body, self.peek
+        self.strip = peek.stream and not peek.wants_usage and self.endpoint in (CHAT, COMPLETIONS)
+        if self.strip:
+            body = with_usage_wish(body, peek)
+        name = self.gateway.served_model(self.replica)
+        if name and name != peek.model:
+            body = with_model(body, name)
+        return body
+
+    # ---- what the engine says --------------------------------------------------------------------------------------
+
+    def begins(self, status: int, content_type: bytes, retry_after: bytes) -> None:
+        """The engine's head is whole. Nothing is told to the client yet: it may still be tried elsewhere."""
+        self.status, self.content_type, self.retry_after = status, content_type, retry_after
+        if status == 200 and self.peek.stream and content_type.startswith(b"text/event-stream"):
+            self.scanner = Scanner(self.endpoint, strip_usage=self.strip)
+            if self.peek.wants_usage or self.endpoint not in (CHAT, COMPLETIONS):
+                self.scanner.splice = self._with_cost
+        else:
+            self.scanner = None
+
+    def comes(self, data: bytes) -> None:
+        """A piece of the answer."""
+        scanner = self.scanner
+        if scanner is None:
+            self.answer.append(data)
+            self.answer_bytes += len(data)
+            if self.answer_bytes > ANSWER_BYTES_MAX:
+                self._fail_here("the engine's answer is too large")
+            return
+        if self.state == OVER:
+            return
+        try:
+            out = scanner.feed(data)
+        except Broken as broken:
+            self._fail_here(f"the engine sent {broken}")
+            return
+        if out:
+            self._pass_on(out)
+        if scanner.error is not None and self.state != OVER:
+            self._fail_here("the engine reported an error inside the stream")
+        elif scanner.ended and self.state != OVER:
+            self._finish()
+
+    def _pass_on(self, out: bytes) -> None:
+        """Write whole events to the client."""
+        client, opened, scanner = self.client, self.opened, self.scanner
+        transport = client.transport
+        now_s = time.monotonic()
+        if not self.begun:
+            self._begin(now_s)
+        assert opened is not None and scanner is not None
+        if self.sent_tokens and not transport.get_write_buffer_size():
+            if not self.gateway.purse.delivered(opened, self.sent_tokens, now_s):
+                if self.state == OVER:  # told to stop: the callback has ended it
+                    return
+                if opened.stop:
+                    self._stopped(opened)
+                    return
+                self._hold()
+        if scanner.tokens and not self.first_s:
+            self.first_s = now_s
+            self.gateway.door.answered(self.replica, now_s - self.arrival_s, self.peek.input_tokens)
+        transport.write(b"%x\r\n%b\r\n" % (len(out), out) if client.chunked else out)
+        self.sent_tokens = scanner.tokens
+        self.told_bytes += len(out)
+        self.due_s = now_s + self.gateway.limits.token_s
+
+    def _begin(self, now_s: float) -> None:
+        """Tell the client that an answer comes."""
+        self.begun = True
+        self.state = STREAMING
+        self.client.transport.write(
+            _STREAM_HEAD % (_CHUNKED if self.client.chunked else b"connection: close\r\n", self.lines())
+        )
+
+    def _hold(self) -> None:
+        """Read no more from the engine until the purse has more."""
+        self.held = True
+        self._flow()
+
+    def _more(self, opened: Opened) -> None:
+        self.held = False
+        self._flow()
+
+    def pause(self, on: bool) -> None:
+        """The client reads slowly, or does again."""
+        self.paused = on
+        self._flow()
+
+    def _flow(self) -> None:
+        if self.up is None or self.up.transport is None:
+            return
+        if self.held or self.paused:
+            self.up.transport.pause_reading()
+        else:
+            self.up.transport.resume_reading()
+            self.due_s = time.monotonic() + self.gateway.limits.token_s
+
+    def ended(self) -> None:
+        """The answer's framing says that it is whole."""
+        self.up = None
+        scanner = self.scanner
+        if scanner is None:
+            self._whole()
+        elif scanner.finished and not scanner.held and self.endpoint in (CHAT, COMPLETIONS):
+            self._finish()
+        else:
+            self._cut("the engine's stream ended before its answer did")
+
+    def broken(self, why: str, *, unreached: bool = False) -> None:
+        """The connection to the engine is gone."""
+        connection, self.up = self.up, None
+        if self.state == OVER:
+            return
+        if connection is not None and connection.reused and connection.silent and not self.fresh:
+            self.fresh = True  # the engine's habit: once more, on a connection of our own
+            assert self.place is not None
+            self.gateway.pool.connect(self.place, self._connected)
+            return
+        self._cut(why)
+
+    def _fail_here(self, why: str) -> None:
+        """We end it: what comes from the engine cannot be used."""
+        connection, self.up = self.up, None
+        if connection is not None:
+            connection.drop()
+        self._cut(why)
+
+    def _cut(self, why: str) -> None:
+        """An answer that will not become whole."""
+        if self.begun:
+            self.gateway.count("upstream_cut")
+            self._end_stream(Problem(502, "upstream_error", f"{why}; the answer above is not whole"))
+            self._left(FAILED_AFTER)
+            self._settle(FAILED, REASON_LOST, 200)
+            self.client.done(self, close=True)
+        else:
+            self._failed(why, FAILED_BEFORE_FIRST_BYTE)
+
+    def _end_stream(self, problem: Problem) -> None:
+        """Tell an error inside the stream, and end it without a word that says it is whole."""
+        event = reply.error_event(problem, self.endpoint)
+        transport = self.client.transport
+        if self.client.chunked:
+            event = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+        if transport is not None:
+            transport.write(event)
+
+    # ---- trying elsewhere ------------------------------------------------------------------------------------------
+
+    def _failed(self, why: str, outcome: int) -> None:
+        """Nothing reached the client: try elsewhere, if that is still allowed."""
+        gateway = self.gateway
+        now_s = time.monotonic()
+        self.problem = Problem(504 if "in time" in why else 502, "upstream_error", f"{why}; try again", None, 1.0)
+        self.why = f"{self.why}; {why}"[:200]
+        self.answer, self.answer_bytes, self.scanner = [], 0, None
+        self.tried |= 1 << self.replica
+        self._left(outcome)
+        policy = gateway.tables.policy
+        if self.tries > min(policy.retries, TRIES_MAX - 1) or now_s >= self.deadline_s:
+            self._give_up()
+        elif gateway.door.may_retry(now_s):
+            self._decide()
+        else:
+            gateway.count("retry_denied")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self.last is not None:
+            status, content_type, body, retry_after = self.last
+            self._settle(FAILED, REASON_RETRIES, status)
+            self.client.pass_on(self, status, content_type, body, retry_after)
+            return
+        self._settle(FAILED, REASON_RETRIES, self.problem.status)
+        self.client.answer(self, self.problem)
+
+    def _left(self, outcome: int, output_tokens: int = 0) -> None:
+        """The door learns how a try ended; somebody who waits may go."""
+        if self.replica >= 0:
+            self.gateway.door.ended(
+                time.monotonic(), self.replica, self.work, tenant_i=self.tenant_i, model_i=self.model_i,
+                output_tokens=output_tokens, outcome=outcome, version=self.version,
+            )  # fmt: skip
+            self.gateway.room(self.model_i)
+
+    # ---- ends ------------------------------------------------------------------------------------------------------
+
+    def _whole(self) -> None:
+        """An answer that was not streamed is whole."""
+        body = self.answer[0] if len(self.answer) == 1 else b"".join(self.answer)
+        status = self.status
+        if status == 200 and self.peek.stream:
+            self._failed("the engine did not answer with a stream", FAILED_BEFORE_FIRST_BYTE)
+        elif 200 <= status < 300:
+            self._served(body)
+        elif status == 429 or status >= 500:
+            self.last = (status, self.content_type, body, self.retry_after)
+            self._failed(f"the engine answered {status}", FAILED_BEFORE_FIRST_BYTE)
+        elif status in (401, 403, 407) or status < 400:
+            self._failed("the engine did not accept the gateway's request", FAILED_BEFORE_FIRST_BYTE)
+        else:
+            self._left(OK)
+            self.why = f"{self.why}; the engine answered {status}"[:200]
+            self._settle(REFUSED, REASON_NONE, status)
+            self.client.pass_on(self, status, self.content_type, body, self.retry_after)
+
+    def _served(self, body: bytes) -> None:
+        try:
+            usage = usage_of_answer(body)
+        except (msgspec.DecodeError, RecursionError):
+            self._failed("the engine's answer is not JSON", FAILED_BEFORE_FIRST_BYTE)
+            return
+        self.told_bytes = len(body)
+        self.first_s = time.monotonic()
+        tokens = self._tokens(usage, 0)
+        row = self._row(SERVED, REASON_NONE, 200, usage, tokens)
+        if usage is not None:
+            body = with_members(body, self.gateway.members(row, self.tenant_i))
+        self._left(OK, tokens)
+        self.gateway.door.answered(self.replica, self.first_s - self.arrival_s, self.peek.input_tokens)
+        self.client.pass_on(self, 200, self.content_type or b"application/json", body, b"", done=False)
+        self._settle_row(row)
+        self.client.done(self)
+
+    def _finish(self) -> None:
+        """A stream is whole, and the client is told so."""
+        scanner, client = self.scanner, self.client
+        assert scanner is not None
+        if not self.begun:
+            self._begin(time.monotonic())
+        if client.chunked and client.transport is not None:
+            client.transport.write(b"0\r\n\r\n")
+        connection, self.up = self.up, None
+        if connection is not None:
+            connection.taker = DRAIN
+            if connection.transport is not None and (self.held or self.paused):
+                connection.transport.resume_reading()
+        self._left(OK, self._tokens(scanner.usage, scanner.tokens))
+        self.state = OVER
+        client.deliver(self)
+        client.done(self, close=not client.chunked)
+
+    def delivered(self) -> None:
+        """All of a finished stream was taken by the client's socket: settle it."""
+        scanner = self.scanner
+        assert scanner is not None
+        tokens = self._tokens(scanner.usage, scanner.tokens)
+        self._settle_row(self._row(SERVED, REASON_NONE, 200, scanner.usage, tokens))
+
+    def gone(self) -> None:
+        """The client left: whatever is computed for it is for nobody, and it pays what it has."""
+        if self.state == OVER:
+            if self.opened is not None and self.scanner is not None:  # finished, and not wholly taken
+                self._settle(FAILED, REASON_LOST, CLIENT_GONE)
+            return
+        self.gateway.count("client_gone")
+        state, self.state = self.state, OVER
+        if state == WAITING:
+            self.gateway.waiting[self.model_i].remove(self)
+        connection, self.up = self.up, None
+        if connection is not None:
+            connection.drop()
+        if state in (SENT, STREAMING):
+            self._left(CANCELLED)
+        if self.opened is not None:
+            self._settle(FAILED, REASON_LOST, CLIENT_GONE)
+
+    def _stopped(self, opened: Opened) -> None:
+        """The purse says: stop now (revoked, budget, storage)."""
+        if self.state == OVER:
+            return
+        problem = STOPPED.get(opened.stop, STOPPED["storage"])
+        self.stop(problem, REASON_BUDGET if opened.stop == "budget" else REASON_LOST)
+
+    def stop(self, problem: Problem, reason: int) -> None:
+        """End a request that runs or waits, for a reason of ours."""
+        state, self.state = self.state, OVER
+        if state == WAITING:
+            self.gateway.waiting[self.model_i].remove(self)
+        connection, self.up = self.up, None
+        if connection is not None:
+            connection.drop()
+        if state in (SENT, STREAMING):
+            self._left(CANCELLED)
+        if self.begun:
+            self._confirm()
+            self._end_stream(problem)
+            self._settle(FAILED, reason, 200)
+            self.client.done(self, close=True)
+        else:
+            self._settle(FAILED if state in (SENT, STREAMING) else REFUSED, reason, problem.status)
+            self.client.answer(self, problem)
+
+    def late(self, now_s: float) -> None:
+        """A time limit has passed (see `due_s` and `deadline_s`)."""
+        if self.state == OVER or self.state == OPENING:
+            return
+        if now_s >= self.deadline_s:
+            self.stop(Problem(504, "timeout", "the request's time is over", None, 1.0), REASON_LOST)
+        elif now_s >= self.due_s and self.state in (SENT, STREAMING):
+            if self.paused or self.held:  # it is not the engine that is slow
+                self.due_s = now_s + self.gateway.limits.token_s
+                if self.paused:
+                    self.client.too_slow()
+                return
+            self.due_s = NEVER_S
+            self._fail_here("the engine did not answer in time")
+
+    # ---- the row ---------------------------------------------------------------------------------------------------
+
+    def _confirm(self) -> None:
+        """Count what the client's socket has taken by now."""
+        transport, opened = self.client.transport, self.opened
+        if self.begun and opened is not None and transport is not None and not transport.get_write_buffer_size():
+            self.gateway.purse.delivered(opened, self.sent_tokens, time.monotonic())
+
+    def _tokens(self, usage: Usage | None, counted: int) -> int:
+        """Return the answer's tokens: the engine's count, as far as it can be true."""
+        if usage is None or usage.output_tokens < 0:
+            return counted
+        tokens = min(usage.output_tokens, max(counted, self.told_bytes))
+        most = self.peek.max_tokens
+        return min(tokens, max(counted, most)) if most else tokens
+
+    def _settle(self, status: int, reason: int, client_status: int) -> None:
+        """Settle what did not end well: at most what was delivered is billed."""
+        self.state = OVER
+        if self.opened is None:
+            return
+        self._confirm()
+        usage = self.scanner.usage if self.scanner is not None else None
+        tokens = self.opened.output_tokens if self.begun else 0
+        self._settle_row(self._row(status, reason, client_status, usage if tokens else None, tokens))
+
+    def _settle_row(self, row: SettleRow) -> None:
+        opened, self.opened = self.opened, None
+        self.state = OVER
+        if opened is not None:
+            opened.on_stop = opened.on_more = None
+            self.gateway.settle(opened, row)
+
+    def _row(self, status: int, reason: int, client_status: int, usage: Usage | None, tokens: int) -> SettleRow:
+        gateway = self.gateway
+        now_s = time.monotonic()
+        known = usage is not None and usage.input_tokens >= 0
+        input_tokens = min(usage.input_tokens, self.peek.input_tokens_max + TEMPLATE_TOKENS) if known and usage else 0
+        cached = max(0, min(usage.cached_tokens, input_tokens)) if usage is not None else 0
+        row = SettleRow(
+            request_id=0, at_ns=0, tenant="", key="", model=self.peek.model,
+            arrival_ns=self.arrival_ns,
+            first_token_ns=self.arrival_ns + round((self.first_s - self.arrival_s) * 1e9) if self.first_s else -1,
+            finish_ns=self.arrival_ns + round((now_s - self.arrival_s) * 1e9),
+            streamed=self.peek.stream, input_tokens=input_tokens, cached_tokens=cached, output_tokens=tokens,
+            tokens_from="engine" if known else "counted", status=status, reason=reason, n_tries=self.tries,
+            policy=gateway.policy_name, why=self.why, prefix=self.prefix, endpoint=ENDPOINT_NAMES[self.endpoint],
+            client_status=client_status,
+        )  # fmt: skip
+        gateway.fill(row, self.replica, self.tenant_i, now_s - self.arrival_s)
+        return row
+
+    def _with_cost(self, event: bytes) -> bytes:
+        """Return an event with usage, with what the request cost beside it."""
+        scanner = self.scanner
+        assert scanner is not None
+        usage = scanner.usage
+        if usage is None or usage.output_tokens < 0 or b'"message_start"' in event:
+            return event
+        row = self._row(SERVED, REASON_NONE, 200, usage, self._tokens(usage, scanner.tokens))
+        return with_members(event, self.gateway.members(row, self.tenant_i))
+
+    def lines(self) -> bytes:
+        """Return the header lines that say where and by whom it was answered."""
+        opened = self.opened
+        assert opened is not None
+        client = b"x-client-request-id: " + self.client_id + b"\r\n" if self.client_id else b""
+        return b"x-baseload-request-id: req-%016x\r\n%b%b" % (
+            opened.request_id, client, self.gateway.replica_lines(self.replica),
+        )  # fmt: skip

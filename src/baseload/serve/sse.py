@@ -1,0 +1,284 @@
+"""Server-sent events of an answer, over any fragmentation: whole events out, tokens counted, and what ends a stream seen.
+
+Events are passed on as bytes. Looked at are: how many tokens a piece brought, a usage object, an error inside the stream,
+the word that ends it, and whether each event is JSON at all: an engine is not trusted. What is done about it is `relay.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+
+from baseload.serve.body import MESSAGES, RESPONSES
+
+EVENT_BYTES_MAX = 4 * 1024 * 1024  # an event that is larger is garbage
+
+PIECE = re.compile(
+    rb'"(?:content|text|reasoning_content|reasoning|arguments|delta|partial_json|thinking|refusal)"\s*:\s*"(?!")'
+)
+"""A delta that says something: counted as one token, as engines stream."""
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_DONE = re.compile(rb"^data:\s*\[DONE\]\s*$", re.MULTILINE)
+_ENDS = {
+    MESSAGES: (b'"message_stop"',),
+    RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+}
+
+
+class Usage(NamedTuple):
+    """Tokens as the engine counted them; -1: it did not say."""
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Holder(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Event(msgspec.Struct):
+    error: Any = None
+    type: Any = None
+    usage: _Usage | None = None
+    message: _Holder | Any = None
+    response: _Holder | Any = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+_ANSWER = msgspec.json.Decoder(_Answer)
+_ANY = msgspec.json.Decoder()
+_TOKENS_MAX = 1 << 31
+
+
+def _count(*values: int | None) -> int:
+    for value in values:
+        if value is not None and 0 <= value < _TOKENS_MAX:
+            return value
+    return -1
+
+
+def read_usage(usage: _Usage) -> Usage:
+    """Return counts from whichever names the engine uses."""
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = _count(details.cached_tokens if details else None, usage.cache_read_input_tokens)
+    prompt = _count(usage.prompt_tokens, usage.input_tokens)
+    if usage.prompt_tokens is None and usage.input_tokens is not None and usage.cache_read_input_tokens is not None:
+        prompt += max(0, usage.cache_read_input_tokens) + max(0, usage.cache_creation_input_tokens or 0)  # Anthropic's
+    return Usage(
+        prompt, min(cached, prompt) if prompt >= 0 else cached, _count(usage.completion_tokens, usage.output_tokens)
+    )
+
+
+def usage_of_answer(body: bytes) -> Usage | None:
+    """Return the usage of a whole answer, None where it has none; raises msgspec.DecodeError where it is not JSON."""
+    try:
+        found = _ANSWER.decode(body)
+    except msgspec.ValidationError:
+        _ANY.decode(body)
+        return None
+    return None if found.usage is None else read_usage(found.usage)
+
+
+class Piece(NamedTuple):
+    """What is to be passed on of what came, and what was in it."""
+
+    out: bytes  # whole events, without a usage chunk that nobody asked for
+    tokens: int
+
+
+class Broken(Exception):
+    """The stream holds what is no event of an answer; the message says what."""
+
+
+class Scanner:
+    """One stream. `feed` bytes as they come; then see `ended`, `error`, `usage`, `usage_event`."""
+
+    __slots__ = ("_kind", "_strip", "_tail", "_words", "ended", "error", "finished", "splice", "tokens", "usage")
+
+    def __init__(self, kind: int, *, strip_usage: bool) -> None:
+        self._kind, self._strip = kind, strip_usage
+        self._words = _ENDS.get(kind, ())
+        self._tail = b""
+        self.ended = False  # the engine said so: [DONE], message_stop, response.completed
+        self.finished = False  # a reason to finish was seen
+        self.error: bytes | None = None  # an event that says that the engine failed
+        self.usage: Usage | None = None
+        self.tokens = 0
+        self.splice: Any = None  # called with (event with usage) -> event, where the client asked for usage
+
+    @property
+    def held(self) -> int:
+        """Return the bytes of an event that is not whole yet."""
+        return len(self._tail)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes; return the whole events to pass on. Raises Broken."""
+        if self._tail:
+            data = self._tail + data
+        if data.endswith(b"\n\n") and b"\r" not in data:
+            self._tail = b""
+        else:
+            data = self._cut(data)
+            if not data:
+                return b""
+        if data.count(b"\n\n") == 1 and data.startswith(b"data: {"):
+            return self._one(data)
+        return b"".join([self._one(event) for event in _events(data)])
+
+    def _cut(self, data: bytes) -> bytes:
+        """Keep back what is no whole event yet."""
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4 if b"\r" in data else 0)
+        if data.rfind(b"\n\n") < 0 and (b"\r" not in data or data.rfind(b"\r\n\r\n") < 0):
+            end = 0
+        self._tail = data[end:]
+        if len(self._tail) > EVENT_BYTES_MAX:
+            raise Broken(f"an event of more than {EVENT_BYTES_MAX} bytes")
+        return data[:end]
+
+    def _one(self, event: bytes) -> bytes:
+        if event.startswith(b"data: {"):
+            text = event[6:]
+        else:
+            found = _data_of(event)
+            if found is None:
+                line = event.lstrip(b"\r\n")
+                if line and not line.startswith((b":", b"event:", b"id:", b"retry:", b"data:")):
+                    raise Broken("a line that is no event")
+                return event
+            text = found
+            if text.strip() == b"[DONE]":
+                self.ended = True
+                return event
+        try:
+            seen = _EVENT.decode(text)
+        except msgspec.ValidationError:
+            try:
+                seen = _Event(error=_error_of(_ANY.decode(text)))
+            except (msgspec.DecodeError, RecursionError):
+                raise Broken("an event that is not JSON") from None
+        except (msgspec.DecodeError, RecursionError):
+            raise Broken("an event that is not JSON") from None
+        if seen.error is not None or seen.type == "error":
+            self.error = text
+            return b""
+        if PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta")):
+            self.tokens += 1  # where events have names, what is done is told again at the end
+        if not self.finished and b"finish_reason" in event and _FINISH.search(event) is not None:
+            self.finished = True
+        for word in self._words:
+            if word in event and seen.type == word[1:-1].decode():
+                self.ended = True
+        usage = seen.usage or _inner(seen)
+        if usage is not None:
+            return self._with_usage(event, text, usage)
+        return event
+
+    def _with_usage(self, event: bytes, text: bytes, usage: _Usage) -> bytes:
+        found, before = read_usage(usage), self.usage
+        if before is not None:  # Anthropic tells the prompt first and the answer later
+            found = Usage(*(new if new >= 0 else old for new, old in zip(found, before, strict=True)))
+        self.usage = found
+        if self._strip and self._words == () and _has_no_choice(text):
+            return b""
+        return event if self.splice is None else bytes(self.splice(event))
+
+
+def _error_of(value: Any) -> Any:
+    return value.get("error") if isinstance(value, dict) else "not an object"
+
+
+def _inner(seen: _Event) -> _Usage | None:
+    for holder in (seen.message, seen.response):
+        if isinstance(holder, _Holder) and holder.usage is not None:
+            return holder.usage
+        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+            try:
+                return msgspec.convert(holder["usage"], _Usage)
+            except msgspec.ValidationError:
+                return None
+    return None
+
+
+def _has_no_choice(text: bytes) -> bool:
+    try:
+        choices = msgspec.json.decode(text).get("choices")
+    except (msgspec.DecodeError, AttributeError):
+        return False
+    return choices == [] or choices is None
+
+
+def _events(data: bytes) -> list[bytes]:
+    """Split whole events, each with the blank line that ends it."""
+    if b"\r" in data:
+        found, start = [], 0
+        for match in re.finditer(rb"\r\n\r\n|\n\n|\r\r", data):
+            found.append(data[start : match.end()])
+            start = match.end()
+        return found + ([data[start:]] if start < len(data) else [])
+    return [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
+
+
+def _data_of(event: bytes) -> bytes | None:
+    """Return the data of an event, its lines joined; None where it has none (a comment, a name)."""
+    lines = [
+        line[5:].removeprefix(b" ") for line in event.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")
+    ]
+    return b"\n".join(lines) if lines else None
+
+
+def usage_end(event: bytes) -> int:
+    """Return where the last `usage` object of some JSON ends (the index of its closing brace); -1 where there is none.
+
+    >>> usage_end(b'{"usage":{"a":{"b":"}"}},"x":1}')
+    23
+    """
+    all_found = list(_USAGE.finditer(event))
+    if not all_found:
+        return -1
+    found = all_found[-1]
+    depth = 0
+    for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|[{}]', event[found.end() - 1 :]):
+        token = match.group()
+        if token == b"{":
+            depth += 1
+        elif token == b"}":
+            depth -= 1
+            if depth == 0:
+                return found.end() - 1 + match.start()
+    return -1
+
+
+def with_members(event: bytes, members: bytes) -> bytes:
+    """Return JSON (or an event with it) with further members at the end of its `usage` object.
+
+    >>> with_members(b'{"usage":{"a":1}}', b'"b":2')
+    b'{"usage":{"a":1,"b":2}}'
+    """
+    at = usage_end(event)
+    if at < 0:
+        return event
+    empty = event[:at].rstrip().endswith(b"{")
+    return event[:at] + (b"" if empty else b",") + members + event[at:]

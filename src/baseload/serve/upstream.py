@@ -1,0 +1,282 @@
+"""Connections to engines: pooled, one request at a time on each, strict about what comes back.
+
+An engine is not trusted: heads are bounded, framing that two readers could understand differently ends the connection, and no
+redirect is followed. A connection that was kept and dies before its first byte is the engine's habit and not its failure
+(llama.cpp closes after each stream): the request goes out once more on a fresh one. What an answer means is `relay.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httptools
+
+HEAD_BYTES_MAX = 65_536
+IDLE_MAX = 256  # kept connections of a replica
+IDLE_S = 20.0
+CONNECT_S = 3.0
+
+
+class Taker(Protocol):
+    """Who gets an answer: all calls come from the event loop, none after `broken` or `ended`."""
+
+    def begins(self, status: int, content_type: bytes, retry_after: bytes) -> None:
+        """The head is whole."""
+
+    def comes(self, data: bytes) -> None:
+        """A piece of the body."""
+
+    def ended(self) -> None:
+        """The answer is whole, as far as its framing says."""
+
+    def broken(self, why: str, *, unreached: bool = False) -> None:
+        """The answer will not become whole."""
+
+
+class Place:
+    """Where a replica answers: address, what each request begins with, and connections kept."""
+
+    __slots__ = ("base", "head", "host", "idle", "port", "tls", "url")
+
+    def __init__(self, url: str, key: str) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self.host = parts.hostname or "127.0.0.1"
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.base = parts.path.rstrip("/").removesuffix("/v1").encode()
+        named = f"[{self.host}]" if ":" in self.host else self.host
+        lines = f"host: {named}:{self.port}\r\ncontent-type: application/json\r\n"
+        if key:
+            lines += f"authorization: Bearer {key}\r\n"
+        self.head = lines.encode("latin-1")
+        self.idle: list[Connection] = []
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an engine."""
+
+    __slots__ = (
+        "_chunked", "_close", "_content_type", "_head_bytes", "_in_head", "_length", "_parser",
+        "_retry_after", "_status", "_told", "idle_since_s", "place", "reused", "taker", "transport",
+    )  # fmt: skip
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.transport: Any = None
+        self.taker: Taker | None = None
+        self.reused = False
+        self.idle_since_s = 0.0
+        self._parser: Any = None
+        self._in_head, self._told, self._close, self._chunked = True, False, False, False
+        self._head_bytes = self._status = 0
+        self._length: bytes | None = None
+        self._content_type = self._retry_after = b""
+
+    # ---- asyncio ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        self.transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            import socket as names
+
+            sock.setsockopt(names.IPPROTO_TCP, names.TCP_NODELAY, 1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Gone: an answer that has no length of its own is whole now, any other is not."""
+        taker, self.transport = self.taker, None
+        if taker is None:
+            if self in self.place.idle:
+                self.place.idle.remove(self)
+            return
+        self.taker = None
+        if exc is None and self._told and self._length is None and not self._chunked:
+            taker.ended()
+        else:
+            taker.broken("the engine closed the connection" if exc is None else "the connection to the engine broke")
+
+    def pause_writing(self) -> None:
+        """A request is small beside a socket's buffer; nothing to do."""
+
+    def resume_writing(self) -> None:
+        """Nothing was stopped."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer."""
+        if self.taker is None:  # unasked: no engine of ours
+            self.drop()
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"the engine's answer is no HTTP ({type(error).__name__})")
+            return
+        if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
+            self._fail("the engine's headers are too large")
+
+    def eof_received(self) -> bool:
+        """The engine has said all: close."""
+        return False
+
+    # ---- one request ----
+
+    def send(self, taker: Taker, data: bytes) -> None:
+        """Send a request; `taker` gets its answer."""
+        self.taker = taker
+        self._parser = httptools.HttpResponseParser(self)
+        self._in_head, self._told, self._close, self._chunked = True, False, False, False
+        self._head_bytes, self._length = 0, None
+        self._content_type = self._retry_after = b""
+        self.transport.write(data)
+
+    def drop(self) -> None:
+        """End the connection at once: what the engine computes for it is for nobody."""
+        self.taker = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _fail(self, why: str) -> None:
+        taker, self.taker = self.taker, None
+        if self.transport is not None:
+            self.transport.abort()
+        if taker is not None:
+            taker.broken(why)
+
+    @property
+    def silent(self) -> bool:
+        """Say whether nothing has come yet."""
+        return self._head_bytes == 0
+
+    # ---- httptools ----
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take note of what matters."""
+        low = name.lower()
+        if low == b"content-length":
+            if self._length is not None or not value.isdigit():
+                self._chunked = True  # twice, or none: seen as contradictory below
+            self._length = value
+        elif low == b"transfer-encoding":
+            self._chunked = True
+        elif low == b"content-type":
+            self._content_type = value
+        elif low == b"retry-after":
+            self._retry_after = value
+        elif low == b"connection" and value.lower() == b"close":
+            self._close = True
+
+    def on_headers_complete(self) -> None:
+        """Judge the head."""
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        self._in_head = False
+        if self._chunked and self._length is not None:
+            self._fail("the engine's answer has two lengths")
+            return
+        self._told = True
+        if self.taker is not None:
+            self.taker.begins(status, self._content_type, self._retry_after)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self.taker is not None:
+            self.taker.comes(data)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole: keep the connection, if it may be kept."""
+        if not self._told:
+            self._in_head = True  # an interim answer: the real one follows
+            return
+        taker, self.taker = self.taker, None
+        if taker is None:
+            return
+        keep = self._parser.should_keep_alive() and not self._close and self.transport is not None
+        if keep and len(self.place.idle) < IDLE_MAX:
+            self.reused = True
+            self.idle_since_s = asyncio.get_running_loop().time()
+            self.place.idle.append(self)
+        elif self.transport is not None:
+            self.transport.close()
+        taker.ended()
+
+
+class Pool:
+    """The replicas' places, and connections to them."""
+
+    def __init__(self, keys: Sequence[str], *, connect_s: float = CONNECT_S) -> None:
+        self.places: list[Place | None] = [None] * len(keys)
+        self.keys = [os.environ.get(name, "") if name else "" for name in keys]  # values of environment variables
+        self.connect_s = connect_s
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def set_urls(self, urls: Sequence[str | None]) -> None:
+        """Take up where replicas answer now; connections to places that are gone are left to end."""
+        for r, url in enumerate(urls[: len(self.places)]):
+            place = self.places[r]
+            if place is not None and place.url == url:
+                continue
+            if place is not None:
+                self._close_idle(place)
+            self.places[r] = None if url is None else Place(url, self.keys[r])
+
+    def take(self, place: Place) -> Connection | None:
+        """Return a kept connection, the newest first; None where there is none."""
+        while place.idle:
+            connection = place.idle.pop()
+            if connection.transport is not None and not connection.transport.is_closing():
+                return connection
+        return None
+
+    def connect(self, place: Place, then: Callable[[Connection | None], None]) -> None:
+        """Make a connection, and call `then` with it, or with None where nobody answers."""
+        task = asyncio.get_running_loop().create_task(self._connect(place, then))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, place: Place, then: Callable[[Connection | None], None]) -> None:
+        connection: Connection | None
+        try:
+            _, connection = await asyncio.wait_for(
+                asyncio.get_running_loop().create_connection(
+                    lambda: Connection(place), place.host, place.port, ssl=place.tls,
+                    server_hostname=place.host if place.tls else None,
+                ),
+                self.connect_s,
+            )  # fmt: skip
+        except (OSError, TimeoutError, ssl.SSLError):
+            connection = None
+        then(connection)
+
+    def sweep(self, now_s: float) -> None:
+        """Close connections that were idle for long."""
+        for place in self.places:
+            if place is None:
+                continue
+            old = [one for one in place.idle if now_s - one.idle_since_s > IDLE_S]
+            if old:
+                place.idle = [one for one in place.idle if now_s - one.idle_since_s <= IDLE_S]
+                for connection in old:
+                    if connection.transport is not None:
+                        connection.transport.close()
+
+    def _close_idle(self, place: Place) -> None:
+        idle, place.idle = place.idle, []
+        for connection in idle:
+            if connection.transport is not None:
+                connection.transport.close()
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for place in self.places:
+            if place is not None:
+                self._close_idle(place)
