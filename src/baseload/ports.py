@@ -472,11 +472,7 @@ class Engine(NamedTuple):
 
 
 class Provisioner(Protocol):
-    """Brings engines up and takes them down; `reconcile` says which. Others (a cluster's scheduler) may follow.
-
-    Coroutines of one loop. A name is started once at a time. `ended(name, why)` is called when an engine that was
-    started ends without having been told to.
-    """
+    """Brings engines up and takes them down, as `reconcile` says: coroutines of one loop, a name started once at a time."""
 
     async def start(self, order: EngineStart) -> Engine:
         """Return the engine once it answers; raises EngineError."""
