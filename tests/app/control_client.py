@@ -93,6 +93,7 @@ def listening(owner: FakeOwner | None = None, **options: Any) -> Iterator[Listen
     """Run a control listener on a free port of loopback until the block ends."""
     owner = owner or FakeOwner()
     sock = bound_socket("127.0.0.1", 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # small, so that a slow reader shows soon
     port = sock.getsockname()[1]
     shift = [0.0]
     hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]

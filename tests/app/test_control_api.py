@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
+from baseload.app.web import events as news
 from baseload.app.web.view import SERIES_COLUMNS, Snapshot
 from baseload.errors import Problem
 from tests.app.control_client import Listener, listening
@@ -168,6 +170,22 @@ def test_a_site_or_tenant_has_its_own_news(listener: Listener):
     """`scope` chooses whose series come; an unknown one is told."""
     assert events(listener, 0.8, query="?scope=site/oslo")[0][1]["points"]["at_s"]
     assert listener.ask("GET", "/api/events?scope=site/atlantis", token=VIEWER).status == 404
+
+
+def test_a_reader_who_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch):
+    """Whoever stops reading holds no memory for long, and keeps nobody else from reading."""
+    monkeypatch.setattr(news, "SEND_S", 0.5)
+    with listening(FakeOwner(60, 400)) as listener, socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", listener.port))
+        head = f"GET /api/events HTTP/1.1\r\nHost: {listener.host}\r\nAuthorization: Bearer {VIEWER}\r\n\r\n"
+        sock.sendall(head.encode())
+        until_s = time.monotonic() + 8.0
+        while not listener.control.hub.dropped_total and time.monotonic() < until_s:
+            time.sleep(0.1)
+
+        assert listener.control.hub.dropped_total == 1 and listener.control.hub.n_viewers == 0
+        assert events(listener, 1.0)
 
 
 def test_nobody_looking_means_no_drawing(listener: Listener):

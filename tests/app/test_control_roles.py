@@ -17,7 +17,8 @@ BODIES = {
     ("POST", "/api/keys"): {"tenant": "acme"},
     ("POST", "/api/drain"): {"what": "gateway"},
 }
-WHO = ("nobody", "wrong token", "tenant's key", "expired session", "revoked session", "two tokens", *ROLES)
+SESSIONS = tuple(f"{role}, logged in" for role in ROLES)
+WHO = ("nobody", "wrong token", "tenant's key", "expired session", "revoked session", "two tokens", *ROLES, *SESSIONS)
 STREAMS = ("/api/events",)
 
 
@@ -56,8 +57,11 @@ def knock(listener: Listener, rule: Rule, who: str) -> Answer:
             listener.clock[0] += SESSION_IDLE_S + 1.0
         else:
             listener.control.gate.close(cookie.removeprefix(COOKIE + "="))
-    if rule.path in STREAMS and who in ROLES:
-        head = f"GET {path_of(rule)} HTTP/1.1\r\nHost: {listener.host}\r\nAuthorization: Bearer {TOKENS[who]}\r\n\r\n"
+    elif who in SESSIONS:
+        headers["Cookie"] = listener.log_in(TOKENS[who.split(",")[0]]).headers["set-cookie"].split(";")[0]
+    if rule.path in STREAMS and who in (*ROLES, *SESSIONS):
+        sent = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"GET {path_of(rule)} HTTP/1.1\r\nHost: {listener.host}\r\n{sent}\r\n"
         return Answer(int(listener.raw(head.encode(), wait_s=0.4)[9:12]), {}, b"")
     return listener.ask(rule.method, path_of(rule), body, headers=headers)
 
@@ -70,17 +74,18 @@ def test_a_route_serves_the_roles_it_names_and_nobody_else(listener: Listener, r
 
     got = knock(listener, rule, who)
 
+    role = who.split(",")[0]
     if rule.access == "public":
         allowed = True
     else:
         wanted = "viewer" if rule.access == "loopback" else rule.access
-        allowed = who in ROLES and allows(who, wanted)
+        allowed = role in ROLES and allows(role, wanted)
     if allowed:
         assert got.status not in (403, 404, 405, 500), got
         assert rule.access == "public" or got.status < 300, got
     else:
         by_browser = rule.path == "/" and who in ("nobody", "expired session", "revoked session")
-        assert got.status == (303 if by_browser else 403 if who in ROLES else 401), got
+        assert got.status == (303 if by_browser else 403 if role in ROLES else 401), got
         assert len(listener.owner.asked) == before
         assert not by_browser or got.headers["location"] == "/login"
 

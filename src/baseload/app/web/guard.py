@@ -78,7 +78,7 @@ def require_safe_bind(listen: str, has_tokens: bool) -> None:
     if not has_tokens and not is_loopback(host):
         raise InputError(
             f"serve.control: {listen} can be reached from other machines, and no control token exists, so anyone could "
-            "manage the fleet; make one with `baseload tokens create --role admin`, or listen on 127.0.0.1"
+            "manage the fleet; make one with `baseload keys create --role admin`, or listen on 127.0.0.1"
         )
 
 
@@ -119,7 +119,7 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> Turned | None:
         return Turned(405, "method_not_allowed", "only GET, HEAD, POST and DELETE are served here")
     host = (header(scope, b"host") or "").lower()
     if host not in hosts:
-        return Turned(421, "wrong_host", "this Host is not served here; allow it with serve.control_hosts")
+        return Turned(421, "wrong_host", "this Host is not served here; ask at the address that serve.control names")
     origin = header(scope, b"origin")
     if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
         return Turned(403, "wrong_origin", "a page of another origin may not ask here")

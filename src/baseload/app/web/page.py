@@ -80,7 +80,11 @@ class Pages:
         """Return the sections of the page that are `due`: name and HTML. May run in another thread."""
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "head": lambda: {"headline": headline(now)},
-            "notices": lambda: {"alarms": now.alarms[:ALARMS_SHOWN], "more": max(0, len(now.alarms) - ALARMS_SHOWN)},
+            "notices": lambda: {
+                "alarms": now.alarms[:ALARMS_SHOWN],
+                "more": max(0, len(now.alarms) - ALARMS_SHOWN),
+                "told": {one.kind for one in now.alarms},
+            },
             "cards": lambda: {"cards": cards(now)},
             "ladders": lambda: _ladders(now),
             "sites": lambda: _sites(now),
@@ -192,7 +196,8 @@ def cards(now: Snapshot) -> list[Card]:
              f"{number(totals.requests_per_s)} requests/s, {number(totals.streams_open)} open"),
         Card("TTFT p99", seconds(totals.ttft_s_p99), f"median {seconds(totals.ttft_s_p50)}"),
         Card("TPOT p99", seconds(totals.tpot_s_p99), f"median {seconds(totals.tpot_s_p50)}"),
-        Card("Power at the meter", _kw(totals.power_kw), "no limit is known" if limit is None else f"of {_kw(limit)} that may be drawn", False if over else None),
+        Card("Power at the meter", _kw(totals.power_kw),
+             "no limit is known" if limit is None else f"of {_kw(limit)} that may be drawn", False if over else None),
         Card("Revenue", f"{money(totals.revenue_per_h, currency)}/h",
              f"energy {money(totals.energy_cost_per_h, currency)}/h"),
         Card("Margin", f"{money(margin, currency)}/h", f"cost {money(totals.cost_per_h, currency)}/h",
