@@ -129,3 +129,18 @@ def test_the_witness_needs_a_folder(tmp_path: Path):
     with pytest.raises(LedgerError, match="cannot be opened"):
         Witness(tmp_path / "nowhere" / "witness.log")
     assert os.listdir(tmp_path) == []
+
+
+def test_openssl_verifies_a_checkpoint(tmp_path: Path):
+    """The commands of docs/ledger.md, with nothing of ours, say that the signature is good, and that another is not."""
+    key = SigningKey.make()
+    note = key.sign_checkpoint("baseload/nordic/1", 12, ROOT, 1_790_000_000_000_000_000, 9).note
+    page = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text("utf-8")
+    script = page.split("> note\n", 1)[1].split("```", 1)[0]
+    for text, status in ((note, 0), (note.replace("\n12\n", "\n13\n"), 1)):
+        (tmp_path / "note").write_text(text, "utf-8")
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "LINE": key.public_line, "LC_ALL": "C.UTF-8"},
+            capture_output=True, text=True, check=False, timeout=20,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr + done.stdout
