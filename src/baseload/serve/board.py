@@ -5,7 +5,7 @@ not place), the owner writes everything else. A cell is written whole or not at 
 meets a burst half done sees `version` move when the burst is over, and reads again. Plain memoryviews: no NumPy.
 Deciding with what stands here is `door.py`; filling it in from engines and meters is the owner's loop.
 
-Fail closed: on a fresh board no replica takes anything (`gate` is -1) until the owner says so.
+Fail closed: on a fresh board no replica takes anything (`gate` is GATE_UNKNOWN) until the owner says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+GATE_UNKNOWN, GATE_POWER = -1, -2  # of `gate`, as in the twin: not known to be up; closed to all at a power limit
 MAGIC = 0x42_4C_42_4F_41_52_44_01  # "BLBOARD", layout 1
 CELL = 8
 LINE = 8  # cells of a cache line: rows of different writers share none
@@ -75,6 +76,7 @@ def _worker_cells(n_replicas: int) -> int:
 class Board:
     """Columns shared by all processes of a host; see the module's text for who writes which.
 
+    `gate` is the largest priority number that a replica takes, GATE_UNKNOWN or GATE_POWER.
     By worker (index first): `outstanding[w][r]`, `asked[w][p]` whole, `queued_tokens[w][r]` real, `counters[w][...]`
     (places in COUNTER_I). By the owner: `gate`, `running`, `waiting`, `epoch` (times a replica came up), `kv_free`,
     `cost_per_mtok`, `carbon_g_per_mtok` by replica; `limit_kw`, `power_kw`, `carbon_g_per_kwh`, `price_per_kwh`,
@@ -135,7 +137,7 @@ class Board:
         cells.release()
         board = cls(mapped)
         for r in range(n_replicas):
-            board.gate[r] = -1
+            board.gate[r] = GATE_UNKNOWN
             board.kv_free[r] = 1.0
         for s in range(n_sites):
             board.limit_kw[s] = float("inf")
@@ -214,7 +216,7 @@ class Board:
     def check(self) -> None:
         """Assert what must hold of every board."""
         assert self.head[H_MAGIC] == MAGIC
-        assert all(-1 <= gate <= 9 for gate in self.gate.tolist()), self.gate.tolist()
+        assert all(GATE_POWER <= gate <= 9 for gate in self.gate.tolist()), self.gate.tolist()
         assert all(n >= 0 for row in self.outstanding for n in row.tolist())
         assert all(tokens >= 0.0 for row in self.queued_tokens for tokens in row.tolist())
         assert all(0.0 < ratio <= 1.0 for ratio in self.dynamic_ratio.tolist())

@@ -21,7 +21,7 @@ from baseload.policies.queue import ReplicaLimits
 from baseload.policies.retry import RetryBudget
 from baseload.policies.view import NO_REPLICA, Ask, Columns, Tunables
 from baseload.records import REASON_NO_REPLICA, REASON_POWER, REASON_TOO_LONG
-from baseload.serve.board import H_VERSION, Board
+from baseload.serve.board import GATE_UNKNOWN, H_VERSION, Board
 from baseload.serve.rules import PLAIN_REPLICAS, Rules, chosen
 from baseload.serve.tables import Tables
 
@@ -106,7 +106,11 @@ class Door:
         )  # fmt: skip
         self.limits = ReplicaLimits([int(row.slots) for row in of])
         self.retry_budget.ratio = limits.retry_ratio
-        self.gate = [9 if row.on_at_start else -1 for row in tables.replicas] if self.board is None else [-1] * self.n
+        self.gate = (
+            [9 if row.on_at_start else GATE_UNKNOWN for row in tables.replicas]
+            if self.board is None
+            else [GATE_UNKNOWN] * self.n
+        )
         self.epoch = [0] * self.n
         self.reachable = [1] * self.n
         self.asked = [0] * len(tables.pools)
@@ -256,6 +260,7 @@ class Door:
 
         `tried` has a bit for each replica that this request failed at: they are left out. `first` tells a retry that may
         go where it was before (the twin's); absent, a request is new when nothing was tried. `max_tokens` 0: not said.
+        `prefix_blocks`: prompt tokens in the blocks that the key stands for.
         """
         if first is None:
             first = tried == 0
@@ -290,8 +295,8 @@ class Door:
         ask = _ask(
             Ask,
             (
-                input_tokens, predicted, prefix_key, prefix_blocks, ttft_slo_s, tpot_slo_s, priority, budget_left,
-                input_tokens * input_price + predicted * output_price, self.ticket[k],
+                input_tokens, predicted, prefix_key, min(prefix_blocks, input_tokens), ttft_slo_s, tpot_slo_s, priority,
+                budget_left, input_tokens * input_price + predicted * output_price, self.ticket[k],
                 self.dice[self.n_in & (len(self.dice) - 1)],
             ),
         )  # fmt: skip
@@ -318,7 +323,7 @@ class Door:
                     board.asked[self.worker][p] = self.asked[p]
         gate, opened, reachable = self.gate, self.ejection.open, self.reachable
         for i, may in enumerate(self.law[k]):
-            if may and 0 <= gate[i] < priority and opened[i] and reachable[i]:
+            if may and GATE_UNKNOWN != gate[i] < priority and opened[i] and reachable[i]:
                 return REASON_POWER
         return REASON_NO_REPLICA
 

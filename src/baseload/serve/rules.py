@@ -56,6 +56,7 @@ def chosen(policy: PolicyRow, *, compiled: bool = False) -> Rules:
         if name in policies.KINDS[kind]:
             found.append(getattr(module, name))
         else:
+            assert f"{kind}:{name}" in jit.EXTRA_SOURCES, f"policy.{kind}: {name} was not loaded; call prepare() first"
             own: Rule = getattr(custom, kind)
             found.append(own if compiled else getattr(own, "py_func", own))
     return Rules(*found)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from baseload.policies.cap import LOWEST_PRIORITY
 from baseload.policies.view import Tunables
-from baseload.serve.board import Board
+from baseload.serve.board import GATE_POWER, GATE_UNKNOWN, Board
 from baseload.serve.rules import Rules, chosen
 from baseload.serve.tables import Tables
 
@@ -23,6 +23,15 @@ START, DRAIN, RESUME, STOP = range(4)
 ORDERS = ("start", "drain", "resume", "stop")
 LEAST_RATIO = 0.001
 ROUNDING_S = 1e-9  # of a clock that counts whole nanoseconds
+
+
+def gate_of(lowest_open: int) -> int:
+    """Return what stands at a replica's gate, of a site that takes priorities up to `lowest_open`.
+
+    >>> gate_of(7), gate_of(-1) == GATE_POWER
+    (7, True)
+    """
+    return lowest_open if lowest_open >= 0 else GATE_POWER
 
 
 class Order(NamedTuple):
@@ -54,7 +63,7 @@ class Steer:
         self.site_of = [row.site_i for row in tables.replicas]
         self.state = [UP if row.on_at_start else OFF for row in tables.replicas]
         self.down = [0] * n  # causes
-        self.gate = [LOWEST_PRIORITY if row.on_at_start else -1 for row in tables.replicas]
+        self.gate = [LOWEST_PRIORITY if row.on_at_start else GATE_UNKNOWN for row in tables.replicas]
         self.epoch = [0] * n
         self.below_since_s: list[float | None] = [None] * len(tables.pools)
         self.asked = [0] * len(tables.pools)  # as last seen
@@ -76,7 +85,7 @@ class Steer:
     def known_up(self, r: int) -> None:
         """The gateway knows that `r` is ready: it may be sent what its site takes, and old verdicts are forgotten."""
         if self.state[r] == UP and not self.down[r]:
-            self.gate[r] = self.lowest_open[self.site_of[r]]
+            self.gate[r] = gate_of(self.lowest_open[self.site_of[r]])
             self.epoch[r] += 1
 
     def failed(self, r: int) -> None:
@@ -86,7 +95,7 @@ class Steer:
     def known_down(self, r: int) -> None:
         """The gateway knows that `r` is not there."""
         if self.down[r] or self.state[r] != UP:
-            self.gate[r] = -1
+            self.gate[r] = GATE_UNKNOWN
 
     def repaired(self, r: int) -> bool:
         """One cause less; say whether `r` is to be started anew."""
@@ -143,7 +152,7 @@ class Steer:
             if n_on < wanted and not self.down[r] and self.state[r] in (DRAINING, OFF):
                 if self.state[r] == DRAINING:
                     self.state[r] = UP
-                    self.gate[r] = self.lowest_open[pool.site_i]
+                    self.gate[r] = gate_of(self.lowest_open[pool.site_i])
                     orders.append(Order(RESUME, r))
                 else:
                     self.state[r] = STARTING
@@ -152,7 +161,7 @@ class Steer:
         for r in reversed(rows):
             if n_on > wanted and let_go and self.state[r] == UP:
                 self.state[r] = DRAINING
-                self.gate[r] = -1
+                self.gate[r] = GATE_UNKNOWN
                 n_on -= 1
                 orders.append(Order(DRAIN, r))
             elif self.state[r] == DRAINING and not outstanding[r] and not busy[r]:
@@ -168,7 +177,7 @@ class Steer:
         if lowest != self.lowest_open[site]:
             for r, where in enumerate(self.site_of):
                 if where == site and self.state[r] == UP and not self.down[r]:
-                    self.gate[r] = lowest
+                    self.gate[r] = gate_of(lowest)
         self.ratio[site], self.lowest_open[site] = ratio, lowest
 
     def write(self, board: Board) -> None:
@@ -183,7 +192,7 @@ class Steer:
     def check(self) -> None:
         """Assert what must hold."""
         for r, gate in enumerate(self.gate):
-            assert -1 <= gate <= LOWEST_PRIORITY
+            assert GATE_POWER <= gate <= LOWEST_PRIORITY
             assert gate < 0 or self.state[r] in (UP, STARTING), (r, gate, STATES[self.state[r]])
             assert self.down[r] >= 0
         for pool in self.tables.pools:
