@@ -192,3 +192,23 @@ async def _ask_with(key: str) -> Answer:
         return await ask(f"http://127.0.0.1:{port}/", headers={"authorization": f"Bearer {key}"})
     finally:
         server.close()
+
+
+def test_an_engine_whose_counters_go_on_but_whose_health_fails_is_found_out():
+    """A server that still counts while its engine is dead is noticed within three looks, and its recovery at once."""
+    content: Pages = {"/health": (200, b""), "/metrics": (200, VLLM)}
+    n_health = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal n_health
+        head = await reader.readuntil(b"\r\n\r\n")
+        path = head.split()[1].decode()
+        n_health += path == "/health"
+        status, body = content[path]
+        if path == "/health":
+            status = 503 if 2 <= n_health <= 3 else 200
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    seen = [one.healthy for one in look(serve, times=8)]
+
+    assert seen == [True, True, True, False, False, True, True, True]

@@ -7,7 +7,6 @@ engine is not trusted: sizes and times are bounded, and a number that cannot be 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from typing import NamedTuple
@@ -19,7 +18,10 @@ from baseload.adapters.http_small import Answer, HttpProblem, ask
 UNKNOWN = -1
 METRICS_BYTES_MAX = 4 << 20
 REQUESTS_MAX = 1e7
+HEALTH_EVERY = 3  # looks at an engine whose counters were just read, between two at its health page
 LOOK_AGAIN = 30  # looks after which an engine without counters is asked for them again
+
+NOTHING = (UNKNOWN, UNKNOWN, float(UNKNOWN))
 
 
 class Seen(NamedTuple):
@@ -67,17 +69,25 @@ class Scraper:
         self.headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.health_path = "/health"
         self.looks = 0
+        self.was_ill = False
 
     async def look(self) -> Seen:
         """Return how the engine is now; never raises for what the engine does."""
         started_s = time.monotonic()
         self.looks += 1
         wants_metrics = self.kind != "none" or self.looks % LOOK_AGAIN == 0
-        health, metrics = await asyncio.gather(self._health(), self._metrics() if wants_metrics else _nothing())
+        try:
+            running, waiting, kv_free = await self._metrics() if wants_metrics else NOTHING
+        except HttpProblem as problem:
+            if self.kind != "auto":  # counters that were there, and do not come: no second wait for its health
+                return Seen(False, reason=str(problem), kind=self.kind, took_s=time.monotonic() - started_s)
+            running, waiting, kv_free = NOTHING
+        if running < 0 or self.was_ill or self.looks % HEALTH_EVERY == 1:
+            health = await self._health()
+            self.was_ill = bool(health)
+            if health:
+                return Seen(False, reason=health, kind=self.kind, took_s=time.monotonic() - started_s)
         took_s = time.monotonic() - started_s
-        if health:
-            return Seen(False, reason=health, kind=self.kind, took_s=took_s)
-        running, waiting, kv_free = metrics
         return Seen(True, running, waiting, kv_free, self.kind, "", took_s)
 
     async def _get(self, path: str, bytes_max: int = 65_536) -> Answer:
@@ -98,30 +108,25 @@ class Scraper:
         return "" if answer.status < 300 else f"{self.health_path} answers {answer.status}"
 
     async def _metrics(self) -> tuple[int, int, float]:
-        nothing = (UNKNOWN, UNKNOWN, float(UNKNOWN))
-        try:
-            answer = await self._get("/metrics", METRICS_BYTES_MAX)
-            if answer.status == 200:
-                found = self.kind if self.kind in NAMES else kind_of(answer.body)
-                if found == "none" and self.kind == "auto":
-                    self.kind = "none"
-                    return nothing
-                self.kind = found if found in NAMES else self.kind
-                counters = read_counters(answer.body, self.kind)
-                if self.kind == "llamacpp" and counters[2] < 0.0:
-                    return counters[0], counters[1], await self._free_slots()
-                return counters
-            if self.kind in ("auto", "llamacpp"):
-                counting: list[int] = []
-                free = await self._free_slots(counting)
-                if counting:
-                    self.kind = "llamacpp"
-                    return counting[0], UNKNOWN, free
-            if self.kind == "auto":
-                self.kind = "none"
-        except HttpProblem:
-            return nothing
-        return nothing
+        """Return the counters; raises HttpProblem where no answer comes."""
+        answer = await self._get("/metrics", METRICS_BYTES_MAX)
+        if answer.status == 200:
+            found = self.kind if self.kind in NAMES else kind_of(answer.body)
+            if self.kind == "auto" or found in NAMES:
+                self.kind = found
+            counters = read_counters(answer.body, self.kind)
+            if self.kind == "llamacpp" and counters[2] < 0.0:
+                return counters[0], counters[1], await self._free_slots()
+            return counters
+        if self.kind in ("auto", "llamacpp"):
+            counting: list[int] = []
+            free = await self._free_slots(counting)
+            if counting:
+                self.kind = "llamacpp"
+                return counting[0], UNKNOWN, free
+        if self.kind == "auto":
+            self.kind = "none"
+        return NOTHING
 
     async def _free_slots(self, running: list[int] | None = None) -> float:
         """Return the share of llama.cpp's slots that are free, and note how many are not."""
@@ -132,10 +137,6 @@ class Scraper:
         if running is not None:
             running.append(sum(busy))
         return 1.0 - sum(busy) / len(busy)
-
-
-async def _nothing() -> tuple[int, int, float]:
-    return UNKNOWN, UNKNOWN, float(UNKNOWN)
 
 
 async def scrape(url: str, *, kind: str = "auto", api_key: str = "", timeout_s: float = 2.0) -> Seen:
@@ -163,7 +164,7 @@ def read_counters(text: bytes, kind: str) -> tuple[int, int, float]:
     """
     names = NAMES.get(kind)
     if names is None:
-        return UNKNOWN, UNKNOWN, float(UNKNOWN)
+        return NOTHING
     running, waiting = (_total(text, which) for which in (names.running, names.waiting))
     used = [value for name in names.kv_used for value in _values(text, name)]
     return running, waiting, 1.0 - min(1.0, max(used)) if used else float(UNKNOWN)
