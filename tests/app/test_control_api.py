@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 
 import msgspec
@@ -164,6 +166,23 @@ def test_a_reader_who_comes_back_gets_what_was_missed(listener: Listener):
     assert not again["whole"] and missed[0] == first["points"]["at_s"][-1] + 1 and 1 <= len(missed) <= 6
     for strange in ("x", "-1--1", f"{last_id}0000000000", "0-0-0", "a" * 500):
         assert events(listener, 0.8, headers=f"Last-Event-ID: {strange}\r\n")[0][1]["whole"], strange
+
+
+def test_news_are_squeezed_where_the_reader_takes_it(listener: Listener):
+    """A browser's stream and page are gzip, each event complete when it comes, and much smaller; curl's are plain."""
+    head = f"GET /api/events HTTP/1.1\r\nHost: {listener.host}\r\nAuthorization: Bearer {VIEWER}\r\n"
+    answer = listener.raw((head + "Accept-Encoding: br, gzip\r\n\r\n").encode(), 2.6)
+    headers, _, rest = answer.partition(b"\r\n\r\n")
+    squeezed = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        squeezed, rest = squeezed + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    text = zlib.decompressobj(wbits=31).decompress(squeezed)
+
+    assert b"content-encoding: gzip" in headers and text.count(b"\nid: ") >= 2 and text.endswith(b"\n\n")
+    assert len(squeezed) < len(text) / 4
+    page = listener.ask("GET", "/", token=VIEWER, headers={"Accept-Encoding": "gzip"})
+    assert b"<h1>three-sites</h1>" in gzip.decompress(page.body)
 
 
 def test_a_site_or_tenant_has_its_own_news(listener: Listener):

@@ -8,6 +8,7 @@ nothing. Every change is written to the ledger before it is made and after (fail
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from starlette.routing import Route
 
 from baseload.app import metrics
 from baseload.app.web import page
-from baseload.app.web.events import VIEWERS_MAX, EventStream, Hub
+from baseload.app.web.events import VIEWERS_MAX, EventStream, Hub, takes_gzip
 from baseload.app.web.guard import (
     COOKIE,
     SESSION_MOST_S,
@@ -191,9 +192,13 @@ async def live(control: Control, request: Request, caller: Caller | None) -> Res
     """Answer with the live page, as it is now; news come by /api/events."""
     sections = await control.hub.draw()
     assert caller is not None
-    return _html(
-        control.pages.live(control.owner.snapshot(), sections, caller.name, caller.role, caller.by == "session")
-    )
+    text = control.pages.live(control.owner.snapshot(), sections, caller.name, caller.role, caller.by == "session")
+    answer = _html(text)
+    if takes_gzip(request.scope):
+        answer.body = await asyncio.to_thread(gzip.compress, answer.body, 4, mtime=0)
+        answer.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(answer.body))})
+    answer.headers["Vary"] = "Accept-Encoding"
+    return answer
 
 
 async def login_page(control: Control, request: Request, caller: Caller | None) -> Response:

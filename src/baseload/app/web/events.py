@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from baseload.app.web.guard import header
 from baseload.app.web.page import Pages
 from baseload.app.web.view import SERIES_COLUMNS, SERIES_S, OwnerView, Series
 
@@ -77,27 +79,34 @@ class Hub:
     # ---- one reader --------------------------------------------------------------------------------------
 
     async def stream(
-        self, send: Send, receive: Receive, last_id: str, scope_name: str, still: Callable[[], bool]
+        self,
+        send: Send,
+        receive: Receive,
+        last_id: str,
+        scope_name: str,
+        still: Callable[[], bool],
+        squeeze: bool = False,
     ) -> None:
         """Send news until the reader goes, is too slow, or may no longer look (`still`)."""
         seen_tick, seen_s = self._seen(last_id)
         self.n_viewers += 1
         gone = asyncio.create_task(_disconnected(receive))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            await _send(send, b"retry: 2000\n\n")
+            write = _Writer(send, squeeze)
+            await write.begin()
+            await write(b"retry: 2000\n\n")
             await self.draw()
             while not gone.done():
                 if self._task is None or self._task.done():
                     self._task = asyncio.create_task(self._run())
                 if self.closed or not still():
-                    await _send(send, b"event: bye\ndata: {}\n\n", more=False)
+                    await write(b"event: bye\ndata: {}\n\n", more=False)
                     return
                 news = self._news
                 if self.tick > seen_tick:
                     event, seen_s = self._event(seen_tick, seen_s, scope_name)
                     seen_tick = self.tick
-                    await _send(send, event)
+                    await write(event)
                 waiting = asyncio.create_task(news.wait())
                 await asyncio.wait((waiting, gone), timeout=2.0 * self.every_s, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -132,6 +141,7 @@ class Hub:
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
+    (b"vary", b"accept-encoding"),
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -148,13 +158,32 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
+def takes_gzip(scope: Scope) -> bool:
+    """Say whether the reader takes gzip."""
+    offered = (header(scope, b"accept-encoding") or "").lower().replace(" ", "").split(",")
+    return "gzip" in offered
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _send(send: Send, body: bytes, more: bool = True) -> None:
-    await asyncio.wait_for(send({"type": "http.response.body", "body": body, "more_body": more}), SEND_S)
+class _Writer:
+    """Writes a stream, squeezed where the reader takes gzip: HTML shrinks to about an eighth."""
+
+    def __init__(self, send: Send, squeeze: bool) -> None:
+        self.send = send
+        self.squeezer = zlib.compressobj(1, wbits=31) if squeeze else None  # 31: with gzip's header
+
+    async def begin(self) -> None:
+        headers = [*_STREAM_HEADERS, *([(b"content-encoding", b"gzip")] if self.squeezer else [])]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def __call__(self, body: bytes, more: bool = True) -> None:
+        if self.squeezer is not None:
+            body = self.squeezer.compress(body) + self.squeezer.flush(zlib.Z_SYNC_FLUSH if more else zlib.Z_FINISH)
+        await asyncio.wait_for(self.send({"type": "http.response.body", "body": body, "more_body": more}), SEND_S)
 
 
 class EventStream:
@@ -165,4 +194,4 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream."""
-        await self.hub.stream(send, receive, self.last_id, self.scope_name, self.still)
+        await self.hub.stream(send, receive, self.last_id, self.scope_name, self.still, takes_gzip(scope))
