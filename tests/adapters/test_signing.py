@@ -24,6 +24,7 @@ def test_a_key_file_is_for_its_owner_alone(tmp_path: Path):
 
     assert path.stat().st_mode & 0o777 == 0o600
     assert SigningKey.load(path).key_id == key.key_id == SigningKey.load_or_create(path).key_id
+    assert (tmp_path / "signing.pub").read_text() == key.public_line + "\n"
     with pytest.raises(LedgerError, match="never overwritten"):
         SigningKey.create(path)
     path.chmod(0o640)

@@ -102,8 +102,21 @@ class SigningKey:
 
     @classmethod
     def load_or_create(cls, path: Path) -> SigningKey:
-        """Return the key of a file, which is made where there is none."""
-        return cls.load(path) if path.exists() else cls.create(path)
+        """Return the key of a file, which is made where there is none; the public key lies beside it (`signing.pub`)."""
+        key = cls.load(path) if path.exists() else cls.create(path)
+        key.publish(path)
+        return key
+
+    def publish(self, path: Path) -> None:
+        """Write the public key's line beside the key's file, for whoever shall verify; only where it is not there yet."""
+        public = path.with_suffix(".pub")
+        try:
+            if not public.exists() or public.read_text("utf-8").strip() != self.public_line:
+                partial = public.with_name(public.name + ".partial")
+                partial.write_text(self.public_line + "\n", "utf-8")
+                os.replace(partial, public)
+        except (OSError, UnicodeDecodeError) as error:
+            raise LedgerError(f"{public}: the public key cannot be written ({error})") from None
 
     def save(self, path: Path) -> None:
         """Write the key's file, mode 0600, durably; refuses to overwrite."""
