@@ -237,14 +237,14 @@ class _Request:
     """A request as it is read."""
 
     __slots__ = (
-        "bearer", "body", "close", "continue_", "encoding", "expects", "extra", "id", "length", "method", "old",
-        "path", "refused", "size", "te",
+        "bearer", "body", "close", "encoding", "expects", "extra", "hosts", "id", "length", "method", "old", "path",
+        "refused", "size", "te",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.method = self.path = self.bearer = self.extra = self.id = b""
         self.body: list[bytes] = []
-        self.size = 0
+        self.size = self.hosts = 0
         self.length = -1
         self.te = self.expects = self.close = self.old = False
         self.encoding = b""
@@ -255,8 +255,8 @@ class Client(asyncio.Protocol):
     """One connection of a client."""
 
     __slots__ = (
-        "_head_bytes", "_in_head", "_n_headers", "_parser", "_queue", "_reading", "chunked", "closing", "current",
-        "due_s", "gateway", "relay", "settling", "transport",
+        "_head_bytes", "_in_head", "_line_bytes", "_n_headers", "_parser", "_queue", "_reading", "chunked", "closing",
+        "current", "due_s", "gateway", "relay", "settling", "transport",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -268,7 +268,7 @@ class Client(asyncio.Protocol):
         self._queue: deque[_Request] = deque()
         self._parser: Any = None
         self._in_head = True
-        self._head_bytes = self._n_headers = 0
+        self._head_bytes = self._line_bytes = self._n_headers = 0
         self._reading = True
         self.closing = False
         self.chunked = True
@@ -329,7 +329,12 @@ class Client(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except httptools.HttpParserUpgrade:  # it was answered as an ordinary request; what follows is none of ours
+            self.closing = True
+            if self.relay is None and not self._queue and self.transport is not None:
+                self.transport.close()
+            return
+        except httptools.HttpParserError as error:
             context = error.__context__
             self._refuse_bytes(context.problem if isinstance(context, _Refused) else _BAD)
             return
@@ -341,7 +346,7 @@ class Client(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self.current = _Request()
-        self._n_headers = 0
+        self._n_headers = self._line_bytes = 0
         self.due_s = time.monotonic() + self.gateway.limits.header_s
 
     def on_url(self, url: bytes) -> None:
@@ -349,13 +354,17 @@ class Client(asyncio.Protocol):
         request = self.current
         assert request is not None
         request.path += url
+        self._line_bytes += len(url)
+        if self._line_bytes > self.gateway.limits.header_bytes:
+            raise _Refused(_LONG_HEAD)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take note of what matters."""
         request = self.current
         assert request is not None
         self._n_headers += 1
-        if self._n_headers > HEADERS_MAX:
+        self._line_bytes += len(name) + len(value) + 4
+        if self._n_headers > HEADERS_MAX or self._line_bytes > self.gateway.limits.header_bytes:
             raise _Refused(_LONG_HEAD)
         if not self._in_head:
             return  # trailers mean nothing
@@ -378,6 +387,8 @@ class Client(asyncio.Protocol):
             request.expects = True
             if value.lower() != b"100-continue":
                 request.refused = Problem(417, "expectation_failed", "only 100-continue can be expected")
+        elif low == b"host":
+            request.hosts += 1
         elif low == b"content-encoding":
             request.encoding = value.lower()
         elif low == b"x-request-id":
@@ -391,8 +402,6 @@ class Client(asyncio.Protocol):
         """Judge the head before any of the body is read."""
         request, limits = self.current, self.gateway.limits
         assert request is not None
-        if self._head_bytes > limits.header_bytes + 65_536:
-            raise _Refused(_LONG_HEAD)
         self._in_head = False
         request.method = self._parser.get_method()
         request.old = self._parser.get_http_version() != "1.1"
@@ -400,6 +409,8 @@ class Client(asyncio.Protocol):
         if self._parser.get_http_version() not in ("1.1", "1.0"):
             raise _Refused(_BAD)
         if request.te and (request.length >= 0 or request.old):
+            raise _Refused(_BAD)
+        if request.hosts > 1 or (request.hosts == 0 and not request.old):
             raise _Refused(_BAD)
         if request.length > limits.body_bytes:
             raise _Refused(_LARGE)
