@@ -35,8 +35,9 @@ PATHS = tuple(ENDPOINTS)
 
 # Keys with which other gateways let a client choose the upstream (CVE-2024-6587), or an engine unpack tensors.
 FORBIDDEN = ("api_base", "base_url", "api_key", "custom_llm_provider", "litellm_params", "model_list", "prompt_embeds")
-_REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)[^"]{0,64}:', re.IGNORECASE)
+_REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?://|[^"]{0,64}:)', re.IGNORECASE)
 _ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
+_ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
@@ -74,7 +75,12 @@ class _Body(msgspec.Struct):
     prompt_embeds: Any = msgspec.UNSET
 
 
+class _Message(msgspec.Struct):
+    role: str = ""
+
+
 _DECODER = msgspec.json.Decoder(_Body)
+_MESSAGES = msgspec.json.Decoder(list[_Message])
 _WHOLE = msgspec.json.Decoder()
 
 
@@ -114,6 +120,11 @@ def peek(endpoint: int, body: bytes) -> Peek:
         name = ("messages", "prompt", "input", "input", "messages")[endpoint]
         raise BodyError(f"`{name}` is missing", name, "missing_required_parameter")
     text = bytes(prompt)
+    if endpoint in (CHAT, MESSAGES):
+        try:
+            _MESSAGES.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise BodyError("`messages` must be a list of messages", "messages", "invalid_type") from None
     options = found.stream_options
     stream = bool(found.stream) and endpoint != EMBEDDINGS
     return Peek(
@@ -123,7 +134,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
         has_stream_options=options is not msgspec.UNSET,
         input_tokens=max(1, round(len(text) / BYTES_PER_TOKEN)),
         input_tokens_max=max(1, len(body)),
-        max_tokens=_most(found),
+        max_tokens=_most(found, 0 if endpoint == COMPLETIONS else 1),
         text=text,
     )
 
@@ -141,13 +152,14 @@ def _wrong_type(said: str) -> BodyError:
     return BodyError(f"the body has a value of the wrong type: {said}", param, "invalid_type")
 
 
-def _most(found: _Body) -> int:
+def _most(found: _Body, least: int) -> int:
+    """Return the answer's limit, all choices together; `least` 0: a completion may be asked for its prompt alone."""
     limits = []
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         limit = getattr(found, name)
         if limit is not None:
-            if not 0 <= limit < 1 << 31:
-                raise BodyError(f"`{name}` is {str(limit)[:20]}; it must be from 1 to {(1 << 31) - 1}", name)
+            if not least <= limit < 1 << 31:
+                raise BodyError(f"`{name}` is {str(limit)[:20]}; it must be from {least} to {(1 << 31) - 1}", name)
             limits.append(limit)
     choices = 1
     for name in ("n", "best_of"):
@@ -172,7 +184,8 @@ def _require_plain(body: bytes, found: _Body) -> None:
         _require_keys_once(body)
     if b"\\u" in body:
         _require_whole_text(body)
-    if b"url" in body.lower() and _REMOTE.search(body):
+    plain = _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), body) if b"\\u00" in body else body
+    if b"url" in plain and _REMOTE.search(plain):
         raise BodyError("links to media are not fetched here; send the media as a data: URL", "messages")
 
 

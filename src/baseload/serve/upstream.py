@@ -62,8 +62,9 @@ class Connection(asyncio.Protocol):
     """One connection to an engine."""
 
     __slots__ = (
-        "_chunked", "_close", "_content_type", "_head_bytes", "_in_head", "_length", "_parser",
-        "_retry_after", "_status", "_told", "idle_since_s", "place", "reused", "taker", "transport",
+        "_begun", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head", "_length",
+        "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place", "reused", "taker",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, place: Place) -> None:
@@ -77,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = self._status = 0
         self._length: bytes | None = None
         self._content_type = self._retry_after = b""
+        self._begun = self._whole = self._extra = self._contradicts = False
+        self._pieces: list[bytes] = []
 
     # ---- asyncio ----
 
@@ -115,12 +118,30 @@ class Connection(asyncio.Protocol):
             return
         if self._in_head:
             self._head_bytes += len(data)
+        fault = ""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"the engine's answer is no HTTP ({type(error).__name__})")
+            fault = f"the engine's answer is no HTTP ({type(error).__name__})"
+        self._act(fault)
+
+    def _act(self, fault: str) -> None:
+        """Hand on what the parser found, outside the parser: whoever gets it may end this, or send the next request."""
+        taker = self.taker
+        assert taker is not None
+        if self._told and not self._begun and not self._contradicts:
+            self._begun = True
+            taker.begins(self._status, self._content_type, self._retry_after)
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            taker.comes(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self.taker is None:
             return
-        if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
+        if self._whole:
+            self._end(keep=not fault)
+        elif fault or self._contradicts:
+            self._fail(fault or "the engine's answer has two lengths")
+        elif self._in_head and self._head_bytes > HEAD_BYTES_MAX:
             self._fail("the engine's headers are too large")
 
     def eof_received(self) -> bool:
@@ -134,7 +155,9 @@ class Connection(asyncio.Protocol):
         self.taker = taker
         self._parser = httptools.HttpResponseParser(self)
         self._in_head, self._told, self._close, self._chunked = True, False, False, False
-        self._head_bytes, self._length = 0, None
+        self._begun = self._whole = self._extra = self._contradicts = False
+        self._head_bytes, self._length, self._status = 0, None, 0
+        self._pieces = []
         self._content_type = self._retry_after = b""
         self.transport.write(data)
 
@@ -158,12 +181,16 @@ class Connection(asyncio.Protocol):
 
     # ---- httptools ----
 
+    def on_message_begin(self) -> None:
+        """A second answer behind the first is one that nobody asked for: the next request must not get it."""
+        self._extra = self._whole
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take note of what matters."""
         low = name.lower()
         if low == b"content-length":
             if self._length is not None or not value.isdigit():
-                self._chunked = True  # twice, or none: seen as contradictory below
+                self._contradicts = True
             self._length = value
         elif low == b"transfer-encoding":
             self._chunked = True
@@ -177,37 +204,34 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Judge the head."""
         status = self._parser.get_status_code()
-        if 100 <= status < 200:
+        if self._whole or 100 <= status < 200:
             return
-        self._in_head = False
+        self._in_head, self._told, self._status = False, True, status
         if self._chunked and self._length is not None:
-            self._fail("the engine's answer has two lengths")
-            return
-        self._told = True
-        if self.taker is not None:
-            self.taker.begins(status, self._content_type, self._retry_after)
+            self._contradicts = True
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        if self.taker is not None:
-            self.taker.comes(data)
+        if not self._whole:
+            self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """The answer is whole: keep the connection, if it may be kept."""
-        if not self._told:
-            self._in_head = True  # an interim answer: the real one follows
-            return
+        """The answer is whole, unless it was an interim one: then the real one follows."""
+        if self._told:
+            self._whole = True
+
+    def _end(self, *, keep: bool) -> None:
+        """An answer is whole: keep the connection, if it may be kept."""
         taker, self.taker = self.taker, None
-        if taker is None:
-            return
-        keep = self._parser.should_keep_alive() and not self._close and self.transport is not None
-        if keep and len(self.place.idle) < IDLE_MAX:
+        keep = keep and self._parser.should_keep_alive() and not (self._close or self._extra)
+        if keep and self.transport is not None and len(self.place.idle) < IDLE_MAX:
             self.reused = True
             self.idle_since_s = asyncio.get_running_loop().time()
             self.place.idle.append(self)
         elif self.transport is not None:
             self.transport.close()
-        taker.ended()
+        if taker is not None:
+            taker.ended()
 
 
 class Pool:
