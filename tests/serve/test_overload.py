@@ -73,16 +73,16 @@ class Site:
         r = self.decide(item, now, first=True)
         if r < 0:
             self.end(item, now, False)
-        elif len(self.waiting) or self.door.full(r):
+        elif self.door.full(r) and (len(self.waiting) or self.door.with_room() < 0):
             for shed in self.waiting.put(item, item["tenant"], 5, item["at"] + PATIENCE_S - 2.0 * SERVICE_S, now):
                 self.end(shed, now, False)
         else:
-            self.send(item, r, now)
+            self.send(item, self.door.with_room() if self.door.full(r) else r, now)
 
     def let_one_in(self, now: float) -> bool:
         """Send the next one that waits, if a replica has room."""
         if all(self.door.full(r) or not self.door.ejection.open[r] for r in range(REPLICAS)):
-            return False
+            return False  # at the gateway only an end lets the next one in
         item = self.waiting.pop(now)
         for shed in self.waiting.shed(now):
             self.end(shed, now, False)
@@ -92,7 +92,7 @@ class Site:
         if r < 0:
             self.end(item, now, False)
         else:
-            self.send(item, r, now)
+            self.send(item, self.door.with_room() if self.door.full(r) else r, now)
         return True
 
     def send(self, item: Any, r: int, now: float) -> None:

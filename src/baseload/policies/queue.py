@@ -68,9 +68,9 @@ def greediest(waiting: dict[int, int], weights: Sequence[float]) -> int:
 class ReplicaLimits:
     """How many requests each replica is given at once: its slots, or fewer.
 
-    Shrinks by up to a fifth at a scrape that finds a queue inside the engine (never below what runs there), by a fifth a
-    round of requests while first tokens take SLOW times the expected, or when it refuses for load; grows by one a round
-    while it is used and all is well.
+    Shrinks by up to a fifth at a scrape that finds a queue inside the engine (never below what runs there), or by a fifth a
+    round of requests when it refuses for load, or, where nothing can be scraped, while first tokens take SLOW times the
+    expected; grows by one a round while it is used and all is well.
     """
 
     def __init__(self, slots: Sequence[int]) -> None:
@@ -79,9 +79,11 @@ class ReplicaLimits:
         self.slowness = [1.0] * len(self.limit)
         self.since = [0] * len(self.limit)  # ends since the last change downwards
         self.queued = [False] * len(self.limit)  # as last scraped
+        self.counted = [False] * len(self.limit)  # its own counters can be read: slowness need not stand for them
 
     def scraped(self, r: int, running: int, waiting: int) -> None:
         """Hear what the engine says of itself: requests it runs, and requests that wait inside it."""
+        self.counted[r] = self.counted[r] or running > 0 or waiting > 0
         self.queued[r] = waiting > max(1.0, QUEUED_RATIO * self.limit[r])
         if self.queued[r]:
             self.since[r] = 0
@@ -92,7 +94,7 @@ class ReplicaLimits:
         self.slowness[r] += MEMORY * (slowness - self.slowness[r])
         self.since[r] += 1
         if self.slowness[r] > SLOW:
-            if self.limit[r] > LEAST_RATIO * self.slots[r]:
+            if not self.counted[r] and self.limit[r] > LEAST_RATIO * self.slots[r]:
                 self._shrink(r)
         elif outstanding >= 0.8 * self.limit[r] and not self.queued[r]:
             self.limit[r] = min(float(self.slots[r]), self.limit[r] + 1.0 / self.limit[r])

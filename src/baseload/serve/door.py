@@ -412,12 +412,16 @@ class Door:
             k = tenant_i * self.n_models + model_i
             self.mean_tokens[k] += LENGTH_MEMORY * (output_tokens - self.mean_tokens[k])
 
-    def answered(self, replica: int, ttft_s: float, input_tokens: float) -> None:
-        """A first token came from `replica` after `ttft_s`: its limit follows what it shows. Optional."""
+    def answered(self, replica: int, seconds: float, input_tokens: float, output_tokens: float = 1.0) -> None:
+        """The first token (or, with `output_tokens`, a whole answer) came from `replica`, `seconds` after it was sent there.
+
+        So the replica's limit follows what it shows; time that the request waited at the gateway does not count.
+        """
         row = self.tables.deployments[self.tables.replicas[replica].deployment_i]
         site = self.tables.sites[self.tables.replicas[replica].site_i]
-        expected_s = input_tokens / row.prefill_tokens_per_s + row.decode_s_per_token + 2.0 * site.one_way_s
-        self.limits.answered(replica, int(self.own[replica]), ttft_s / expected_s)
+        steps_s = max(1.0, output_tokens) * row.decode_s_per_token
+        expected_s = input_tokens / row.prefill_tokens_per_s + steps_s + 2.0 * site.one_way_s
+        self.limits.answered(replica, int(self.outstanding[replica]), seconds / expected_s)
 
     def may_retry(self, now_s: float) -> bool:
         """Take one retry out of the budget, if it holds one; the caller counts tries (policies/retry.py)."""
@@ -426,6 +430,15 @@ class Door:
     def full(self, replica: int) -> bool:
         """Say whether `replica` holds as much as it should now: a request for it had better wait at the gateway."""
         return bool(self.outstanding[replica] >= self.limits.limit[replica])
+
+    def with_room(self) -> int:
+        """Return where the last decision's request may go at once though the first choice is `full`; NO_REPLICA: wait."""
+        ask, columns, allowed = self.last
+        others = allowed.copy()
+        for i in range(self.n):
+            if others[i] and self.full(i):
+                others[i] = 0
+        return int(self.route(ask, columns, others, self.tunables))
 
     # ---- change --------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class Relay:
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "begun", "body", "client", "client_id", "content_type",
         "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
-        "paused", "peek", "place", "prefix", "problem", "replica", "retry_after", "scanner", "sent_tokens", "state",
+        "paused", "peek", "place", "prefix", "problem", "replica", "retry_after", "scanner", "sent_s", "sent_tokens", "state",
         "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version", "why", "work",
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ class Relay:
         self.content_type = self.retry_after = b""
         self.answer: list[bytes] = []
         self.answer_bytes = 0
-        self.first_s = 0.0
+        self.first_s = self.sent_s = 0.0
         self.sent_tokens = self.told_bytes = 0
         self.held = self.paused = False
         self.strip = False
@@ -166,7 +166,7 @@ class Relay:
 
     # ---- where to --------------------------------------------------------------------------------------------------
 
-    def _decide(self) -> None:
+    def _decide(self, *, first: bool | None = None) -> None:
         gateway, peek = self.gateway, self.peek
         now_s = time.monotonic()
         gateway.look_at_endpoints()
@@ -175,7 +175,7 @@ class Relay:
             now_s, tenant_i=self.tenant_i, model_i=self.model_i, region_i=gateway.regions[self.tenant_i],
             input_tokens=peek.input_tokens, max_tokens=peek.max_tokens,
             prefix_key=self.prefix[blocks - 1] if blocks else 0, prefix_blocks=blocks * BLOCK_TOKENS,
-            budget_left=NEVER_S, tried=self.tried,
+            budget_left=NEVER_S, tried=self.tried, first=first,
         )  # fmt: skip
         if replica < 0:
             if self.tries:
@@ -184,8 +184,10 @@ class Relay:
                 self._refuse(-replica)
             return
         if gateway.door.full(replica) and not self.tries:
-            self._wait(now_s)
-            return
+            replica = gateway.door.with_room()
+            if replica < 0:
+                self._wait(now_s)
+                return
         self._send(replica, now_s)
 
     def _wait(self, now_s: float) -> None:
@@ -207,7 +209,7 @@ class Relay:
     def go(self) -> None:
         """There may be room now."""
         self.state = OPENING
-        self._decide()
+        self._decide(first=False)  # it was admitted and counted when it came
 
     def _refuse(self, reason: int) -> None:
         self.gateway.count("refused")
@@ -226,6 +228,7 @@ class Relay:
         self.version = gateway.tables.version
         self.work = gateway.door.work(self.tenant_i, self.model_i, self.peek.input_tokens, self.peek.max_tokens)
         gateway.door.sent(replica, self.work)
+        self.sent_s = now_s
         gateway.count("sent")
         if self.tries > 1:
             gateway.count("retried")
@@ -329,7 +332,7 @@ class Relay:
                 self._hold()
         if scanner.tokens and not self.first_s:
             self.first_s = now_s
-            self.gateway.door.answered(self.replica, now_s - self.arrival_s, self.peek.input_tokens)
+            self.gateway.door.answered(self.replica, now_s - self.sent_s, self.peek.input_tokens)
         transport.write(b"%x\r\n%b\r\n" % (len(out), out) if client.chunked else out)
         self.sent_tokens = scanner.tokens
         self.told_bytes += len(out)
@@ -488,7 +491,7 @@ class Relay:
         if usage is not None:
             body = with_members(body, self.gateway.members(row, self.tenant_i))
         self._left(OK, tokens)
-        self.gateway.door.answered(self.replica, self.first_s - self.arrival_s, self.peek.input_tokens)
+        self.gateway.door.answered(self.replica, self.first_s - self.sent_s, self.peek.input_tokens, tokens)
         self.client.pass_on(self, 200, self.content_type or b"application/json", body, b"", done=False)
         self._settle_row(row)
         self.client.done(self)
