@@ -220,6 +220,7 @@ class Owner:
         paths = marks_files.files(self.folder)
         silent: set[int] = set()
         dead: list[Path] = []
+        strangers: list[Path] = []  # dead before this owner knew them
         for path in paths:
             holder = self._holders.get(path.name)
             if holder is not None and holder.connection is not None:
@@ -230,7 +231,9 @@ class Owner:
                 if holder is None:
                     silent.add(marks_files.worker_of(path))
             else:
-                dead.append(path)
+                (strangers if holder is None else dead).append(path)
+        # Whose leases are whose shows when the successor has said which are its own: until then the file is kept.
+        dead += [path for path in strangers if marks_files.worker_of(path) not in silent]
         gone = [holder for name, holder in self._holders.items() if holder.connection is None and holder.path in dead]
         orphans = [x for x in self._leases.values() if x.holder == 0 and x.worker not in silent]
         if dead or gone or orphans:

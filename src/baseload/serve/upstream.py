@@ -279,6 +279,8 @@ class Pool:
             )  # fmt: skip
         except (OSError, TimeoutError, ssl.SSLError):
             connection = None
+        if connection is not None and connection.transport is None:  # made, and lost before we looked
+            connection = None
         then(connection)
 
     def sweep(self, now_s: float) -> None:
