@@ -7,7 +7,8 @@
 - `cancelled`: we hung up, as we meant to;
 - `broken`: the connection ended, or never came to be, without a word (right only while the gateway itself is being killed);
 - `lie`: anything else: an incomplete answer passed off as whole, a foreign word, two ends. There is never an excuse for it.
-- `late`: nothing had come by the deadline.
+- `late`: nothing had come by the deadline;
+- `down`: nobody listens, so nothing was sent: not a request yet.
 """
 
 from __future__ import annotations
@@ -218,6 +219,9 @@ async def ask(wire: Wire, request: Request) -> Outcome:
         wire.drop()
         out.kind = "late" if request.cancel_after_s < 0 else "cancelled"
         out.why = f"{out.received} tokens, then nothing until the deadline"
+    except ConnectionRefusedError:
+        wire.drop()
+        out.kind, out.why = "down", "nobody listens"
     except (OSError, EOFError, asyncio.LimitOverrunError) as error:
         wire.drop()
         out.kind, out.why = "broken", f"{type(error).__name__} after {out.received} tokens"

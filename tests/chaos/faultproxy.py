@@ -100,6 +100,10 @@ class FaultProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection."""
+        with contextlib.suppress(asyncio.CancelledError):  # the test is over
+            await self._serve(reader, writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while self.fault == "blackhole":
             await self.changed.wait()
         try:

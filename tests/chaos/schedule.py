@@ -62,7 +62,7 @@ def request(
     tenant = dice.choice(TENANTS)
     n = dice.choice((1, 2, 3, 8, 16, 24, 48))
     fault = fault_of(seed, i, faulty_ratio)
-    gap_ms = dice.choice((0, 0, 1, 3, 8))
+    gap_ms = dice.choice((1, 1, 2, 3, 8))  # tokens come one by one: what is on its way at a kill is few
     knobs = f"@gap_ms={gap_ms} @n={n} @at={dice.randrange(0, n + 1)}" + (f" @fault={fault}" if fault else "")
     stream = dice.random() < 0.7
     hangs_up = stream and dice.random() < 0.06
