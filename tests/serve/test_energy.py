@@ -97,8 +97,18 @@ def test_the_members_of_usage_are_json_that_a_client_can_read():
     assert {"cost", "price", "energy_wh", "carbon_g", "baseload"} == set(usage)
     assert usage["baseload"]["currency"] == "EUR"
     assert set(usage["baseload"]["method"]) == {"cost", "price", "energy", "carbon"}
+    assert "as if" not in usage["baseload"]["method"]["energy"]
     assert usage["baseload"]["provisional"] is True
     for name in ("cost", "energy_wh", "carbon_g"):
         low, high = usage["baseload"]["range"][name]
         assert low <= usage[name] <= high
     assert msgspec.json.decode(b"{" + usage_fields(done, 1e-30, b"EUR") + b"}")
+
+
+def test_a_rehearsal_says_what_it_pretends_to_be():
+    """Energy told by an engine that only stands in for an accelerator names that accelerator as pretended."""
+    emulated = msgspec.structs.replace(H100, kind="emulated")
+    done = account(emulated, SITE, input_tokens=5, cached_tokens=0, output_tokens=2, seconds=0.1)
+    usage = json.loads(b"{" + usage_fields(done, 0.0, b"EUR") + b"}")
+
+    assert usage["baseload"]["method"]["energy"].endswith("as if on h100-sxm")

@@ -1,5 +1,6 @@
 """What a request cost its owner, and what energy and carbon it took: plain numbers from the tables, in microseconds.
 
+An embedded or emulated engine is reckoned as the accelerator that the fleet file names in its place, and the answer says so.
 The estimate: a token's share of a replica at half load, its idle draw included while it works (energy), and capital, opex,
 energy and idle time as the fleet file expects them (cost). The range is honest about what one request cannot know, namely
 who else was in the batch:
@@ -22,7 +23,7 @@ J_PER_KWH = 3.6e6
 J_PER_WH = 3600.0
 METHODS = (
     b'{"cost":"modelled: capex, opex, energy and idle share by tokens","price":"exact: price list by tokens",'
-    b'"energy":"modelled: replica at half load","carbon":"modelled: energy at the meter, grid average of the hour"}'
+    b'"energy":"modelled: replica at half load%b","carbon":"modelled: energy at the meter, grid average of the hour"}'
 )
 
 
@@ -36,6 +37,7 @@ class Accounting(NamedTuple):
     energy_wh_range: tuple[float, float]
     carbon_g_range: tuple[float, float]
     method: str  # of energy, as the ledger names it
+    as_if: str = ""  # accelerator that a rehearsal pretends to be; '' where the engine is really there
 
     @property
     def cost_nano(self) -> int:
@@ -105,6 +107,7 @@ def account(
         energy_wh_range=(low_wh, high_wh),
         carbon_g_range=(low_wh * g_per_wh, high_wh * g_per_wh),
         method="modelled",
+        as_if="" if deployment.kind == "external" else deployment.accelerator,
     )
 
 
@@ -127,11 +130,12 @@ def idle_j_per_output(deployment: DeploymentRow) -> float:
 
 def usage_fields(done: Accounting, price: float, currency: bytes) -> bytes:
     """Return what `usage` gains in an answer, as JSON members without braces: `"cost":…,"price":…,…,"baseload":{…}`."""
+    methods = METHODS % (b", as if on %b" % done.as_if.encode() if done.as_if else b"")
     return (
         b'"cost":%.9g,"price":%.9g,"energy_wh":%.6g,"carbon_g":%.6g,"baseload":{"currency":"%b","method":%b,'
         b'"range":{"cost":[%.6g,%.6g],"energy_wh":[%.6g,%.6g],"carbon_g":[%.6g,%.6g]},"provisional":true}'
     ) % (
-        done.cost, price, done.energy_wh, done.carbon_g, currency, METHODS,
+        done.cost, price, done.energy_wh, done.carbon_g, currency, methods,
         *done.cost_range, *done.energy_wh_range, *done.carbon_g_range,
     )  # fmt: skip
 
