@@ -123,7 +123,7 @@ def _in_one_form(dispatcher: Any) -> None:
     Left alone, numba compiles a function anew for each width and for each constant it is called with: the twin's parts
     three times over. LLVM still sees the constants where it inlines.
     """
-    from numba.core import types
+    from numba import types
 
     template_for = dispatcher.get_call_template
 

@@ -157,6 +157,7 @@ class Switches:
     failures: bool = False
     scaling: bool = False
     cap: int = 0
+    hard: bool = False  # with slow and by_priority: a power cap at each replica
     disaggregated: bool = False
     closed: bool = False
     admit: int = 0
@@ -280,6 +281,7 @@ def random_system(on: Switches) -> tuple[TwinSpec, SimpleNamespace]:
         admit=on.admit,
         scale=int(on.scaling),
         cap=on.cap,
+        hard_cap=on.hard and on.cap in (1, 3),
         scrapes=on.route in (2, 4, 5),
         observe_every_s=float(rng.choice([0.01, 0.1])) if until_s < 60 else 5.0,
         control_every_s=float(rng.choice([0.01, 0.05])) if until_s < 60 else 5.0,

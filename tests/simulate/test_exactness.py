@@ -29,6 +29,7 @@ SWITCHES = some.builds(
     failures=some.sampled_from([False, True, True]),
     scaling=some.booleans(),
     cap=some.sampled_from([0, 0, 1, 2, 3]),
+    hard=some.booleans(),
     disaggregated=some.sampled_from([False, False, True]),
     closed=some.sampled_from([False, False, True]),
     admit=some.sampled_from([0, 0, 1, 2, 3]),

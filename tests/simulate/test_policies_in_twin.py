@@ -152,6 +152,31 @@ def test_under_a_power_limit_the_least_important_go_first(cap: int) -> None:
         assert power_kw[2:].max() <= 1.25 * 1.7 and np.quantile(power_kw[2:], 0.9) <= 1.05 * 1.7
 
 
+@pytest.mark.parametrize("cap", [1, 3])
+def test_with_a_power_cap_at_each_replica_no_second_lies_above_the_limit(cap: int) -> None:
+    """Under `slow` and `by_priority` a site never draws more than its limit, however the load swings and the limit falls."""
+    limit_kw = np.full((1, 1000), 1.7)
+    limit_kw[0, 30:45] = 1.1
+    limit_kw[0, 60:] = 2.2
+    loose, loose_kw, _ = capped(cap, limit_kw, rate=30.0)
+    records, power_kw, outcome = capped(cap, limit_kw, rate=30.0, hard_cap=True)
+    n = len(power_kw)
+    assert n > 80 and (loose_kw > limit_kw[0, :n] * 1.02).any(), "the load never tries the limit"
+    assert (power_kw <= limit_kw[0, :n] * (1 + 1e-9)).all()
+    assert power_kw[31:44].max() > 0.9, "what may be drawn is drawn"
+    served = records["status"] == SERVED
+    assert served.sum() > 0.9 * (loose["status"] == SERVED).sum()
+    assert outcome.served + outcome.refused == len(records)
+
+
+def test_a_site_closed_to_everybody_says_that_it_is_for_want_of_power() -> None:
+    """When idle power alone exceeds the limit, `shed` closes the site to all, and the refusals name the power limit."""
+    records, _, outcome = capped(2, np.full((1, 1000), 0.2), rate=20.0)
+    late = records[(records["arrival_ns"] > 20 * S) & (records["status"] == REFUSED)]
+    assert outcome.world.sites["open"][0] == -1 and len(late) > 100
+    assert (late["reason"] == REASON_POWER).all()
+
+
 def test_what_a_capped_site_turns_away_is_served_elsewhere_if_the_law_allows() -> None:
     """Shifting: with a second site open, nobody is refused though the first sheds; who must stay is refused."""
     rng = np.random.default_rng(4)

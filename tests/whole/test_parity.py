@@ -49,9 +49,10 @@ class Gateway:
         prices = spec.prices[tenant].tolist()
         price = tokens * prices[0] + self.predicted[tenant] * prices[2]
         left = float(spec.budget[tenant]) - self.spent[tenant] - self.reserved[tenant]
-        covered = min(len(hashes), 4)
+        blocks = min(len(hashes), 4)
+        covered = min(tokens, blocks * max(engine.chunk_tokens for engine in spec.engines))
         ask = Ask(
-            tokens, self.predicted[tenant], hashes[covered - 1] if hashes else 0, covered, *spec.slo[tenant].tolist(),
+            tokens, self.predicted[tenant], hashes[blocks - 1] if hashes else 0, covered, *spec.slo[tenant].tolist(),
             int(spec.priority[tenant]), left, price, self.tickets[tenant], self.dice[self.asked % len(self.dice)],
         )  # fmt: skip
         self.tickets[tenant] += 1

@@ -29,7 +29,8 @@ from baseload.ports import (
 from baseload.ports import Window as WindowMeta
 from baseload.records import REASON_END, REPLICAS, SITES, UNFINISHED, dtypes
 from baseload.simulate import state as st
-from baseload.simulate.capacity import Promise, ReplicaCapacity, replica_capacity
+from baseload.simulate.capacity import Promise, ReplicaCapacity, pair_capacity, replica_capacity
+from baseload.simulate.outages import down_ns
 from baseload.simulate.world import pool_rows
 
 if TYPE_CHECKING:
@@ -68,30 +69,75 @@ def promise_of(twin: Twin, deployment: int) -> tuple[Promise, str] | None:
 def replica_capacities(twin: Twin, lengths: Mapping[int, tuple[Any, Any]]) -> dict[int, tuple[ReplicaCapacity, str]]:
     """Measure in the twin what one replica of each deployment can do with the run's lengths, and say how."""
     answer = {}
+    pairs = pairs_of(twin)
+    paired = {decode for decode, *_ in pairs.values()}
     for i, engine in enumerate(twin.engines):
         found = promise_of(twin, i)
         sample = lengths.get(engine.spec.model_i)
-        if found is None or sample is None:
+        if found is None or sample is None or i in paired:
             continue
         promise, names = found
-        capacity = replica_capacity(engine.spec, sample[0], sample[1], promise)
+        how = f"Poisson arrivals, the run's lengths, strictest promise of {names}"
+        if i in pairs:
+            j, n_prefill, n_decode = pairs[i]
+            decode = twin.engines[j]
+            first, second = pair_capacity(
+                (engine.spec, n_prefill), (decode.spec, n_decode), sample[0], sample[1], promise
+            )
+            words = f"{engine.name} and {decode.name} together in the twin, {n_prefill} to {n_decode}, {how}"
+            answer[i] = (first, f"{words}; prompt tokens")
+            answer[j] = (second, f"{words}; answer tokens")
+            continue
         alone = "" if engine.spec.role == st.MIXED else ", as if it served whole requests by itself"
         answer[i] = (
-            capacity,
-            f"one replica in the twin{alone}, Poisson arrivals, the run's lengths, strictest promise of {names}",
+            replica_capacity(engine.spec, sample[0], sample[1], promise),
+            f"one replica in the twin{alone}, {how}",
         )
     return answer
 
 
+def pairs_of(twin: Twin) -> dict[int, tuple[int, int, int]]:
+    """Return of each prefill deployment the decode deployment beside it, and how many replicas of both stand together.
+
+    Those at the site where most of them stand; at others the proportion may differ, the capacity of one replica is the same.
+    """
+    pools: dict[tuple[int, int], int] = {}
+    for pool in twin.spec.pools:
+        pools[pool.site, pool.deployment] = pool.n_max
+    found: dict[int, tuple[int, int, int]] = {}
+    taken: set[int] = set()
+    for (site, i), n_prefill in sorted(pools.items()):
+        engine = twin.engines[i].spec
+        if engine.role != st.PREFILL:
+            continue
+        for (other, j), n_decode in sorted(pools.items()):
+            decode = twin.engines[j].spec
+            fits = other == site and decode.role == st.DECODE and decode.model_i == engine.model_i
+            if fits and (j not in taken or (i in found and found[i][0] == j)):
+                known = found.get(i)
+                if known is None or n_prefill + n_decode > known[1] + known[2]:
+                    found[i] = (j, n_prefill, n_decode)
+                    taken.add(j)
+    return found
+
+
 def capacity_notes(twin: Twin) -> list[str]:
-    """Return what the reader must know of the capacities: prefill and decode replicas are not measured as a pair."""
-    split = [engine.name for engine in twin.engines if engine.spec.role != st.MIXED]
-    if not split:
-        return []
-    return [
-        f"{', '.join(split)}: prefill and decode replicas enter the capacity ladder as if each served whole requests by "
-        "itself; what the pairs can serve together is what the search for the highest load says"
-    ]
+    """Return what the reader must know of the capacities of prefill and decode replicas."""
+    pairs = pairs_of(twin)
+    notes = []
+    for i, (j, n_prefill, n_decode) in pairs.items():
+        notes.append(
+            f"{twin.engines[i].name} and {twin.engines[j].name} enter the capacity ladder as a pair, {n_prefill} to "
+            f"{n_decode}: prompt tokens count with the one, answer tokens with the other"
+        )
+    known = set(pairs) | {j for j, *_ in pairs.values()}
+    split = [engine.name for i, engine in enumerate(twin.engines) if engine.spec.role != st.MIXED and i not in known]
+    if split:
+        notes.append(
+            f"{', '.join(split)}: enter the capacity ladder as if each replica served whole requests by itself; what "
+            "they can serve together is what the search for the highest load says"
+        )
+    return notes
 
 
 def first_meta(
@@ -223,6 +269,7 @@ def site_rows(twin: Twin, outcome: Outcome, *, offset_ns: int = 0) -> dict[str, 
     bin_ns = round(spec.bin_s * 1e9)
     n_bins = max(1, -(-outcome.end_ns // bin_ns))
     starts = np.arange(n_bins, dtype=np.int64) * bin_ns
+    first_site = len(spec.groups) - len(twin.sites)
     lengths = np.minimum(starts + bin_ns, max(outcome.end_ns, 1)) - starts
     parts: list[dict[str, Rows]] = []
     parked_ratio = np.zeros(len(twin.sites)) if spec.parked_ratio is None else spec.parked_ratio
@@ -231,7 +278,9 @@ def site_rows(twin: Twin, outcome: Outcome, *, offset_ns: int = 0) -> dict[str, 
         idle_j = np.maximum(0.0, bins[:, st.B_POWERED_J] - bins[:, st.B_BUSY_IDLE_J])
         training_kw = _stretched(twin.training_kw, i, n_bins, 0.0)
         # Accelerators without a replica idle too, unless the site switches them off (parked_power_ratio).
-        parked_j = twin.parked_w[i] * lengths / 1e9 - parked_ratio[i] * bins[:, st.B_POWERED_J]
+        # A site that is down draws nothing at all.
+        on_s = (lengths - down_ns(spec.outages, first_site + i, np.append(starts, starts[-1] + lengths[-1]))) / 1e9
+        parked_j = twin.parked_w[i] * on_s - parked_ratio[i] * bins[:, st.B_POWERED_J]
         idle_j = idle_j + np.maximum(0.0, parked_j)
         parts.append(
             {
@@ -240,7 +289,7 @@ def site_rows(twin: Twin, outcome: Outcome, *, offset_ns: int = 0) -> dict[str, 
                 "length_ns": lengths,
                 "inference_j": bins[:, st.B_DYNAMIC_J] + idle_j,
                 "idle_j": idle_j,
-                "training_j": training_kw * 1000.0 * lengths / 1e9,
+                "training_j": training_kw * 1000.0 * on_s,
                 "limit_kw": _stretched(spec.limit_kw, i, n_bins, np.inf),
                 "powered_replicas": bins[:, st.B_POWERED_S] / (lengths / 1e9),
                 "healthy_replicas": bins[:, st.B_UP_S] / (lengths / 1e9),

@@ -21,6 +21,9 @@ ADMIT = {"always": 0, "within_slo": 1, "within_budget": 2, "within_slo_and_budge
 SCALE = {"fixed": 0, "target_utilisation": 1}
 CAP = {"none": 0, "slow": 1, "shed": 2, "by_priority": 3}
 
+# Cap rules under which accelerators hold a power cap each, so that the site's limit is a hard one.
+CAPS_EACH_REPLICA = frozenset({"slow", "by_priority"})
+
 # Route rules that read what is scraped from engines; the twin scrapes only for these.
 READS_SCRAPE = frozenset({2, 4, 5, ROUTE_CUSTOM})
 

@@ -1,4 +1,4 @@
-"""How much is enough: the highest load that still meets every promise, of one replica and of the whole fleet.
+"""How much is enough: the highest load that still meets every promise, of one replica, a pair, and the whole fleet.
 
 A search over load with the twin as the judge: what counts is the share of requests that met TTFT, TPOT and end-to-end
 limits, refused and failed ones counted as misses. What a miss costs is the report's business.
@@ -6,7 +6,7 @@ limits, refused and failed ones counted as misses. What a miss costs is the repo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from baseload.simulate.world import EngineSpec, PoolSpec, TwinSpec
 Ints = npt.NDArray[np.int32]
 N_PROBE = 1500  # requests a probe of one replica; the first third warms up
 N_STEPS = 9
+MOST_TOGETHER = 8  # replicas of a prefill and decode pair in a probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +59,68 @@ def replica_capacity(
     engine: EngineSpec, input_tokens: Ints, output_tokens: Ints, promise: Promise, *, seed: int = 0
 ) -> ReplicaCapacity:
     """Search the highest Poisson rate of one replica that keeps the promise, with lengths drawn from a sample."""
+    (alone,) = _capacity([(replace(engine, role=st.MIXED), 1)], input_tokens, output_tokens, promise, seed)
+    return alone
+
+
+def pair_capacity(
+    prefill: tuple[EngineSpec, int],
+    decode: tuple[EngineSpec, int],
+    input_tokens: Ints,
+    output_tokens: Ints,
+    promise: Promise,
+    *,
+    seed: int = 0,
+) -> tuple[ReplicaCapacity, ReplicaCapacity]:
+    """Search what prefill and decode replicas, so many of each, serve together; return it for one of each kind.
+
+    Prompt tokens are counted where they are computed and answers where they are: added up over the replicas, that is what
+    the pair serves. The numbers are cut to a few replicas in the same proportion.
+    """
+    n_prefill, n_decode = in_proportion(prefill[1], decode[1])
+    first, second = _capacity(
+        [(prefill[0], n_prefill), (decode[0], n_decode)], input_tokens, output_tokens, promise, seed
+    )
+    return first, second
+
+
+def in_proportion(a: int, b: int, most: int = MOST_TOGETHER) -> tuple[int, int]:
+    """Return two small whole numbers, at least 1, in about the proportion of `a` to `b`.
+
+    >>> in_proportion(100, 300), in_proportion(2, 3), in_proportion(1, 40)
+    ((1, 3), (2, 3), (1, 7))
+    """
+    a, b = max(1, a), max(1, b)
+    choices = [(i, j) for total in range(2, most + 1) for i in range(1, total) for j in (total - i,)]
+    return min(choices, key=lambda one: (abs(one[0] / (one[0] + one[1]) - a / (a + b)), sum(one)))
+
+
+def _capacity(
+    engines: Sequence[tuple[EngineSpec, int]], input_tokens: Ints, output_tokens: Ints, promise: Promise, seed: int
+) -> list[ReplicaCapacity]:
+    """Return what one replica of each kind does in the highest load at which all of them keep the promise."""
     generator = np.random.default_rng([seed, 11])
     pick = generator.integers(0, len(input_tokens), N_PROBE)
-    limit = min(engine.max_context, engine.blocks * engine.block_tokens - 1)
+    limit = min(min(engine.max_context, engine.blocks * engine.block_tokens - 1) for engine, _ in engines)
     prompts = np.minimum(input_tokens[pick], limit - 1).astype(np.int32)
     answers = np.minimum(output_tokens[pick], np.maximum(1, limit - prompts)).astype(np.int32)
     gaps = generator.exponential(1.0, N_PROBE)
-    tokens = float((prompts + answers).mean())
+    mean_tokens = [float((prompts + answers).mean())] if len(engines) == 1 else [prompts.mean(), answers.mean()]
+    tokens = [float(mean) / n for mean, (_, n) in zip(mean_tokens, engines, strict=True)]  # of a request, by replica
+
+    def rates(most: float, kept: float) -> list[ReplicaCapacity]:
+        return [
+            ReplicaCapacity(
+                saturated_tokens_per_s=most * each,
+                within_slo_tokens_per_s=kept * each,
+                within_slo_requests_per_s=kept / n,
+            )
+            for each, (_, n) in zip(tokens, engines, strict=True)
+        ]
 
     def probe(rate: float) -> npt.NDArray[Any]:
         arrivals = np.zeros(N_PROBE) if rate == 0.0 else np.cumsum(gaps) / rate
-        return _one_replica(engine, arrivals, prompts, answers)
+        return _together(engines, arrivals, prompts, answers)
 
     rush = probe(0.0)
     busy_s = float(rush["finish_ns"].max()) / 1e9
@@ -81,9 +133,7 @@ def replica_capacity(
 
     low, high = 0.0, 1.25 * most
     if not keeps(0.02 * most):
-        return ReplicaCapacity(
-            saturated_tokens_per_s=most * tokens, within_slo_tokens_per_s=0.0, within_slo_requests_per_s=0.0
-        )
+        return rates(most, 0.0)
     low = 0.02 * most
     for _ in range(N_STEPS):
         middle = 0.5 * (low + high)
@@ -91,23 +141,22 @@ def replica_capacity(
             low = middle
         else:
             high = middle
-    return ReplicaCapacity(
-        saturated_tokens_per_s=most * tokens,
-        within_slo_tokens_per_s=min(low, most) * tokens,
-        within_slo_requests_per_s=min(low, most),
-    )
+    return rates(most, min(low, most))
 
 
-def _one_replica(
-    engine: EngineSpec, arrival_s: npt.NDArray[np.float64], input_tokens: Ints, output_tokens: Ints
+def _together(
+    engines: Sequence[tuple[EngineSpec, int]],
+    arrival_s: npt.NDArray[np.float64],
+    input_tokens: Ints,
+    output_tokens: Ints,
 ) -> npt.NDArray[Any]:
     n = len(arrival_s)
     spec = TwinSpec(
-        engines=(replace(engine, role=st.MIXED, caching=False, model_i=0),),
-        pools=(PoolSpec(deployment=0, site=0, n_min=1, n_max=1),),
+        engines=tuple(replace(engine, caching=False, model_i=0) for engine, _ in engines),
+        pools=tuple(PoolSpec(deployment=i, site=0, n_min=k, n_max=k) for i, (_, k) in enumerate(engines)),
         one_way_s=np.zeros(1),
         region_rtt_s=np.zeros(1),
-        may=np.ones((1, 1, 1), np.uint8),
+        may=np.ones((1, 1, len(engines)), np.uint8),
         slo=np.full((1, 2), np.inf),
         priority=np.zeros(1, np.int64),
         prices=np.zeros((1, 3)),

@@ -34,6 +34,7 @@ from baseload.simulate.state import (
     G_DETECT_NS,
     G_ENERGY,
     G_EVENT_I,
+    G_HARD_CAP,
     G_LEAVES,
     G_NEXT_OUTAGE,
     G_NEXT_SCRAPE,
@@ -44,6 +45,8 @@ from baseload.simulate.state import (
     G_SCALE_DOWN_NS,
     G_SCRAPE_NS,
     G_TICK_NS,
+    GATE_POWER,
+    GATE_UNKNOWN,
     NEVER,
     OFF,
     PREFILL,
@@ -79,6 +82,7 @@ cap_by_priority = cap_rules.by_priority
 speed_ratio = cap_rules.speed_ratio
 custom_scale = custom.scale
 custom_cap = custom.cap
+LONGEST_STEP_NS = 1_000_000_000  # of one step: what a falling limit has to be known ahead
 
 
 @part
@@ -204,6 +208,12 @@ def start(r: int, now: int, world: World) -> None:
     timer_push(world.timers, world.scalars, rep.ready_at, T_READY, r)
 
 
+@part
+def gate_of(lowest_open: int) -> int:
+    """Return what stands at a replica's gate, of a site that takes priorities up to `lowest_open`."""
+    return lowest_open if lowest_open >= 0 else GATE_POWER
+
+
 @kernel
 def on_outage(world: World, plant: Plant) -> None:
     """Apply the next of the drawn outages to every replica of its group: down, or one cause fewer."""
@@ -249,9 +259,9 @@ def on_timer(world: World) -> None:
             timer_push(world.timers, scalars, now + world.sites[rep.site].one_way_ns, T_KNOW_UP, r)
     elif kind == T_KNOW_UP:
         if rep.state == UP and rep.down == 0:
-            world.gate[r] = world.sites[rep.site].open
+            world.gate[r] = gate_of(world.sites[rep.site].open)
     elif kind == T_KNOW_DOWN and (rep.down > 0 or rep.state != UP):
-        world.gate[r] = -1
+        world.gate[r] = GATE_UNKNOWN
 
 
 @part
@@ -326,7 +336,7 @@ def scale_pool(p: int, now: int, world: World, plant: Plant) -> None:
         if n_on < wanted and rep.down == 0 and rep.state == DRAINING:
             power_mark(r, now, False, world)
             rep.state = UP
-            world.gate[r] = world.sites[rep.site].open
+            world.gate[r] = gate_of(world.sites[rep.site].open)
             n_on += 1
         elif n_on < wanted and rep.down == 0 and rep.state == OFF:
             start(r, now, world)
@@ -337,13 +347,62 @@ def scale_pool(p: int, now: int, world: World, plant: Plant) -> None:
         if n_on > wanted and let_go and rep.state == UP:
             power_mark(r, now, True, world)
             rep.state = DRAINING
-            world.gate[r] = -1
+            world.gate[r] = GATE_UNKNOWN
             n_on -= 1
         elif rep.state == DRAINING and world.counts[C_OUTSTANDING, r] == 0 and rep.run_m == 0 and rep.q_head < 0:
             power_mark(r, now, False, world)
             rep.powered_since = -1
             rep.state = OFF
             clear_cache(r, world.deployments, world.replicas, world.entries, world.table, world.residues)
+
+
+@part
+def share_out(site: int, now: int, world: World, plant: Plant) -> None:
+    """Give each replica that may run before the next decision its share of the site's limit, by what it draws at most.
+
+    The tightest limit until a second after the next decision counts, so that the step in progress ends in time. The sum
+    of shares and of all idle power is the limit: no bin can exceed it while idle power and a twentieth of the rest fit.
+    """
+    scalars = world.scalars
+    last = plant.limit_kw.shape[1] - 1
+    first = min(now // scalars[G_BIN_NS], last)
+    ahead_ns = scalars[G_TICK_NS] + LONGEST_STEP_NS
+    until = min((now + ahead_ns) // scalars[G_BIN_NS], last)
+    limit_kw = np.inf
+    base_kw = 0.0
+    for i in range(first, until + 1):
+        limit_kw = min(limit_kw, plant.limit_kw[site, i])
+        base_kw = max(base_kw, plant.training_kw[site, i])
+    idle_w = 0.0
+    most_w = 0.0
+    for r in range(len(world.replicas)):
+        rep = world.replicas[r]
+        if rep.site == site and rep.state != OFF:
+            dep = world.deployments[rep.dep]
+            idle_w += (1.0 - world.sites[site].parked_ratio) * dep.idle_w
+            most_w += dep.peak_w - dep.idle_w
+    share = 1.0
+    if most_w > 0.0:
+        share = max(0.0, (limit_kw - base_kw) * 1000.0 - idle_w) / most_w
+    for r in range(len(world.replicas)):
+        rep = world.replicas[r]
+        if rep.site == site:
+            dep = world.deployments[rep.dep]
+            cap_w = np.inf
+            if share < 1.0:
+                cap_w = share * (dep.peak_w - dep.idle_w)
+            if rep.cap_w != cap_w:
+                rep.cap_w = cap_w
+                cut_run(r, now, world)
+
+
+@part
+def cut_run(r: int, now: int, world: World) -> None:
+    """Let the run in progress end with the step in progress: what follows is planned anew."""
+    rep = world.replicas[r]
+    if rep.run_m > 1:
+        rep.run_m = steps_until(rep, now + 1)  # a boundary at `now` has been
+        tree_set(world.tree, world.scalars[G_LEAVES], r, end_ns(rep))
 
 
 @inlined
@@ -387,11 +446,9 @@ def cap_site(site: int, now: int, world: World, plant: Plant) -> None:
         rep = world.replicas[r]
         if rep.site == site:
             if lowest != here.open and rep.state == UP and rep.down == 0:
-                world.gate[r] = lowest
+                world.gate[r] = gate_of(lowest)
             if rep.slow != slow or rep.next_dyn != ratio:
-                if rep.run_m > 1:
-                    rep.run_m = steps_until(rep, now + 1)  # a boundary at `now` has been
-                    tree_set(world.tree, scalars[G_LEAVES], r, end_ns(rep))
+                cut_run(r, now, world)
                 rep.slow = slow
                 rep.next_dyn = ratio
     here.open = lowest
@@ -411,6 +468,8 @@ def on_control(world: World, plant: Plant) -> None:
     if scalars[G_CAP] > 0:
         for site in range(len(world.sites)):
             cap_site(site, now, world, plant)
+            if scalars[G_HARD_CAP]:
+                share_out(site, now, world, plant)
 
 
 @kernel

@@ -9,9 +9,11 @@ Runs of pure decode steps advance in closed form up to the next boundary at whic
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from baseload.jit import part
+from baseload.policies import cap as cap_rules
 from baseload.records import (
     REASON_NONE,
     REASON_WAITED,
@@ -43,6 +45,7 @@ from baseload.simulate.state import (
     PREFILL,
     PREFILLING,
     QUEUED,
+    SLOW_ONE,
     TICK_BITS,
     UP,
 )
@@ -60,6 +63,8 @@ lru_remove = prefix.lru_remove
 release_chain = prefix.release_chain
 allocations = prefix.allocations
 steps_that_fit = prefix.steps_that_fit
+speed_ratio = cap_rules.speed_ratio
+MIN_DYNAMIC_RATIO = cap_rules.MIN_DYNAMIC_RATIO
 
 
 @part
@@ -478,7 +483,7 @@ def chunk_units(dep: Any, context: int, chunk: int) -> int:
 
 @part
 def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas: Any, heap: Any, residues: Any,
-         entries: Any, table: Any, nodes: Any, base: Any, head: Any, sites: Any, out: Any) -> None:  # fmt: skip
+         entries: Any, table: Any, nodes: Any, base: Any, head: Any, power: Any, sites: Any, out: Any) -> None:  # fmt: skip
     """Decide the next step of an idle replica, or the next run of equal decode steps, and start it."""
     rep = replicas[r]
     dep = deployments[rep.dep]
@@ -605,13 +610,18 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
     rep.run_tokens = tokens
     decode_units = dep.kv_units * (rep.kv_sum + rep.n_dec) + dep.window_units * rep.window_sum
     units = base[rep.dep, tokens] + head[rep.dep, rep.n_dec + n_emit] + decode_units + attention
-    rep.run_b = units * rep.slow
-    rep.run_g = dep.kv_units * rep.n_dec * rep.slow
+    slow = rep.slow
+    wanted_w = power[rep.dep, tokens] - dep.idle_w
+    if wanted_w * rep.dyn > rep.cap_w:  # its own share of the site's limit binds: slower still, for this step
+        rep.dyn = max(MIN_DYNAMIC_RATIO, rep.cap_w / wanted_w)
+        slow = max(slow, math.ceil(SLOW_ONE / speed_ratio(rep.dyn)))
+    rep.run_b = units * slow
+    rep.run_g = dep.kv_units * rep.n_dec * slow
     rep.run_m = 1
     rep.pre_ticks = 0
     if rep.pf_tokens > 0:
         alone = decode_units + base[rep.dep, rep.n_dec] + head[rep.dep, rep.n_dec]
-        rep.pre_ticks = max(0, units - alone) * rep.slow
+        rep.pre_ticks = max(0, units - alone) * slow
         return
     if scalars[G_STEPPING] or preempted:
         return

@@ -49,6 +49,7 @@ from baseload.simulate.state import (
     G_ADMIT,
     G_ARRIVAL_I,
     G_BIN_NS,
+    G_BLOCK_TOKENS,
     G_CLOSED,
     G_FAILED,
     G_FREE_NODE,
@@ -73,6 +74,7 @@ from baseload.simulate.state import (
     G_THINK_NS,
     G_TICKS,
     G_TIMER_ORDER,
+    GATE_UNKNOWN,
     HASHES_PER_NODE,
     KEY_BLOCKS,
     NEED_ARRIVALS,
@@ -313,6 +315,7 @@ def choose(s: int, scalars: Any, slots: Any, tenants: Any, kinds: Any, nodes: An
     if q.n_hash > 0:
         n = min(q.n_hash, KEY_BLOCKS)
         prefix_key = nodes[q.hashes, n - 1]
+        n = min(n * scalars[G_BLOCK_TOKENS], q.inp)
     predicted = kinds[k].predicted
     price = q.inp * tenant.input_price + predicted * tenant.output_price
     ask = Ask(
@@ -332,7 +335,7 @@ def choose(s: int, scalars: Any, slots: Any, tenants: Any, kinds: Any, nodes: An
         reason = REASON_NO_REPLICA
         kinds[k].asked += 1
         for i in range(len(allowed)):
-            if row[i] and 0 <= gate[i] < priority:
+            if row[i] and gate[i] != GATE_UNKNOWN and gate[i] < priority:
                 reason = REASON_POWER
     elif scalars[G_ADMIT] > 0 and q.tries == 0:
         reason = chosen_admit(scalars[G_ADMIT], ask, seen, r, numbers)
@@ -361,7 +364,7 @@ def send(s: int, now: int, world: World) -> None:
             rep = world.replicas[r]
             if rep.down > 0 or (rep.state != UP and rep.state != DRAINING):
                 # Connection refused: so the gateway hears, before any health check, that this replica is gone.
-                world.gate[r] = -1
+                world.gate[r] = GATE_UNKNOWN
                 end_ns_ = now + 2 * world.sites[rep.site].one_way_ns
                 if q.tries > scalars[G_RETRIES]:
                     status = FAILED
@@ -560,7 +563,7 @@ def advance(world: World, arrivals: Arrivals, until_ns: int, max_events: int) ->
                 rep.t = key
                 rep.frac = 0
             plan(r, key, scalars, world.deployments, slots, replicas, world.heap, world.residues, world.entries,
-                 world.table, world.nodes, world.base, world.head, world.sites, out)  # fmt: skip
+                 world.table, world.nodes, world.base, world.head, world.power, world.sites, out)  # fmt: skip
             tree_set(tree, leaves, r, next_event(r, slots, replicas))
             if scalars[G_HANDED] >= 0:
                 hand_over(key, scalars, slots, replicas, world.deployments, tree, world.nodes, world.sites, world.counts,

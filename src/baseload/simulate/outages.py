@@ -83,3 +83,19 @@ def schedule(
         events.append((round((outage.start_s + outage.duration_s) * 1e9), group, -1))
     events.sort()
     return np.array(events, np.int64).reshape(-1, 3)
+
+
+def down_ns(outages: npt.NDArray[np.int64], group: int, edges_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return for how many ns a group is down between each two of the edges; one outage within another counts once.
+
+    >>> events = np.array([[10, 0, 1], [15, 0, 1], [20, 0, -1], [30, 0, -1], [12, 1, 1]])
+    >>> down_ns(events, 0, np.array([0, 20, 40])).tolist()
+    [10.0, 10.0]
+    """
+    own = outages[outages[:, 1] == group]
+    if len(own) == 0:
+        return np.zeros(len(edges_ns) - 1)
+    causes = np.cumsum(own[:, 2])
+    at_ns = np.append(own[:, 0], max(int(edges_ns[-1]), int(own[-1, 0])) + 1)
+    so_far = np.concatenate([[0.0], np.cumsum(np.where(causes > 0, np.diff(at_ns), 0).astype(np.float64))])
+    return np.diff(np.interp(edges_ns.astype(np.float64), at_ns.astype(np.float64), so_far))

@@ -35,7 +35,7 @@ from baseload.policies.may_run import may_run
 from baseload.ports import BASES
 from baseload.simulate import state as st
 from baseload.simulate.engines import DeployedEngine, deployed_engine, joules_per_token
-from baseload.simulate.outages import schedule, stream_of
+from baseload.simulate.outages import down_ns, schedule, stream_of
 from baseload.simulate.training import TrainingRun, simulate_training
 from baseload.simulate.world import PoolSpec, TwinSpec
 from baseload.units import HOURS_PER_MONTH
@@ -76,7 +76,7 @@ class Twin:
     hours: tuple[SiteHours, ...]  # by site
     start_hour: int  # of the year
     training: Mapping[tuple[str, str], TrainingRun]  # (site, job)
-    training_kw: Floats  # (site, bin) of the jobs alone
+    training_kw: Floats  # (site, bin) of the jobs alone, were the sites never down
     parked_w: Floats  # (site,) what all accelerators of a site would draw if no replica or job ran on them
     rtt_basis: Mapping[tuple[str, str], str]
     tenant_records: Mapping[str, Tenant]
@@ -123,6 +123,11 @@ def describe(
     _require_few_ticks("observe_every_s", policy.observe_every_s, length_s, used=scrapes)
     _require_few_ticks("control_every_s", policy.control_every_s, length_s, used=policy.scale != "fixed")
     groups, outages = _outages(fleet, pools, sites, length_s, seed)
+    edges_ns = np.rint(np.arange(bins + 1) * bin_s * 1e9).astype(np.int64)
+    first_site = len(groups) - len(sites)
+    up_ratio = np.array(
+        [1.0 - down_ns(outages, first_site + i, edges_ns) / np.diff(edges_ns) for i in range(len(sites))]
+    )
     month_ratio = length_s / 3600.0 / HOURS_PER_MONTH
     spec = TwinSpec(
         engines=tuple(engine.spec for engine in engines),
@@ -137,7 +142,7 @@ def describe(
                          for t in tenants.values()]),
         limit_kw=np.array([_limit_kw(fleet.sites[name], hours[i], day, start_hour, bin_s, bins, fleet, name, start_s)
                            for i, name in enumerate(sites)]),
-        training_kw=training_kw + parked_w[:, None] / 1000.0,
+        training_kw=(training_kw + parked_w[:, None] / 1000.0) * up_ratio,  # a site that is down draws nothing
         parked_ratio=np.array([fleet.sites[name].parked_power_ratio for name in sites]),
         outages=outages,
         groups=tuple(groups),
@@ -145,6 +150,7 @@ def describe(
         admit=admit,
         scale=policies.SCALE.get(policy.scale, policies.SCALE_CUSTOM),
         cap=policies.CAP.get(policy.cap, policies.CAP_CUSTOM),
+        hard_cap=policy.cap in policies.CAPS_EACH_REPLICA,
         scrapes=scrapes,
         observe_every_s=policy.observe_every_s,
         control_every_s=policy.control_every_s,

@@ -22,6 +22,7 @@ NEVER = 1 << 62  # later than any event
 TABLE_UNITS_PER_S = 1e9 * (1 << TABLE_BITS)
 MAX_STEP_UNITS = 1 << 45  # about 537 s a step at full speed; slower than that is refused at setup
 HASHES_PER_NODE = 7
+GATE_UNKNOWN, GATE_POWER = -1, -2  # of World.gate: not known to be up; closed to everybody at a power limit
 KEY_BLOCKS = 4  # a request's prefix key is the hash of its first (up to) four hashed blocks
 
 # State of a replica.
@@ -124,6 +125,7 @@ REPLICA = np.dtype(
         ("blocks_peak", "i8"),
         ("dyn", "f8"),  # power above idle is cut to this share
         ("next_dyn", "f8"),  # from the next boundary on
+        ("cap_w", "f8"),  # most power above idle that it may draw in any step
         ("cum_j", "f8"),  # energy given to each decoding sequence so far
         ("energy_j", "f8"),  # while in steps
         ("busy_idle_j", "f8"),  # what idling would have drawn meanwhile
@@ -167,6 +169,7 @@ DEPLOYMENT = np.dtype(
         ("att_units", "f8"),  # 2**-16 ns per token^2 of prompt attention
         ("ctx_units", "f8"),  # 2**-16 ns per context token read by a chunk
         ("idle_w", "f8"),
+        ("peak_w", "f8"),
         ("role", "i4"),
         ("caching", "i4"),
     ],
@@ -268,8 +271,10 @@ OUT = np.dtype(dtypes("requests"))
     G_SPECIAL,
     G_HANDED,
     G_NEXT_OUTAGE,
+    G_BLOCK_TOKENS,
+    G_HARD_CAP,
     G_COUNT,
-) = range(39)
+) = range(41)
 
 # Columns of the bins (site, bin, column).
 B_DYNAMIC_J, B_BUSY_IDLE_J, B_POWERED_J, B_POWERED_S, B_UP_S, B_PREFILL, B_DECODE, B_SERVED, B_CAPPED_S = range(9)
@@ -302,7 +307,7 @@ class World(NamedTuple):
     tenants: Any  # (tenant,) TENANT
     kinds: Any  # (tenant * models + model,) KIND
     may: Any  # (tenant * models + model, replica) uint8: law, model and role
-    gate: Any  # (replica,) int8: largest priority number it takes; -1 none
+    gate: Any  # (replica,) int8: largest priority number it takes; GATE_UNKNOWN or GATE_POWER: none
     allowed: Any  # (replica,) uint8: scratch
     counts: Any  # (4, replica) int64, see C_...
     columns: Any  # (6, replica) float64, see F_...

@@ -85,6 +85,7 @@ class TwinSpec:
     admit: int = 0
     scale: int = 0
     cap: int = 0
+    hard_cap: bool = False  # whether replicas hold a power cap of their own, so that no bin exceeds the site's limit
     scrapes: bool = False
     observe_every_s: float = 1.0
     control_every_s: float = 10.0
@@ -161,6 +162,7 @@ def _deployments(spec: TwinSpec) -> tuple[Any, Any, Any, Any]:
         row["att_units"] = engine.prefill_attention_s_per_token2 * st.TABLE_UNITS_PER_S
         row["ctx_units"] = engine.prefill_kv_s_per_token * st.TABLE_UNITS_PER_S
         row["idle_w"] = engine.power_idle_w
+        row["peak_w"] = power[i].max()
         row["role"], row["caching"] = engine.role, int(caching)
     return rows, base, head, power
 
@@ -174,6 +176,7 @@ def _replicas(spec: TwinSpec, rows: list[tuple[int, int]]) -> tuple[Any, Any]:
         replicas[name] = -1
     replicas["slow"] = st.SLOW_ONE
     replicas["dyn"] = replicas["next_dyn"] = 1.0
+    replicas["cap_w"] = np.inf
     pools = np.zeros(len(spec.pools), st.POOL)
     for p, pool in enumerate(spec.pools):
         lo, hi = rows[p]
@@ -337,6 +340,10 @@ def _set_scalars(spec: TwinSpec, world: st.World, leaves: int, n_models: int) ->
     g[st.G_TICKS] = int(spec.scale > 0 or limited)
     g[st.G_SCRAPE_NS] = g[st.G_NEXT_SCRAPE] = round(spec.observe_every_s * 1e9)
     g[st.G_TICK_NS] = g[st.G_NEXT_TICK] = round(spec.control_every_s * 1e9)
+    g[st.G_HARD_CAP] = int(spec.hard_cap and limited)
+    if g[st.G_HARD_CAP]:
+        g[st.G_NEXT_TICK] = 0  # nothing may exceed the limit before the first decision either
+    g[st.G_BLOCK_TOKENS] = max(engine.chunk_tokens for engine in spec.engines)
     g[st.G_DETECT_NS] = round(spec.detect_s * 1e9)
     g[st.G_RETRIES] = spec.retries
     g[st.G_MAX_WAIT_NS] = round(spec.max_wait_s * 1e9)
