@@ -33,7 +33,7 @@ WORDS: dict[str, list[Any]] = {
     "route": ["round_robin", "least_outstanding", "least_wait", "prefix_affine", "cheapest", "greenest"],
     "admit": ["always", "within_slo", "within_budget", "within_slo_and_budget"],
     "scale": ["fixed", "target_utilisation"],
-    "cap": ["ignore", "slow", "shed", "by_priority"],
+    "cap": ["none", "slow", "shed", "by_priority"],
     "place": ["oslo", "frankfurt", "singapore", "texas"],
     "accelerator": ["h100-sxm", "l40s", "gb200", "mi300x", "a100-sxm-80gb"],
     "catalog": ["llama-3.1-8b", "llama-3.1-70b", "deepseek-v3", "qwen3-30b-a3b"],

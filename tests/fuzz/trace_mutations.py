@@ -107,7 +107,10 @@ def changed(dice: random.Random, lines: list[bytes]) -> list[bytes]:
     elif kind == 3:
         lines = lines[:i]
     elif lines[i].startswith(b"{"):
-        row = json.loads(lines[i]) if b"}" in lines[i] else {}
+        try:
+            row = json.loads(lines[i])
+        except ValueError:  # what an earlier change made of it
+            row = {}
         if isinstance(row, dict) and row:
             cell: object = dice.choice([*HOSTILE, -1, 0, 1.5, 10**400, 2**63, None, True, [], [0] * 9, {"a": 1}, 1e308])
             row[dice.choice([*row, "extra"])] = cell

@@ -1,0 +1,127 @@
+"""Whatever stops `baseload simulate` leaves a `.partial` folder or a complete one, and the next command says which.
+
+A whole run in a process of its own, stopped at random moments: Ctrl-C, SIGTERM, SIGKILL, and a disk that takes no more
+(a limit on the size of files, which every write meets as it would meet a full disk).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLEET = ROOT / "examples" / "three-sites" / "fleet.yaml"
+GENERATOR = """
+demand.generator={kind: poisson, requests_per_s: 2000, duration_s: 2000, input_tokens: 200, output_tokens: 20, length_cv: 1}
+"""
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the words of a command line."""
+    return [sys.executable, "-m", "baseload", *map(str, arguments)]
+
+
+def simulate(out: Path) -> list[str]:
+    """Return a run that takes much longer than any test waits for it."""
+    return command(
+        "simulate", FLEET, "--out", out, "--overwrite", "--set", "demand.trace=null", "--set", GENERATOR.strip()
+    )
+
+
+def said(*arguments: object) -> tuple[int, str]:
+    """Run a command to its end; return its exit code and everything it said."""
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def started(out: Path, **options: object) -> subprocess.Popen[str]:
+    """Start the run and wait until its folder is there."""
+    process = subprocess.Popen(
+        simulate(out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )  # type: ignore[call-overload]
+    partial = out.with_name(out.name + ".partial")
+    until = time.monotonic() + 240.0  # the twin may have to be compiled first
+    while not partial.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return process
+
+
+def stopped(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    """Send a signal; return the exit code and what was said."""
+    process.send_signal(number)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    return process.returncode, out + error
+
+
+def assert_told(out: Path) -> None:
+    """A stopped run left a `.partial` folder or a complete one, and `report` and `simulate` say which."""
+    partial = out.with_name(out.name + ".partial")
+    assert partial.is_dir() != out.is_dir(), sorted(out.parent.iterdir())
+    code, words = said("report", out)
+    assert "Traceback" not in words, words
+    if out.is_dir():
+        assert code == 0, words
+        return
+    assert code == 2 and ".partial" in words, words
+    assert "Traceback" not in words, words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
+def test_a_signal_at_any_moment_leaves_partial_or_complete(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C, SIGTERM and SIGKILL at random moments: never a half-written folder under the run's own name."""
+    dice = random.Random(f"moments of {number.name}")
+    for i in range(3):
+        out = tmp_path / f"run{i}"
+        process = started(out)
+        time.sleep(dice.choice([0.0, 0.05, 0.3, 1.0]) * dice.random())
+        code, words = stopped(process, number)
+        assert "Traceback" not in words, words
+        assert code != 0
+        if number == signal.SIGINT:
+            assert code == 130 and "interrupted" in words, (code, words)
+        assert_told(out)
+
+
+def test_the_next_run_replaces_what_an_interrupted_one_left(tmp_path: Path) -> None:
+    """After SIGKILL the same command runs again: it says that it replaced the leftover, and ends complete."""
+    out = tmp_path / "run"
+    stopped(started(out), signal.SIGKILL)
+    assert out.with_name("run.partial").is_dir()
+    code, words = said("simulate", FLEET, "--out", out, "--requests", "300")
+    assert code == 0 and "run.partial" in words, words
+    assert out.is_dir() and not out.with_name("run.partial").exists()
+    assert_told(out)
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes on this system")
+@pytest.mark.parametrize("most_bytes", [0, 1000, 60_000, 400_000])
+def test_a_full_disk_is_said_and_leaves_partial(most_bytes: int, tmp_path: Path) -> None:
+    """Where files may grow no further, the run ends with exit code 2 and a sentence that names the folder and the mend."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command("simulate", FLEET, "--out", out, "--trace", "azure-conv"), cwd=ROOT, capture_output=True, text=True,
+        timeout=300, preexec_fn=limit, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
+    )  # fmt: skip
+    words = done.stdout + done.stderr
+    assert "Traceback" not in words, words
+    assert done.returncode == 2 and "run.partial" in words and "free space" in words, (done.returncode, words)
+    assert not out.exists()
+    assert_told(out)
