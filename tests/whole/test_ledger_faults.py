@@ -440,3 +440,25 @@ def test_the_witness_being_away_does_not_stop_the_ledger(tmp_path: Path):
         assert not ledger.witness_error
     verdict = verify.verify_ledger(tmp_path / "ledger.db", witness=tmp_path / "witness.log")
     assert verdict.whole, verdict.lines()
+
+
+def test_a_running_ledger_is_verified_without_a_false_alarm(tmp_path: Path):
+    """The verifier may look at ledger and witness at any moment while rows are appended, and finds them whole."""
+    stop = threading.Event()
+    witness = tmp_path / "witness.log"
+    with open_there(tmp_path, witness=Witness(witness, every_s=0.0)) as ledger:
+
+        def write() -> None:
+            i = 0
+            while not stop.is_set():
+                ledger.append(batch(i))
+                i += 1
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        verdicts = [verify.verify_ledger(tmp_path / "ledger.db", witness=witness) for _ in range(12)]
+        stop.set()
+        thread.join()
+
+    assert all(verdict.whole for verdict in verdicts), [verdict.lines() for verdict in verdicts if not verdict.whole]
+    assert verdicts[0].n_rows < verdicts[-1].n_rows

@@ -204,9 +204,9 @@ class PostgresLedger(MerkleLedger):
                 raise LedgerError("the ledger's database runs with fsync = off: it would lose what it promised")
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock(7232101)")
-                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self._schema}")
-                if await connection.fetchval("SELECT to_regclass('meta') IS NOT NULL"):
+                if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{self._schema}.meta"):
                     return None
+                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self._schema}")
                 book, plan = begin(Rotate(at_ns=self._clock_ns(), act="begin", origin=origin), (), {})
                 self._sign(plan, book)
                 await self._make_tables(connection, origin)

@@ -83,6 +83,7 @@ def verify_ledger(
     verdict = Verdict(str(path))
     if not path.is_file():
         raise InputError(f"{path}: no such ledger")
+    seen = _text(witness) if witness is not None else None  # before the ledger, which may grow meanwhile
     books = Books()
     try:
         with closing(open_read_only(path)) as database:
@@ -101,9 +102,9 @@ def verify_ledger(
     signers = _signers(content, key, verdict)
     _checkpoints(content, tree, signers, verdict)
     _tables(content, books, verdict)
-    if witness is not None:
+    if seen is not None:
         keys = [*signers, (2**63, key)] if key else signers
-        compare(_text(witness), str(content.meta.get("origin")), tree, keys, verdict)
+        compare(seen, str(content.meta.get("origin")), tree, keys, verdict)
     else:
         verdict.remarks.append("no witness file was given: rows cut off at the end would not be seen (--witness FILE)")
     _previous(content, previous, verdict)
