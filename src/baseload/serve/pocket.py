@@ -13,6 +13,7 @@ from typing import Any
 
 from baseload.serve.wire import Ask, Grant, KeyView, Pouch, Return
 
+IDLE_RATES_S, IDLE_MONEY_S, IDLE_LEASE_S = 2.0, 10.0, 30.0  # unused for so long, it goes back
 AHEAD = 8  # the next lease of ids is asked for when less than an eighth of this one is left
 
 
@@ -229,6 +230,19 @@ class Pocket:
             if self.lease is None and self.spare:
                 self.lease = self.spare.popleft()
         return Return(self.view.key_i, money_nano, tokens, requests, permits, ids, recalled)
+
+    def idle_back(self, now_s: float) -> Return | None:
+        """Return what was not used for a while, if anything: a hoard here is a refusal elsewhere."""
+        idle_s = now_s - self.used_s
+        if self.wishes or self.asked or idle_s < IDLE_RATES_S:
+            return None
+        back = self.back(money=idle_s >= IDLE_MONEY_S, leases=idle_s >= IDLE_LEASE_S)
+        return back if back.money_nano or back.tokens or back.requests or back.permits or back.leases else None
+
+    def is_done(self, now_s: float) -> bool:
+        """Say whether nothing is left here, and has not been for long."""
+        left = self.n_open or self.unstored_nano or self.leases or self.wishes or self.asked or self.money_nano
+        return not left and now_s - self.used_s >= IDLE_LEASE_S
 
     def pouch(self) -> Pouch:
         """Return what is held, as it is said at hello; rates that were leased before are forgotten."""

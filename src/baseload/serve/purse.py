@@ -16,71 +16,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from baseload.serve import wire
 from baseload.serve.bearers import WAIT_S, Bearers, Refusal, refusal
 from baseload.serve.marks import CELLS, COUNT_CELL, Marks
+from baseload.serve.opened import STEP_TOKENS, Opened, Steps, Then, Want
+from baseload.serve.outbox import Outbox
 from baseload.serve.pocket import Lease, Pocket, Wish
 from baseload.serve.rows import SettleRow
 from baseload.serve.tables import Tables
 from baseload.serve.wire import KeyView, Wire
 
-STEP_TOKENS = 256  # of an answer, reserved at once in a stream
-FLUSH_S = 0.005  # rows wait so long for company
+__all__ = ["KeyView", "Opened", "Purse", "Refusal"]
+
 REFUSED_S = 0.1  # a refusal is repeated without asking for at most so long
-IDLE_RATES_S, IDLE_MONEY_S, IDLE_LEASE_S = 2.0, 10.0, 30.0
 _MASK = 0xFFFF_FFFF
-
-
-class Opened:
-    """An open request. `stop` is '' until it has to end: revoked, budget, storage (the owner is gone too long)."""
-
-    __slots__ = (
-        "_ask_at", "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_stuck",
-        "_tokens", "_until", "_wished", "key", "mark", "on_more", "on_stop", "output_tokens", "request_id",
-        "reserved_nano", "stop", "stream",
-    )  # fmt: skip
-
-    def __init__(
-        self, request_id: int, pocket: Pocket, lease: Lease, reserved_nano: int, tokens: int, max_tokens: int
-    ) -> None:
-        self.request_id = request_id
-        self.key = pocket.view
-        self.reserved_nano = reserved_nano
-        self.stop = ""
-        self.on_stop: Callable[[Opened], None] | None = None
-        self.on_more: Callable[[Opened], None] | None = None
-        self.output_tokens = 0
-        self.stream = False
-        self.mark = 0
-        self._pocket, self._lease = pocket, lease
-        self._tokens = tokens  # reserved of tokens a minute
-        self._max_tokens = max_tokens  # of the answer
-        self._until = 0  # output tokens that the reservation covers
-        self._ask_at = 0  # beyond so many, more is reserved
-        self._cell = 0
-        self._salt = (request_id * 40_503 + 0x9E37) & _MASK
-        self._done = False
-        self._output_pico = 0
-        self._stuck = False  # no more is to be had beyond _until
-        self._wished = False  # more was asked for
-        self._held = False  # the relay waits for more
-
-
-Then = Callable[[Opened | Refusal], None]
-
-
-class _Want(NamedTuple):
-    """What an `open` that waits was called with."""
-
-    model_i: int
-    region_i: int
-    input_tokens: int
-    step_tokens: int
-    max_tokens: int
-    stream: bool
-    then: Then
+_MOST_TOKENS, _MOST_NANO = (1 << 28) - 1, 1 << 60  # of one request; an engine that says more is mistaken
 
 
 class Purse:
@@ -107,15 +59,12 @@ class Purse:
         self.bearers = Bearers(self._ask_whose, self._pocket, clock_s=clock_s, utc_ns=utc_ns)
         self._receipts: dict[int, Callable[[bytes | None], None]] = {}
         self._open: dict[int, Opened] = {}
-        self._rows: list[tuple[SettleRow, Opened]] = []
-        self._overdrawn: dict[int, int] = {}
-        self._unstored: dict[int, list[tuple[SettleRow, Opened]]] = {}
+        self._outbox = Outbox(self._send, self._next_i)
         self._last_i = 0
-        self._flush_timer: asyncio.TimerHandle | None = None
         self._wire: Wire | None = None
         self._down_s = self._clock_s()
         self._tasks: list[asyncio.Task[None]] = []
-        self._gone = asyncio.Event()
+        self._steps = Steps(self._serve, lambda: self.connected, clock_s)
         self.draining = False
         self.n_opened = self.n_settled = 0
         self.counts = {"refused": 0, "asks": 0, "reconnects": 0}
@@ -126,20 +75,23 @@ class Purse:
     async def start(self) -> None:
         """Connect to the owner, and stay connected."""
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._stay_connected()), loop.create_task(self._tick())]
+        self._tasks = [
+            loop.create_task(wire.stay_connected(self.folder / "owner.sock", self._line)),
+            loop.create_task(self._tick()),
+        ]
 
     async def close(self, timeout_s: float = 5.0) -> bool:
         """Hand everything over and leave; False where rows could not be stored in time (the marks file then stays)."""
-        self._flush()
+        self._outbox.flush()
         until_s = self._clock_s() + timeout_s
-        while (self._unstored or self._rows) and self._clock_s() < until_s:
+        while len(self._outbox) and self._clock_s() < until_s:
             await asyncio.sleep(0.005)
         for pocket in list(self._pockets.values()):
             self._send(pocket.back(leases=True))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        whole = not (self._unstored or self._rows or self._open)
+        whole = not (len(self._outbox) or self._open)
         if self._wire is not None and self._wire._transport is not None:
             self._wire._transport.close()
             await asyncio.sleep(0)
@@ -169,25 +121,10 @@ class Purse:
     @property
     def n_unstored(self) -> int:
         """Return how many settled rows the owner has not stored yet."""
-        return len(self._rows) + sum(map(len, self._unstored.values()))
+        return len(self._outbox)
 
-    async def _stay_connected(self) -> None:
-        loop = asyncio.get_running_loop()
-        path = str(self.folder / "owner.sock")
-        pause_s = 0.02
-        while True:
-            self._gone = asyncio.Event()
-            try:
-                await loop.create_unix_connection(
-                    lambda: Wire(wire.ToWorker, self._heard, self._lost, self._say_hello), path
-                )
-            except OSError:
-                await asyncio.sleep(pause_s)
-                pause_s = min(0.25, pause_s * 2)
-            else:
-                await self._gone.wait()
-                pause_s = 0.02
-                await asyncio.sleep(pause_s)
+    def _line(self) -> Wire:
+        return Wire(wire.ToWorker, self._heard, self._lost, self._say_hello)
 
     def _say_hello(self, connection: Wire) -> None:
         """Tell the owner what is held, and hand in again what it may not have stored."""
@@ -196,13 +133,10 @@ class Purse:
         pouches = [pocket.pouch() for pocket in self._pockets.values()]
         for pocket in self._pockets.values():
             pocket.requests, pocket.tokens = 0, min(0, pocket.tokens)  # the owner may be a new one: rates begin anew
-        self._overdrawn.clear()  # is in what is held
         connection.send(
             wire.Hello(wire.VERSION, self.worker, os.getpid(), self.marks.name, pouches, self._tables.version)
         )
-        for batch_i in sorted(self._unstored):
-            self._send_rows(batch_i)
-        self._flush()
+        self._outbox.hand_in_again()
         self.bearers.ask_again()
         for pocket in list(self._pockets.values()):
             self._serve(pocket)
@@ -215,7 +149,6 @@ class Purse:
             for then in self._receipts.values():
                 then(None)
             self._receipts.clear()
-        self._gone.set()
 
     def _ask_whose(self, message: wire.LookUp) -> bool:
         self._send(message)
@@ -258,14 +191,10 @@ class Purse:
         if not self.connected:
             return
         for key_i, pocket in list(self._pockets.items()):
-            idle_s = now_s - pocket.used_s
-            if pocket.wishes or pocket.asked or idle_s < IDLE_RATES_S:
-                continue
-            lease = idle_s >= IDLE_LEASE_S
-            back = pocket.back(money=idle_s >= IDLE_MONEY_S, leases=lease)
-            if back.money_nano or back.tokens or back.requests or back.permits or back.leases:
+            back = pocket.idle_back(now_s)
+            if back is not None:
                 self._send(back)
-            if lease and not pocket.n_open and not pocket.unstored_nano and not pocket.leases:
+            if pocket.is_done(now_s):
                 del self._pockets[key_i]
                 self.bearers.drop(pocket)
 
@@ -320,25 +249,25 @@ class Purse:
                 assert lease is not None
                 self._begin(
                     pocket, lease, request_id, need_nano, prices,
-                    _Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then),
+                    Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then),
                 )  # fmt: skip
                 if not pocket.asked and (request_id >= lease.low_id or pocket.money_nano < 4 * need_nano):
                     self._ask_ahead(pocket, need_nano)
                 return
-        want = _Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then)
+        want = Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then)
         if pocket is not None:
             self._open_in(pocket, want, now_s)
         else:
             self.bearers.find(bearer, now_s, lambda found: self._found(found, want))
 
-    def _found(self, found: Pocket | Refusal, want: _Want) -> None:
+    def _found(self, found: Pocket | Refusal, want: Want) -> None:
         if isinstance(found, Pocket):
             self._open_in(found, want, self._clock_s())
         else:
             self.counts["refused"] += 1
             want.then(found)
 
-    def _open_in(self, pocket: Pocket, want: _Want, now_s: float) -> None:
+    def _open_in(self, pocket: Pocket, want: Want, now_s: float) -> None:
         """Open as soon as what is lacking has come."""
         tenant_i = pocket.view.tenant_i
         why: Refusal | None = None
@@ -373,7 +302,7 @@ class Purse:
         request_id: int,
         need_nano: int,
         prices: tuple[int, int, int],
-        want: _Want,
+        want: Want,
     ) -> None:
         model_i, region_i, input_tokens, step, max_tokens, stream, then = want
         tokens = input_tokens + step
@@ -406,7 +335,7 @@ class Purse:
         while pocket.wishes and not pocket.lacks(pocket.wishes[0]):
             wish = pocket.wishes.popleft()
             if wish.renewal:
-                self._renewed(pocket, wish)
+                self._steps.renewed(pocket, wish)
                 continue
             lease = pocket.lease
             request_id = pocket.take(wish.money_nano, wish.tokens)
@@ -418,7 +347,7 @@ class Purse:
 
     def _refuse(self, wish: Wish, reason: str, retry_s: float | None) -> None:
         if wish.renewal:
-            return self._take_last(wish)
+            return self._steps.take_last(wish)
         self.counts["refused"] += 1
         wish.item.then(refusal(reason, retry_s))
 
@@ -459,7 +388,7 @@ class Purse:
         opened._cell = cell ^ 1
         if output_tokens <= opened._ask_at:
             return not opened.stop
-        return self._extend(opened)
+        return self._steps.extend(opened)
 
     def prompt(self, opened: Opened, input_tokens: int, cached_tokens: int = 0) -> None:
         """Note the prompt as the engine counted it, should it say so before the end; a crash then bills it too."""
@@ -468,85 +397,6 @@ class Purse:
     def routed(self, opened: Opened, replica_i: int) -> None:
         """Note where the request was sent, for the row that a crash leaves to the owner."""
         self.marks.routed(opened.mark, opened.request_id, replica_i)
-
-    def _extend(self, opened: Opened) -> bool:
-        """Reserve the next step before this one is used up."""
-        if opened.stop:
-            return False
-        pocket, tokens, until = opened._pocket, opened.output_tokens, opened._until
-        if tokens <= until and until >= opened._max_tokens:
-            opened._ask_at = until
-            return True
-        if not opened._wished:
-            step = max(0, tokens - until) + max(1, min(STEP_TOKENS, opened._max_tokens - tokens))
-            need_nano = (step * opened._output_pico + 999) // 1000
-            pocket.used_s = self._clock_s()
-            if pocket.renew(need_nano):
-                self._cover(opened, need_nano, step)
-                return True
-            if not opened._stuck:
-                opened._wished = True
-                pocket.wishes.appendleft(Wish(need_nano, step, opened, renewal=True, until_s=pocket.used_s + WAIT_S))
-                self._serve(pocket)
-        opened._ask_at = until - 1
-        if tokens < until:
-            return True
-        if opened._wished and opened.on_more is not None:
-            opened._held = True
-        else:
-            opened.stop = "budget" if self.connected else "storage"
-        return False
-
-    def _cover(self, opened: Opened, nano: int, step: int) -> None:
-        opened.reserved_nano += nano
-        opened._until += step
-        opened._tokens += step
-        opened._pocket.tokens -= step
-        opened._stuck = False
-        opened._ask_at = opened._until if opened._until >= opened._max_tokens else opened._until - step // 2
-
-    def _renewed(self, pocket: Pocket, wish: Wish) -> None:
-        opened: Opened = wish.item
-        opened._wished = False
-        if opened._done or opened.stop:
-            return
-        if wish.tokens * opened._output_pico > wish.money_nano * 1000 or not pocket.renew(wish.money_nano):
-            return self._take_last(wish)  # it was granted a part
-        self._cover(opened, wish.money_nano, wish.tokens)
-        self._resume(opened)
-
-    def _take_last(self, wish: Wish) -> None:
-        """Nothing more is to be had: the stream takes what is left here, and ends where its reservation does."""
-        opened: Opened = wish.item
-        opened._wished = False
-        if opened._done or opened.stop:
-            return
-        pocket = opened._pocket
-        step = min(wish.tokens, pocket.money_nano * 1000 // max(1, opened._output_pico))
-        need_nano = (step * opened._output_pico + 999) // 1000
-        if step > 0 and pocket.renew(need_nano):
-            self._cover(opened, need_nano, step)
-        opened._stuck = True
-        opened._ask_at = opened._until - 1
-        if opened.output_tokens < opened._until:
-            self._resume(opened)
-        elif opened._held:
-            opened._held = False
-            self._stop(opened, "budget" if self.connected else "storage")
-
-    def _resume(self, opened: Opened) -> None:
-        if opened._held:
-            opened._held = False
-            if opened.on_more is not None:
-                opened.on_more(opened)
-
-    def _stop(self, opened: Opened, why: str) -> None:
-        if opened.stop or opened._done:
-            return
-        opened.stop = why
-        opened._ask_at = -1
-        if opened.on_stop is not None:
-            opened.on_stop(opened)
 
     # ---- ending ----
 
@@ -558,25 +408,22 @@ class Purse:
         pocket = opened._pocket
         row.request_id = opened.request_id
         row.tenant, row.key = pocket.view.tenant_pseudonym, pocket.view.key
-        price_nano = row.price_nano = max(0, row.price_nano)
+        price_nano = row.price_nano = min(max(0, row.price_nano), _MOST_NANO)
+        row.input_tokens = min(max(0, row.input_tokens), _MOST_TOKENS)
+        row.cached_tokens = min(max(0, row.cached_tokens), row.input_tokens)
+        row.output_tokens = min(max(0, row.output_tokens), _MOST_TOKENS)
         self.marks.settle(
             opened.mark, opened.request_id, price_nano=price_nano, input_tokens=row.input_tokens,
-            cached_tokens=row.cached_tokens, output_tokens=row.output_tokens, status=row.status,
+            cached_tokens=row.cached_tokens, output_tokens=row.output_tokens, status=row.status & 3,
         )  # fmt: skip
         overdrawn = pocket.give(opened.reserved_nano, price_nano, opened._tokens - row.input_tokens - row.output_tokens)
-        if overdrawn:
-            self._overdrawn[pocket.view.key_i] = self._overdrawn.get(pocket.view.key_i, 0) + overdrawn
         del self._open[opened.request_id]
         if opened._wished:
             pocket.wishes = deque(wish for wish in pocket.wishes if wish.item is not opened)
         self.n_settled += 1
-        self._rows.append((row, opened))
+        self._outbox.put(row, opened, overdrawn)
         if pocket.wishes:
             self._serve(pocket)
-        if len(self._rows) >= wire.MAX_ROWS:
-            self._flush()
-        elif self._flush_timer is None:
-            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 
     def cancel(self, opened: Opened) -> None:
         """End a request that was never forwarded: it costs nothing, and its id is made void."""
@@ -591,24 +438,8 @@ class Purse:
         if pocket.wishes:
             self._serve(pocket)
 
-    def _flush(self) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        while self._rows:
-            batch_i = self._next_i()
-            self._unstored[batch_i], self._rows = self._rows[: wire.MAX_ROWS], self._rows[wire.MAX_ROWS :]
-            self._send_rows(batch_i)
-
-    def _send_rows(self, batch_i: int) -> None:
-        batch = self._unstored[batch_i]
-        overdrawn, self._overdrawn = list(self._overdrawn.items()), {}
-        keys = [opened.key.key_i for _, opened in batch]
-        leases = [opened._lease.lease_id for _, opened in batch]
-        self._send(wire.Rows(batch_i, [row for row, _ in batch], keys, leases, overdrawn))
-
     def _stored(self, message: wire.Stored) -> None:
-        for row, opened in self._unstored.pop(message.batch_i, ()):
+        for row, opened in self._outbox.stored(message.batch_i):
             self.marks.free(opened.mark)
             if opened._pocket.stored(opened._lease, row.price_nano):
                 self._void(opened._pocket, opened._lease)
@@ -660,7 +491,7 @@ class Purse:
         if pocket is None:
             return
         for opened in [o for o in self._open.values() if o._pocket is pocket]:
-            self._stop(opened, "budget" if message.why == "budget" else "revoked")
+            self._steps.stop(opened, "budget" if message.why == "budget" else "revoked")
         if message.why != "budget":
             pocket.stop = message.why
             wishes, pocket.wishes = list(pocket.wishes), deque()

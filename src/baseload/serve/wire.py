@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -18,6 +19,7 @@ from baseload.serve.rows import SettleRow
 VERSION = 1
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 MAX_ROWS = 256  # in one message; a row is at most a few kilobytes
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.02, 0.25  # between attempts to connect
 _LENGTH_BYTES = 4
 
 
@@ -233,6 +235,7 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.who: Any = None  # the owner's note on whom it speaks with
         self.fault = ""  # why it was dropped
+        self.gone = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport."""
@@ -276,8 +279,25 @@ class Wire(asyncio.Protocol):
         self._transport = None
         self._buffer.clear()
         self._lost(self)
+        self.gone.set()
 
     @property
     def up(self) -> bool:
         """Say whether something sent now may arrive."""
         return self._transport is not None and not self._transport.is_closing()
+
+
+async def stay_connected(path: Path, line: Callable[[], Wire]) -> None:
+    """Connect, and connect again whenever the other end is gone, for ever."""
+    loop = asyncio.get_running_loop()
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            _, connection = await loop.create_unix_connection(line, str(path))
+        except OSError:
+            await asyncio.sleep(pause_s)
+            pause_s = min(LAST_PAUSE_S, pause_s * 2)
+        else:
+            await connection.gone.wait()
+            pause_s = FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)

@@ -1,0 +1,155 @@
+"""An open request as a worker follows it, and how a running stream reserves its next step.
+
+A stream with a long bound reserves `STEP_TOKENS` of its answer at a time, the next before the last is used up. Where
+more is not to be had it takes what is left of its key here and ends where its reservation does: what is delivered beyond
+is at most the chunk that crosses it. Opening and settling are `purse.py`; what lies in a slice is `pocket.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from baseload.serve.bearers import WAIT_S, Refusal
+from baseload.serve.pocket import Lease, Pocket, Wish
+
+STEP_TOKENS = 256  # of an answer, reserved at once in a stream
+_MASK = 0xFFFF_FFFF
+
+
+class Opened:
+    """An open request. `stop` is '' until it has to end: revoked, budget, storage (the owner is gone too long)."""
+
+    __slots__ = (
+        "_ask_at", "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_stuck",
+        "_tokens", "_until", "_wished", "key", "mark", "on_more", "on_stop", "output_tokens", "request_id",
+        "reserved_nano", "stop", "stream",
+    )  # fmt: skip
+
+    def __init__(
+        self, request_id: int, pocket: Pocket, lease: Lease, reserved_nano: int, tokens: int, max_tokens: int
+    ) -> None:
+        self.request_id = request_id
+        self.key = pocket.view
+        self.reserved_nano = reserved_nano
+        self.stop = ""
+        self.on_stop: Callable[[Opened], None] | None = None
+        self.on_more: Callable[[Opened], None] | None = None
+        self.output_tokens = 0
+        self.stream = False
+        self.mark = 0
+        self._pocket, self._lease = pocket, lease
+        self._tokens = tokens  # reserved of tokens a minute
+        self._max_tokens = max_tokens  # of the answer
+        self._until = 0  # output tokens that the reservation covers
+        self._ask_at = 0  # beyond so many, more is reserved
+        self._cell = 0
+        self._salt = (request_id * 40_503 + 0x9E37) & _MASK
+        self._done = False
+        self._output_pico = 0
+        self._stuck = False  # no more is to be had beyond _until
+        self._wished = False  # more was asked for
+        self._held = False  # the relay waits for more
+
+
+Then = Callable[[Opened | Refusal], None]
+
+
+class Want(NamedTuple):
+    """What an `open` that waits was called with."""
+
+    model_i: int
+    region_i: int
+    input_tokens: int
+    step_tokens: int
+    max_tokens: int
+    stream: bool
+    then: Then
+
+
+class Steps:
+    """Renewals of running streams: `extend` when a reservation runs low, the rest when the owner has answered."""
+
+    def __init__(
+        self, serve: Callable[[Pocket], None], connected: Callable[[], bool], clock_s: Callable[[], float]
+    ) -> None:
+        self._serve, self._connected, self._clock_s = serve, connected, clock_s
+
+    def extend(self, opened: Opened) -> bool:
+        """Reserve the next step before this one is used up."""
+        if opened.stop:
+            return False
+        pocket, tokens, until = opened._pocket, opened.output_tokens, opened._until
+        if tokens <= until and until >= opened._max_tokens:
+            opened._ask_at = until
+            return True
+        if not opened._wished:
+            step = max(0, tokens - until) + max(1, min(STEP_TOKENS, opened._max_tokens - tokens))
+            need_nano = (step * opened._output_pico + 999) // 1000
+            pocket.used_s = self._clock_s()
+            if pocket.renew(need_nano):
+                self._cover(opened, need_nano, step)
+                return True
+            if not opened._stuck:
+                opened._wished = True
+                pocket.wishes.appendleft(Wish(need_nano, step, opened, renewal=True, until_s=pocket.used_s + WAIT_S))
+                self._serve(pocket)
+        opened._ask_at = until - 1
+        if tokens < until:
+            return True
+        if opened._wished and opened.on_more is not None:
+            opened._held = True
+        else:
+            opened.stop = "budget" if self._connected() else "storage"
+        return False
+
+    def _cover(self, opened: Opened, nano: int, step: int) -> None:
+        opened.reserved_nano += nano
+        opened._until += step
+        opened._tokens += step
+        opened._pocket.tokens -= step
+        opened._stuck = False
+        opened._ask_at = opened._until if opened._until >= opened._max_tokens else opened._until - step // 2
+
+    def renewed(self, pocket: Pocket, wish: Wish) -> None:
+        opened: Opened = wish.item
+        opened._wished = False
+        if opened._done or opened.stop:
+            return
+        if wish.tokens * opened._output_pico > wish.money_nano * 1000 or not pocket.renew(wish.money_nano):
+            return self.take_last(wish)  # it was granted a part
+        self._cover(opened, wish.money_nano, wish.tokens)
+        self._resume(opened)
+
+    def take_last(self, wish: Wish) -> None:
+        """Nothing more is to be had: the stream takes what is left here, and ends where its reservation does."""
+        opened: Opened = wish.item
+        opened._wished = False
+        if opened._done or opened.stop:
+            return
+        pocket = opened._pocket
+        step = min(wish.tokens, pocket.money_nano * 1000 // max(1, opened._output_pico))
+        need_nano = (step * opened._output_pico + 999) // 1000
+        if step > 0 and pocket.renew(need_nano):
+            self._cover(opened, need_nano, step)
+        opened._stuck = True
+        opened._ask_at = opened._until - 1
+        if opened.output_tokens < opened._until:
+            self._resume(opened)
+        elif opened._held:
+            opened._held = False
+            self.stop(opened, "budget" if self._connected() else "storage")
+
+    def _resume(self, opened: Opened) -> None:
+        if opened._held:
+            opened._held = False
+            if opened.on_more is not None:
+                opened.on_more(opened)
+
+    def stop(self, opened: Opened, why: str) -> None:
+        if opened.stop or opened._done:
+            return
+        opened.stop = why
+        opened._ask_at = -1
+        if opened.on_stop is not None:
+            opened.on_stop(opened)
