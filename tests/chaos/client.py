@@ -38,6 +38,7 @@ class Outcome:
     streamed: bool = False
     asked: int = 0  # tokens a whole answer has
     received: int = 0  # tokens that came
+    last_pieces: int = 0  # of them, in the last two HTTP chunks: one write of the gateway each
     usage: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     started_s: float = 0.0
@@ -249,8 +250,13 @@ async def _ask(wire: Wire, request: Request, out: Outcome) -> None:
         judge_plain(request, out, body)
     else:
         reader = StreamReader(request.prompt, out, request.cancel_after)
+        marks = (0, 0)  # tokens before the last piece, and before the one before
         async for piece in wire.pieces(out.headers):
+            seen = out.received
             reader.feed(piece)
+            if out.received > seen:
+                marks = (seen, marks[0])
+                out.last_pieces = out.received - marks[1]
             if 0 <= request.cancel_after <= out.received and not reader.error and not reader.done:
                 wire.drop()
                 out.kind = "cancelled"
