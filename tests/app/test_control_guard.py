@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from baseload.app.web.guard import Attempts, require_safe_bind
+from baseload.app.web.view import MadeKey, NewKey
 from baseload.errors import InputError
 from tests.app.control_client import Listener, listening
 from tests.app.fake_owner import TOKENS, FakeOwner
@@ -239,3 +240,21 @@ def test_an_action_without_its_row_in_the_ledger_is_not_done():
 
         assert got.status == 503 and "disk full" in got.json["error"]["message"] and owner.asked == []
         assert len(owner.held) == 1
+        assert listener.log_in(TOKENS["viewer"]).status == 303  # one may still look, and see why
+
+
+def test_a_key_that_was_made_is_shown_though_the_ledger_fails_right_after():
+    """The row before the change stands; the answer is not lost with the row after it."""
+    owner = FakeOwner()
+    make = owner.create_key
+
+    async def make_then_fail(wanted: NewKey) -> MadeKey:
+        made = await make(wanted)
+        owner.audit_fails = True
+        return made
+
+    owner.create_key = make_then_fail  # type: ignore[method-assign]
+    with listening(owner) as listener:
+        got = listener.send_json("POST", "/api/keys", {"tenant": "acme"}, TOKENS["admin"])
+
+        assert got.status == 201 and got.json["secret"] and [one.outcome for one in owner.audits] == ["asked"]

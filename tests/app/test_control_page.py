@@ -259,7 +259,7 @@ def test_names_with_markup_are_shown_as_text(browser: Any):
         live(page, own)
         page.wait_for_timeout(1500)
 
-        assert page.title() == "three: live" and evil in page.inner_text("#s-recent")
+        assert page.title() == "(2) three: live" and evil in page.inner_text("#s-recent")
         blocked = page.evaluate(
             "() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);"
             " return window.ran === undefined; }"

@@ -8,6 +8,7 @@ nothing. Every change is written to the ledger before it is made and after (fail
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,6 +43,7 @@ from baseload.errors import BaseloadError, FleetError, InputError
 
 BODY_BYTES_MAX = 65_536
 BODY_S = 10.0
+NOTE_S = 2.0
 
 T = TypeVar("T")
 Access = Literal["public", "loopback"] | Role
@@ -217,7 +219,8 @@ async def login(control: Control, request: Request, caller: Caller | None) -> Re
     digest, staff = control.gate.by_secret(secret)
     if staff is None:
         return _html(control.pages.login("This token is not known, or no longer valid."), 401)
-    await control.owner.audit(Audit(actor=staff.name, action="session.open", subject="", outcome="done"))
+    # Without a ledger one may still look, and see why; every change wants its row first.
+    await _noted(control, Audit(actor=staff.name, action="session.open", subject="", outcome="done"))
     control.gate.close(control.gate.cookie(request.scope))
     answer = RedirectResponse("/", 303)
     answer.set_cookie(
@@ -431,7 +434,7 @@ def _problem(one: Any) -> dict[str, Any]:
 
 
 async def _audited(control: Control, caller: Caller | None, action: str, subject: str, work: Awaitable[T]) -> T:
-    """Do a change between two rows of the ledger: without the first it is not done."""
+    """Do a change between two rows of the ledger: without the first (asked) it is not done; the second says how it went."""
     assert caller is not None
     entry = Audit(actor=caller.name, action=action, subject=subject, outcome="asked")
     try:
@@ -442,10 +445,16 @@ async def _audited(control: Control, caller: Caller | None, action: str, subject
     try:
         done = await work
     except Exception:
-        await control.owner.audit(msgspec.structs.replace(entry, outcome="failed"))
+        await _noted(control, msgspec.structs.replace(entry, outcome="failed"))
         raise
-    await control.owner.audit(msgspec.structs.replace(entry, outcome="done"))
+    await _noted(control, msgspec.structs.replace(entry, outcome="done"))  # it is done: a new key has to be shown
     return done
+
+
+async def _noted(control: Control, entry: Audit) -> None:
+    """Write a row that says how it went; what happened does not depend on it any more."""
+    with contextlib.suppress(BaseloadError, TimeoutError):
+        await asyncio.wait_for(control.owner.audit(entry), NOTE_S)
 
 
 def _forget(work: Awaitable[Any]) -> None:

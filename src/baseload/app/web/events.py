@@ -170,7 +170,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class _Writer:
-    """Writes a stream, squeezed where the reader takes gzip: HTML shrinks to about an eighth."""
+    """Writes a stream, squeezed where the reader takes gzip: HTML shrinks to a fifth or less."""
 
     def __init__(self, send: Send, squeeze: bool) -> None:
         self.send = send

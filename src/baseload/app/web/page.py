@@ -356,5 +356,6 @@ def _replicas(now: Snapshot, pools: Sequence[Pool]) -> dict[str, Any]:
         "pools_left_out": max(0, len(ordered) - POOLS_MAX),
         "unwell": unwell[:REPLICAS_MAX],
         "unwell_left_out": max(0, len(unwell) - REPLICAS_MAX),
+        "n_parked": sum(one.state == "parked" for one in now.replicas),
         "n_up": sum(one.state == "up" and not one.ejected for one in now.replicas),
     }

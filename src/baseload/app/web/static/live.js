@@ -54,10 +54,10 @@
     const plot = PLOTS[name];
     const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     return {
-      width: Math.max(120, box.clientWidth), height: 170, legend: { show: false }, cursor: { show: false }, padding: [8, 18, 0, 0],
+      width: Math.max(120, box.clientWidth), height: 170, legend: { show: false }, cursor: { show: false }, padding: [8, 26, 0, 0],
       scales: { x: { time: true }, y: { range: (u, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
       axes: [
-        { ...axis, size: 26, space: 70, values: (u, at) => at.map((one) => new Date(one * 1000).toISOString().slice(11, 16)) },
+        { ...axis, size: 26, space: 80, values: (u, at, i, space, step) => at.map((one) => new Date(one * 1000).toISOString().slice(11, step < 60 ? 19 : 16)) },
         { ...axis, size: 58, space: 34, values: (u, at) => at.map((one) => (plot.axis || plot.unit)(one)) },
       ],
       series: [{}].concat(lines.map(([, , tone, dashed]) => ({ stroke: colour(tone), width: dashed ? 1.4 : 1.8, dash: dashed ? [5, 4] : undefined, points: { show: false }, spanGaps: true }))),
@@ -172,6 +172,8 @@
     const now = document.querySelectorAll("#s-notices .notice").length;
     if (alarms !== null && now !== alarms) say(now > alarms ? `A new notice: ${now} in all.` : now ? `${now} notices left.` : "All notices are gone.");
     alarms = now;
+    const name = document.title.replace(/^\(\d+\) /, "");
+    document.title = now ? `(${now}) ${name}` : name;
   }
 
   // ---- the connection --------------------------------------------------------------------------------------
