@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from baseload import policies
+from baseload.policies.cap import MIN_DYNAMIC_RATIO
 from baseload.policies.retry import may_try_again
 from baseload.serve import door as d
 from baseload.serve import steer as s
@@ -64,6 +65,7 @@ def tables_of(spec: Any, **limits: Any) -> t.Tables:
             t.SiteRow(
                 name=f"s{i}", jurisdiction="DE", operator_jurisdiction="DE", one_way_s=float(spec.one_way_s[i]), pue=1.2,
                 carbon_g_per_kwh=300.0, price_per_kwh=0.1, limit_kw=None, idle_kw=0.0,
+                parked_ratio=0.0 if spec.parked_ratio is None else float(spec.parked_ratio[i]),
             )
             for i in range(len(spec.one_way_s))
         ],
@@ -93,6 +95,8 @@ class Engine(Replica):
     def __init__(self, number: int, spec: Any, pool: Any, on: bool) -> None:
         self.state = s.UP if on else s.OFF
         self.slow = SLOW_ONE
+        self.ratio = 1.0  # of the power above idle, as the site's cap rule says
+        self.cap_w = math.inf  # its own share of a hard limit
         self.t = 0  # last boundary, whole ns
         self.run_tokens = 0
         self.powered_since = 0 if on else -1
@@ -118,8 +122,13 @@ class Engine(Replica):
         """Start the step; a power cap stretches it."""
         before = self.ticks
         super().start()
-        self.ticks = before + (self.ticks - before) // SLOW_ONE * self.slow
         self.run_tokens = sum(q.now_computing for q in self.running)
+        slow, idle_w = self.slow, self.engine.power_idle_w
+        wanted_w = 0.0 if self.engine.power_w is None else float(self.engine.power_w[self.run_tokens]) - idle_w
+        if wanted_w * self.ratio > self.cap_w:
+            ratio = max(MIN_DYNAMIC_RATIO, self.cap_w / wanted_w)
+            slow = max(slow, math.ceil(SLOW_ONE / ratio ** (1.0 / 3.0)))
+        self.ticks = before + (self.ticks - before) // SLOW_ONE * slow
 
     def power_off(self, now: int) -> None:
         """Book what it was powered."""
@@ -142,7 +151,8 @@ class LiveWorld(Reference):
         self.tables = tables_of(spec, **limits)
         self.board = Board.create(folder / "board", len(self.engines), len(spec.one_way_s), workers)
         self.shadow_board = Board.create(folder / "shadow", len(self.engines), len(spec.one_way_s), 1)
-        self.steer = s.Steer(self.tables, rules=chosen(self.tables.policy))
+        peaks = [e.power_idle_w if e.power_w is None else float(e.power_w.max()) for e in spec.engines]
+        self.steer = s.Steer(self.tables, rules=chosen(self.tables.policy), peak_w=peaks)
         for r, engine in enumerate(self.engines):
             self.board.cost_per_mtok[r] = self.shadow_board.cost_per_mtok[r] = engine.engine.cost_per_mtok
         self.publish()
@@ -156,10 +166,13 @@ class LiveWorld(Reference):
         self.reserved = [0.0] * len(spec.priority)
         self.told: list[list[tuple[int, Request, int]]] = [[] for _ in spec.one_way_s]  # by site: when, who, tokens
         self.choices: dict[int, list[int]] = {}
-        self.denied = self.n_orders = self.n_capped = 0
+        self.denied = self.n_orders = self.n_capped = self.n_shared = 0
         limited = spec.limit_kw is not None and bool((spec.limit_kw < float("inf")).any()) and spec.cap > 0
         self.tick_ns, self.scrape_ns = round(spec.control_every_s * 1e9), round(spec.observe_every_s * 1e9)
         self.next_tick = self.tick_ns if spec.scale > 0 or limited else None
+        self.hard = spec.hard_cap and limited
+        if self.hard:
+            self.next_tick = 0
         self.next_scrape = self.scrape_ns if spec.scrapes else None
 
     def door_of(self, q: Request) -> d.Door:
@@ -413,6 +426,15 @@ class LiveWorld(Reference):
                     dynamic_kw += (busy_w - idle_w) / 1000.0
         return s.SitePower(idle_kw + dynamic_kw, idle_kw, limit_kw)
 
+    def ahead(self, site: int, now: int, which: Any) -> float:
+        """Return the tightest limit (min) or the most base load (max) until a second after the next decision."""
+        bin_ns, last = round(self.spec.bin_s * 1e9), self.spec.limit_kw.shape[1] - 1
+        bins = range(min(now // bin_ns, last), min((now + self.tick_ns + 10**9) // bin_ns, last) + 1)
+        if which is min:
+            return min(float(self.spec.limit_kw[site, i]) for i in bins)
+        training = self.spec.training_kw
+        return max((float(training[site, i]) for i in bins), default=0.0) if training is not None else 0.0
+
     def control(self, now: int) -> None:
         """Decide scaling and caps, and carry the orders out."""
         self.next_tick = now + self.tick_ns
@@ -423,9 +445,14 @@ class LiveWorld(Reference):
         self.carry_out(orders, now)
         self.n_orders += len(orders)
         self.steer.cap([self.meter(site, now) for site in range(len(self.one_way))])
-        for engine in self.engines:
+        if self.hard:
+            for site in range(len(self.one_way)):
+                self.steer.share_out(site, limit_kw=self.ahead(site, now, min), base_kw=self.ahead(site, now, max))
+        for r, engine in enumerate(self.engines):
+            engine.ratio, engine.cap_w = self.steer.ratio[engine.site], self.steer.cap_w[r]
             engine.slow = math.ceil(SLOW_ONE / self.steer.ratio[engine.site] ** (1.0 / 3.0))
         self.n_capped += any(self.steer.capped)
+        self.n_shared += min(self.steer.cap_w) < math.inf
         assert [engine.state for engine in self.engines] == self.steer.state
         self.publish()
 

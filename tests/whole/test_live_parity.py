@@ -28,7 +28,7 @@ def system(seed: int, route: int, admit: int) -> tuple[Any, Any]:
         seed=int(rng.integers(0, 2**31)), n_requests=60, route=route, admit=admit, grid=bool(rng.integers(0, 2)),
         tiny_kv=bool(rng.random() < 0.3), caching=bool(rng.integers(0, 2)), failures=bool(rng.random() < 0.7),
         scaling=bool(rng.random() < 0.6), cap=int(rng.integers(0, 4)), two_sites=bool(rng.random() < 0.7),
-        network=bool(rng.integers(0, 2)), two_models=bool(rng.random() < 0.3),
+        network=bool(rng.integers(0, 2)), two_models=bool(rng.random() < 0.3), hard=bool(rng.integers(0, 2)),
     )  # fmt: skip
     spec, chunk = specs.random_system(on)
     return replace(spec, retries=min(spec.retries, 2), scrapes=spec.scrapes or admit in (1, 3)), chunk
@@ -62,6 +62,7 @@ def compare(seed: int, route: int, admit: int, folder: Path) -> None:
     SEEN["failed"] += bool((records["status"] == 2).any())
     SEEN["scaled"] += live.n_orders > 0
     SEEN["capped"] += live.n_capped > 0
+    SEEN["held to a share"] += live.n_shared > 0
     SEEN["requests"] += len(records)
 
 
@@ -124,5 +125,5 @@ def test_the_comparison_saw_what_matters() -> None:
     """Refusals, retries, failures, scaling orders and power caps happened in a good share of the compared systems."""
     if SEEN["runs"] < 100:
         return  # run by itself
-    for what in ("refused", "retried", "failed", "scaled", "capped"):
+    for what in ("refused", "retried", "failed", "scaled", "capped", "held to a share"):
         assert SEEN[what] > 0.1 * SEEN["runs"], SEEN

@@ -52,7 +52,8 @@ class SitePower(NamedTuple):
 class Steer:
     """What should run, where requests may go by gate, and each site's power cap."""
 
-    def __init__(self, tables: Tables, *, rules: Rules | None = None) -> None:
+    def __init__(self, tables: Tables, *, rules: Rules | None = None, peak_w: Sequence[float] | None = None) -> None:
+        """`peak_w` (deployment,): the most that a replica draws in any step; absent, what it draws at half load."""
         self.tables = tables
         self.rules = rules or chosen(tables.policy)
         policy = tables.policy
@@ -70,6 +71,8 @@ class Steer:
         self.lowest_open = [LOWEST_PRIORITY] * len(tables.sites)
         self.ratio = [1.0] * len(tables.sites)
         self.capped = [False] * len(tables.sites)
+        self.peak_w = list(peak_w) if peak_w is not None else [row.busy_w for row in tables.deployments]
+        self.cap_w = [float("inf")] * n  # most power above idle that each may draw in any step
 
     # ---- what is heard ---------------------------------------------------------------------------------------------
 
@@ -179,6 +182,22 @@ class Steer:
                 if where == site and self.state[r] == UP and not self.down[r]:
                     self.gate[r] = gate_of(lowest)
         self.ratio[site], self.lowest_open[site] = ratio, lowest
+
+    def share_out(self, site: int, *, limit_kw: float, base_kw: float) -> None:
+        """Give each replica of a site that may run its share of the limit, by what it draws at most (`cap_w`).
+
+        For the cap rules of policies.CAPS_EACH_REPLICA, after `cap`. `limit_kw`: the tightest until a second after the
+        next decision; `base_kw`: the most that training and parked accelerators draw until then, all counted as parked.
+        """
+        tables, idle_w, most_w = self.tables, 0.0, 0.0
+        here = [(r, row.deployment_i) for r, row in enumerate(tables.replicas) if row.site_i == site]
+        for r, i in here:
+            if self.state[r] != OFF:
+                idle_w += (1.0 - tables.sites[site].parked_ratio) * tables.deployments[i].idle_w
+                most_w += self.peak_w[i] - tables.deployments[i].idle_w
+        share = max(0.0, (limit_kw - base_kw) * 1000.0 - idle_w) / most_w if most_w > 0.0 else 1.0
+        for r, i in here:
+            self.cap_w[r] = share * (self.peak_w[i] - tables.deployments[i].idle_w) if share < 1.0 else float("inf")
 
     def write(self, board: Board) -> None:
         """Tell the workers: gates, starts, caps. The owner calls `board.bump()` when its burst is over."""
