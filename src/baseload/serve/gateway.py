@@ -39,6 +39,7 @@ QUEUE_MAX = 16  # requests of one connection that are read ahead
 SWEEP_S = 0.1
 HIGH_WATER_BYTES = 262_144  # of an answer that its client does not read: then the engine is not read either
 SLOW_READER_S = 60.0  # a client that takes nothing for so long is let go
+HALF_CLOSED_S = 1.0  # a client that ended its side gets what comes so soon; a longer silence means that it is gone
 WHY_EVERY_S = 0.05  # a reason in full (with the runner-up) is worth its microseconds so often
 NEVER_S = float("inf")
 _PASSED_ON = frozenset(
@@ -102,8 +103,7 @@ class Gateway:
                 f"x-baseload-site: {site.name}\r\nx-baseload-jurisdiction: {site.jurisdiction}\r\n"
                 f"x-baseload-replica: {self.door.name(r)}\r\nx-baseload-engine: {deployment.kind}\r\n"
             )
-            if digest:
-                lines += f"x-baseload-model-digest: {digest}\r\n"
+            lines += f"x-baseload-model-digest: {digest or 'unknown'}\r\n"
             self.lines.append(lines.encode("latin-1", "replace"))
 
     def reload(self, tables: Tables) -> None:
@@ -212,7 +212,12 @@ class Gateway:
         """Look after everything that has a time limit."""
         now_s = time.monotonic()
         for client in list(self.clients):
-            if now_s >= client.due_s or client.settling or (client.relay is not None and now_s >= client.relay_due_s()):
+            if (
+                now_s >= client.due_s
+                or now_s >= client.half_s
+                or client.settling
+                or (client.relay is not None and now_s >= client.relay_due_s())
+            ):
                 client.late(now_s)
         for queue in self.waiting:
             if now_s >= queue.next_deadline_s():
@@ -256,7 +261,7 @@ class Client(asyncio.Protocol):
 
     __slots__ = (
         "_head_bytes", "_in_head", "_line_bytes", "_n_headers", "_parser", "_queue", "_reading", "chunked", "closing",
-        "current", "due_s", "gateway", "relay", "settling", "transport",
+        "current", "due_s", "gateway", "half_s", "heard", "relay", "settling", "transport",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -272,7 +277,8 @@ class Client(asyncio.Protocol):
         self._reading = True
         self.closing = False
         self.chunked = True
-        self.due_s = NEVER_S
+        self.due_s = self.half_s = NEVER_S
+        self.heard = 0  # bytes of the answer when the client ended its side
 
     # ---- asyncio -----------------------------------------------------------------------------------------------------
 
@@ -309,6 +315,7 @@ class Client(asyncio.Protocol):
         if self.relay is None and not self._queue:
             return False
         self.closing = True
+        self.half_s = time.monotonic() + HALF_CLOSED_S
         return True
 
     def pause_writing(self) -> None:
@@ -684,6 +691,8 @@ class Client(asyncio.Protocol):
         """Some time limit has passed."""
         if self.settling:
             self._settle()
+        if now_s >= self.half_s:
+            self._still_there(now_s)
         if self.relay is not None:
             if now_s >= self.relay_due_s():
                 self.relay.late(now_s)
@@ -695,6 +704,13 @@ class Client(asyncio.Protocol):
             self.closing = True
             self.transport.write(reply.whole(_SLOW, bodies.CHAT, close=True))
         self.transport.close()
+
+    def _still_there(self, now_s: float) -> None:
+        """Let go of a client that ended its side, unless it has taken something since: then it only ended its side."""
+        told = self.relay.told_bytes if isinstance(self.relay, Relay) else 0
+        if told == self.heard and self.transport is not None:
+            self.transport.abort()
+        self.heard, self.half_s = told, now_s + HALF_CLOSED_S
 
     def too_slow(self) -> None:
         """The client takes nothing of its answer: let it go."""

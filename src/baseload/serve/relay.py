@@ -173,7 +173,8 @@ class Relay:
         blocks = min(len(self.prefix), KEY_BLOCKS)
         replica = gateway.door.decide(
             now_s, tenant_i=self.tenant_i, model_i=self.model_i, region_i=gateway.regions[self.tenant_i],
-            input_tokens=peek.input_tokens, max_tokens=peek.max_tokens,
+            input_tokens=min(peek.input_tokens, gateway.tables.models[self.model_i].max_context_tokens - 1),
+            max_tokens=peek.max_tokens,  # that a prompt is too long is the engine's to say: here it is an estimate
             prefix_key=self.prefix[blocks - 1] if blocks else 0, prefix_blocks=blocks * BLOCK_TOKENS,
             budget_left=NEVER_S, tried=self.tried, first=first,
         )  # fmt: skip
