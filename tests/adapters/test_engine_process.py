@@ -298,6 +298,7 @@ def test_a_start_that_is_called_off_leaves_nothing(gguf: Path, tmp_path: Path):
     run(life())
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_noticed_and_ended(gguf: Path, tmp_path: Path):
     """A frozen process fails its probe within seconds, and is ended although it cannot hear the request to end."""
 

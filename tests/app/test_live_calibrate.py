@@ -22,6 +22,7 @@ from baseload.simulate.world import EngineSpec
 TRUE = DEFAULT.to_dict() | dict(lc.START) | {"math_efficiency": 0.15, "layer_s": 1e-3, "sequence_s": 4e-4}
 
 
+@pytest.mark.slow
 def test_an_engine_that_keeps_to_a_table_is_found_out(tmp_path: Path):
     """Over HTTP, an engine whose steps take what a table says is predicted within a fifth on loads that were not fitted."""
     table = msgspec.structs.replace(
@@ -74,6 +75,7 @@ def test_the_forward_model_is_the_twins_scheduler():
     assert alone.tpot_s == pytest.approx(table.base_s[1] + table.head_s[1] + 105.5 * table.kv_s_per_token, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_real_engine_is_calibrated_in_seconds(tmp_path: Path):
     """llama.cpp over HTTP: the fit explains it better than before, and the twin takes the measured engine over."""
     pytest.importorskip("xllamacpp")
