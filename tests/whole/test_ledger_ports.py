@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from baseload.adapters import merkle
+from baseload.adapters.ledger_core import rotate_signing_key
 from baseload.adapters.ledger_sqlite import SqliteLedger
 from baseload.adapters.signing import SigningKey, Witness, prepare_successor, put_successor, signed_by
 from baseload.errors import LedgerError, LedgerUnavailable
@@ -285,6 +286,9 @@ def test_the_key_changes_and_the_old_one_vouches_for_the_new(place: Place):
     ledger = place.open(key=SigningKey.load(place.key_path))
 
     assert ledger.append([settle(4)]) == 7
+    third = rotate_signing_key(ledger, place.key_path, who="operator")
+    assert ledger.append([settle(5)]) == 9
+    assert ledger.checkpoint().key_id == third.key_id == SigningKey.load(place.key_path).key_id
     assert place.verdict(ledger).whole  # under the first key, which the customer holds
     ledger.close()
     with pytest.raises(LedgerError, match="bring the right one back"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -24,7 +25,7 @@ from baseload.adapters.ledger_book import (
     Rotate,
     next_origin,
 )
-from baseload.adapters.signing import SigningKey, Witness
+from baseload.adapters.signing import SigningKey, Witness, prepare_successor, put_successor
 from baseload.errors import LedgerError, LedgerUnavailable
 from baseload.ports import KINDS, Checkpoint, OpenLease, RowIn, RowOut, Total
 
@@ -290,3 +291,15 @@ class MerkleLedger(Lookups):
                 f"Run `baseload verify {where}`, and restore a backup"
             )
         return frontier
+
+
+def rotate_signing_key(ledger: MerkleLedger, path: Path, who: str = "") -> SigningKey:
+    """Give the ledger whose signing key is in `path` a new one: prepared, taken by the ledger, put in its place, published.
+
+    A crash at any point leaves a ledger that opens: `SigningKey.load` finds both keys, and opening takes the one it is at.
+    """
+    new = prepare_successor(path)
+    ledger.change_key(new, who)
+    put_successor(path)
+    new.publish(path)
+    return new
