@@ -118,7 +118,7 @@ def test_no_bytes_make_it_stumble(cuts: list[int], noise: bytes, at: int) -> Non
 
 def test_a_token_is_a_piece_that_says_something() -> None:
     """Counted are pieces with content: roles, empty pieces, finish reasons and usage are none."""
-    out, (tokens, usage, ended, finished, error, _) = run(CHAT, chat_stream(["x", "", '"', "\\", "\n"]))
+    _, (tokens, usage, ended, finished, error, _) = run(CHAT, chat_stream(["x", "", '"', "\\", "\n"]))
     assert (tokens, ended, finished, error) == (4, True, True, None)
     assert usage.input_tokens == 7 and usage.output_tokens == 5
 

@@ -613,12 +613,7 @@ class Client(asyncio.Protocol):
         if self.relay is not relay:
             return
         if self.transport is not None:
-            lines = b""
-            if relay.opened is not None:
-                lines = relay.lines()
-            elif relay.client_id:
-                lines = b"x-client-request-id: " + relay.client_id + b"\r\n"
-            self.transport.write(reply.whole(problem, relay.endpoint, close=self.closing, lines=lines))
+            self.transport.write(reply.whole(problem, relay.endpoint, close=self.closing, lines=relay.lines()))
         self.relay = None
         self._next()
 
@@ -627,7 +622,7 @@ class Client(asyncio.Protocol):
     ) -> None:
         """A relay ends with what the engine said."""
         if self.relay is relay and self.transport is not None:
-            lines = relay.lines() if relay.opened is not None else relay.gateway.replica_lines(relay.replica)
+            lines = relay.lines()
             if retry_after and len(retry_after) < 40 and retry_after.isascii():
                 lines += b"retry-after: " + retry_after + b"\r\n"
             kind = content_type if content_type and len(content_type) < 200 else b"application/json"

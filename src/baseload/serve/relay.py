@@ -91,8 +91,8 @@ class Relay:
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "begun", "body", "client", "client_id", "content_type",
         "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
-        "paused", "peek", "place", "prefix", "problem", "replica", "retry_after", "scanner", "sent_s", "sent_tokens", "state",
-        "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version", "why", "work",
+        "paused", "peek", "place", "prefix", "problem", "replica", "request_id", "retry_after",
+        "scanner", "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version", "why", "work",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +105,7 @@ class Relay:
         self.due_s = NEVER_S
         self.state = OPENING
         self.opened: Opened | None = None
+        self.request_id = 0  # kept when the purse has let go of it
         self.replica = -1
         self.tried = self.tries = 0
         self.work = 0.0
@@ -147,7 +148,7 @@ class Relay:
             self.state = OVER
             self.client.answer(self, Problem(found.status, found.code, found.message, None, found.retry_s))
             return
-        self.opened = found
+        self.opened, self.request_id = found, found.request_id
         if self.state == OVER:  # the client left meanwhile
             self.gateway.purse.cancel(found)
             return
@@ -645,9 +646,9 @@ class Relay:
 
     def lines(self) -> bytes:
         """Return the header lines that say where and by whom it was answered."""
-        opened = self.opened
-        assert opened is not None
         client = b"x-client-request-id: " + self.client_id + b"\r\n" if self.client_id else b""
+        if not self.request_id:
+            return client
         return b"x-baseload-request-id: req-%016x\r\n%b%b" % (
-            opened.request_id, client, self.gateway.replica_lines(self.replica),
+            self.request_id, client, self.gateway.replica_lines(self.replica),
         )  # fmt: skip

@@ -187,6 +187,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take note of what matters."""
+        if self._whole:
+            return
         low = name.lower()
         if low == b"content-length":
             if self._length is not None or not value.isdigit():
