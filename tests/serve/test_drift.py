@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 
+from baseload.records import FAILED, SERVED
 from baseload.serve.drift import HOLD_S, Drift, Series, expected_tpot_s, expected_ttft_s
+from baseload.serve.rows import SettleRow
 from tests.serve.fleet import deployment, tables
 
 DEPLOYMENTS = [deployment("d0"), deployment("d1")]
@@ -45,7 +48,8 @@ def test_a_slowdown_of_30_percent_is_told_within_minutes() -> None:
         assert feed(drift, rng, from_s=0.0, until_s=3600.0, sigma=0.3) is None
         told_s = feed(drift, rng, from_s=3600.0, until_s=7200.0, slow=1.0 / 0.7, sigma=0.3)
         assert told_s is not None and HOLD_S < told_s - 3600.0 < 600.0, told_s
-        assert "d0" in drift.alarms()[0] and "d1" not in drift.alarms()[0]
+        alarm = drift.alarms()[0]
+        assert alarm.deployment == "d0" and "d0" in alarm.what and "d1" not in alarm.what
 
 
 def test_the_alarm_is_lifted_when_it_is_over() -> None:
@@ -67,3 +71,22 @@ def test_nothing_is_said_of_a_few_requests_or_of_nonsense() -> None:
     for bad in (0.0, -1.0, float("nan")):
         series.add(1e6, bad, 1.0)
     assert not series.drifted and series.n == 150
+
+
+def test_rows_of_the_ledger_are_what_is_watched() -> None:
+    """Streams served at the first try count, as slow as they are; refusals, retries and unstreamed answers do not."""
+    drift = Drift(DEPLOYMENTS, SITES)
+    ns = 10**9
+    for i in range(600):
+        row = SettleRow(
+            request_id=i, at_ns=i, tenant="t", key="k", deployment="d0", site="s0", arrival_ns=0, n_tries=1,
+            first_token_ns=ns, finish_ns=ns + 100 * ns // 10, streamed=True, input_tokens=500, output_tokens=101,
+            status=SERVED,
+        )  # fmt: skip
+        drift.settled(float(i), row, running=4)
+        for other in (
+            {"streamed": False}, {"status": FAILED}, {"n_tries": 2}, {"deployment": "gone"}, {"first_token_ns": -1},
+        ):  # fmt: skip
+            drift.settled(float(i), replace(row, **other), running=4)
+    assert drift.ttft[0].n == drift.tpot[0].n == 600
+    assert [alarm.kind for alarm in drift.alarms()] == ["ttft", "tpot"]

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from baseload.records import SERVED
+from baseload.serve.rows import SettleRow
 from baseload.serve.tables import DeploymentRow, SiteRow
 
 BAND = 0.15  # of the mean: what the twin promises on accelerators it was calibrated for
@@ -20,6 +22,7 @@ SIGMAS = 4.0  # of the running mean: false alarms in independent requests about 
 MEMORY = 0.01  # weight of the newest request: the mean spans about 200
 LEAST_REQUESTS = 200  # before anything is said
 HOLD_S = 60.0
+LEAST_STEPS = 8  # shorter answers say little about time per token
 
 
 def expected_ttft_s(
@@ -51,6 +54,15 @@ class Verdict(NamedTuple):
     low: float  # the band
     high: float
     n: int
+
+
+class Alarm(NamedTuple):
+    """A series that has left its band."""
+
+    deployment: str
+    kind: str  # ttft or tpot
+    what: str  # in a sentence
+    seen: Verdict
 
 
 class Series:
@@ -103,6 +115,8 @@ class Drift:
 
     def __init__(self, deployments: list[DeploymentRow], sites: list[SiteRow], *, band: float = BAND) -> None:
         self.deployments, self.sites = deployments, sites
+        self.rows = {row.name: i for i, row in enumerate(deployments)}
+        self.places = {row.name: i for i, row in enumerate(sites)}
         self.ttft = [Series(band=band) for _ in deployments]
         self.tpot = [Series(band=band) for _ in deployments]
 
@@ -120,16 +134,35 @@ class Drift:
         if tpot_s > 0.0:
             self.tpot[deployment_i].add(now_s, tpot_s, expected_tpot_s(row, running=running))
 
-    def alarms(self) -> list[str]:
-        """Return a sentence for each series that has left its band."""
+    def settled(self, now_s: float, row: SettleRow, *, running: float = 0.0, waiting: float = 0.0) -> None:
+        """Take a settled request from its row; only streams at the first try tell when their first token came.
+
+        `running`, `waiting`: requests in its replica, as last scraped; those that wait are taken to be as long as it.
+        """
+        i, where = self.rows.get(row.deployment, -1), self.places.get(row.site, -1)
+        whole = row.streamed and row.status == SERVED and row.n_tries == 1 and row.output_tokens > 0
+        if i < 0 or where < 0 or not whole or row.first_token_ns < 0:
+            return
+        steps = row.output_tokens - 1
+        self.answered(
+            now_s, i, where, ttft_s=(row.first_token_ns - row.arrival_ns) * 1e-9, input_tokens=row.input_tokens,
+            cached_tokens=row.cached_tokens, waiting_tokens=waiting * row.input_tokens,
+            tpot_s=(row.finish_ns - row.first_token_ns) * 1e-9 / steps if steps >= LEAST_STEPS else 0.0, running=running,
+        )  # fmt: skip
+
+    def alarms(self) -> list[Alarm]:
+        """Return the series that have left their band."""
         told = []
-        for kind, series in (("time to first token", self.ttft), ("time per token", self.tpot)):
+        for kind, name, series in (
+            ("ttft", "time to first token", self.ttft), ("tpot", "time per token", self.tpot),
+        ):  # fmt: skip
             for row, one in zip(self.deployments, series, strict=True):
                 seen = one.verdict()
                 if seen.drifted:
-                    told.append(
-                        f"{row.name}: {kind} is {seen.ratio:.2f} times what the twin expects "
+                    what = (
+                        f"{row.name}: {name} is {seen.ratio:.2f} times what the twin expects "
                         f"(band {seen.low:.2f} to {seen.high:.2f}, {seen.n} requests); calibrate it again, or look for "
                         "what slows it"
                     )
+                    told.append(Alarm(row.name, kind, what, seen))
         return told

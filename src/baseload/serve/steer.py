@@ -74,6 +74,13 @@ class Steer:
         self.peak_w = list(peak_w) if peak_w is not None else [row.busy_w for row in tables.deployments]
         self.cap_w = [float("inf")] * n  # most power above idle that each may draw in any step
 
+    def reload(self, tables: Tables, *, rules: Rules | None = None) -> None:
+        """Take new tables of the same replicas: other rules, numbers and limits; what runs stays as it is."""
+        assert [row.pool_i for row in tables.replicas] == [row.pool_i for row in self.tables.replicas]
+        policy = tables.policy
+        self.tables, self.rules = tables, rules or chosen(policy)
+        self.tunables = Tunables(policy.load_guard, policy.admit_factor, policy.target_utilisation, policy.scale_down_s)
+
     # ---- what is heard ---------------------------------------------------------------------------------------------
 
     def starting(self, r: int) -> None:
