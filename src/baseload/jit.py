@@ -55,8 +55,8 @@ def enable() -> bool:
     """Load numba, with its cache in our folder; return whether kernels are compiled from here on."""
     if os.environ.get("BASELOAD_JIT") == "0":
         return False
-    if "numba" not in sys.modules:
-        os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    if os.environ.get("NUMBA_CACHE_DIR") != str(cache_folder()):  # numba may have been imported by somebody before
         use_cache_folder()
     return True
 
