@@ -46,7 +46,7 @@ def mint(prefix: str = KEY_PREFIX, dice: Callable[[int], bytes] = secrets.token_
     """Return a new secret: the prefix, 256 random bits, a checksum.
 
     >>> mint(dice=lambda n: bytes(n))
-    'bl_00000000000000000000000000000000000000000003OxZAR'
+    'bl_000000000000000000000000000000000000000000046BClH'
     """
     text = prefix + _base62(int.from_bytes(dice(32), "big"), _SECRET_CHARS)
     return text + _sum(text)

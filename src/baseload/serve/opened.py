@@ -112,6 +112,7 @@ class Steps:
         opened._ask_at = opened._until if opened._until >= opened._max_tokens else opened._until - step // 2
 
     def renewed(self, pocket: Pocket, wish: Wish) -> None:
+        """A stream that waited for more has it, or a part of it."""
         opened: Opened = wish.item
         opened._wished = False
         if opened._done or opened.stop:
@@ -147,6 +148,7 @@ class Steps:
                 opened.on_more(opened)
 
     def stop(self, opened: Opened, why: str) -> None:
+        """End a stream from here: the relay is called."""
         if opened.stop or opened._done:
             return
         opened.stop = why

@@ -14,24 +14,23 @@ import asyncio
 import contextlib
 import os
 import re
-import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from baseload.ports import KeyRecord, Ledger
+from baseload.ports import Ledger
 from baseload.serve import marks as marks_files
 from baseload.serve import recovery, wire
-from baseload.serve.bank import Bank, Change, Limits
+from baseload.serve.bank import Bank, Change
+from baseload.serve.clientele import Clientele
 from baseload.serve.journal import Journal
-from baseload.serve.keys import Keyring, usable
+from baseload.serve.keys import Keyring
+from baseload.serve.overview import Holder, month_of, overview, receipt_of
 from baseload.serve.recovery import Leased
-from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, decode, row_in
+from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, row_in
 from baseload.serve.tables import Tables
 from baseload.serve.wire import Wire
 
@@ -41,27 +40,6 @@ KEYS_S = 0.25  # how often it is looked whether keys changed
 SYNC_S = 0.1  # marks are on the disk at most so late
 RECENT = 200
 _MARKS_NAME = re.compile(r"marks-\d{1,6}-\d{1,10}-[0-9a-f]{8}")
-
-
-def month_of(ns: int) -> str:
-    """Return the UTC month of a time.
-
-    >>> month_of(1_790_000_000_000_000_000)
-    '2026-09'
-    """
-    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m")
-
-
-class Holder:
-    """A worker process: one life of it, from its marks file's making to its end."""
-
-    def __init__(self, number: int, worker: int, pid: int, path: Path) -> None:
-        self.number, self.worker, self.pid, self.path = number, worker, pid, path
-        self.connection: Wire | None = None
-        self.hellos = 0
-        self.tables_version = 0
-        self.stats: dict[str, float] = {}
-        self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # for fdatasync
 
 
 class Owner:
@@ -82,16 +60,14 @@ class Owner:
         self.folder, self.ledger, self.keyring, self.tables = folder, ledger, keyring, tables
         self._on_rows, self._on_fatal = on_rows, on_fatal
         self._clock_s, self._utc_ns = clock_s, utc_ns
-        self._now_ns = 0
+        self._last_ns = 0
         self.bank = Bank()
+        self.clientele = Clientele(self.bank, keyring, tables, self._do, clock_s=clock_s, utc_ns=self.now_ns)
         self.recent: deque[SettleRow] = deque(maxlen=RECENT)
         self.faults: deque[str] = deque(maxlen=50)  # what ought not to have happened, for the operator
         self.counts = {"recovered": 0, "voided": 0, "repeated": 0, "dropped_connections": 0, "bugs": 0}
-        self._records: dict[int, KeyRecord] = {}
-        self._spent: dict[str, int] = {}  # by key's pseudonym, since ever
-        self._spent_month: dict[str, int] = {}  # by tenant's pseudonym
-        self._leases: dict[int, Leased] = {}
-        self._holders: dict[str, Holder] = {}
+        self.leases: dict[int, Leased] = {}
+        self.holders: dict[str, Holder] = {}
         self._by_number: dict[int, Holder] = {}
         self._n_holders = 0
         self._read: set[Path] = set()  # marks files that are on their way into the ledger
@@ -112,12 +88,9 @@ class Owner:
         self._loop = asyncio.get_running_loop()
         self._begun_s = self._clock_s()
         self.bank.next_id = self.ledger.next_request_id()
-        self.bank.month = month_of(self._utc())
-        for total in self.ledger.totals():
-            self._spent[total.key] = self._spent.get(total.key, 0) + total.price_nano
-            if total.month == self.bank.month:
-                self._spent_month[total.tenant] = self._spent_month.get(total.tenant, 0) + total.price_nano
-        self._take_up_leases()
+        self.bank.month = month_of(self.now_ns())
+        self.clientele.begin(self.ledger.totals())
+        self.leases = self.clientele.leased(self.ledger.open_leases())
         self.journal.start()
         self._syncer.start()
         path = self.folder / "owner.sock"
@@ -136,64 +109,45 @@ class Owner:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._server is not None:
             self._server.close()
-        loop = asyncio.get_running_loop()
-        whole = await loop.run_in_executor(None, self.journal.stop)
+        whole = await asyncio.to_thread(self.journal.stop)
         await asyncio.sleep(0)  # the last acknowledgements
-        for holder in self._holders.values():
-            if holder.connection is not None and holder.connection._transport is not None:
-                holder.connection._transport.close()
+        for holder in self.holders.values():
+            if holder.connection is not None:
+                holder.connection.close()
         self._stopped.set()
-        await loop.run_in_executor(None, self._syncer.join)
-        for holder in self._holders.values():
+        await asyncio.to_thread(self._syncer.join)
+        for holder in self.holders.values():
             os.close(holder.handle)
-        self._holders.clear()
+        self.holders.clear()
         (self.folder / "owner.sock").unlink(missing_ok=True)
         return whole
-
-    def _take_up_leases(self) -> None:
-        found = self.ledger.open_leases()
-        records = {record.pseudonym: record for record in self.keyring.list()} if found else {}
-        for lease in found:
-            key_i = 0
-            if lease.key in records:
-                key_i = records[lease.key].key_i
-                self._take_up(records[lease.key])
-            taken = Leased(lease.lease_id, lease.n_ids, lease.worker, lease.tenant, lease.key, key_i)
-            full = (1 << lease.n_ids) - 1
-            for first, last in lease.open_ids:
-                full &= ~(((1 << (last - first + 1)) - 1) << (first - lease.lease_id))
-            taken.closed = full
-            self._leases[lease.lease_id] = taken
 
     def _on_loop(self, call: Callable[[], None]) -> None:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending
             self._loop.call_soon_threadsafe(call)
 
-    def _utc(self) -> int:
+    def now_ns(self) -> int:
         """Return the time for rows: UTC, never backwards."""
-        self._now_ns = max(self._now_ns, self._utc_ns())
-        return self._now_ns
+        self._last_ns = max(self._last_ns, self._utc_ns())
+        return self._last_ns
 
     def _storage_is(self, ok: bool) -> None:
-        self._fault("" if ok else "the ledger cannot be written; nothing new is admitted until it can")
+        if not ok:
+            self.faults.append("the ledger cannot be written; nothing new is admitted until it can")
         self._tell_all(wire.Storage(ok))
 
     def _fatally(self, said: str) -> None:
-        self._fault(said)
+        self.faults.append(said)
         if self._on_fatal is not None:
             self._on_fatal(said)
 
     def _bug(self, said: str) -> None:
         self.counts["bugs"] += 1
-        self._fault(f"the ledger refused rows: {said}")
-
-    def _fault(self, said: str) -> None:
-        if said:
-            self.faults.append(said)
+        self.faults.append(said)
 
     def _tell_all(self, message: wire.Message) -> None:
-        for holder in self._holders.values():
+        for holder in self.holders.values():
             if holder.connection is not None:
                 holder.connection.send(message)
 
@@ -205,7 +159,7 @@ class Owner:
             await asyncio.sleep(WATCH_S)
             now_s = self._clock_s()
             try:
-                self.bank.turn_month(month_of(self._utc()))
+                self.bank.turn_month(month_of(self.now_ns()))
                 self._do(self.bank.tick(now_s))
                 self._watch_workers()
                 if now_s - keys_s >= KEYS_S:
@@ -222,7 +176,7 @@ class Owner:
         dead: list[Path] = []
         strangers: list[Path] = []  # dead before this owner knew them
         for path in paths:
-            holder = self._holders.get(path.name)
+            holder = self.holders.get(path.name)
             if holder is not None and holder.connection is not None:
                 continue
             if path in self._read:
@@ -234,8 +188,8 @@ class Owner:
                 (strangers if holder is None else dead).append(path)
         # Whose leases are whose shows when the successor has said which are its own: until then the file is kept.
         dead += [path for path in strangers if marks_files.worker_of(path) not in silent]
-        gone = [holder for name, holder in self._holders.items() if holder.connection is None and holder.path in dead]
-        orphans = [x for x in self._leases.values() if x.holder == 0 and x.worker not in silent]
+        gone = [holder for name, holder in self.holders.items() if holder.connection is None and holder.path in dead]
+        orphans = [x for x in self.leases.values() if x.holder == 0 and x.worker not in silent]
         if dead or gone or orphans:
             self._recover(dead, gone, orphans)
         if not self.granting and (not silent or self._clock_s() - self._begun_s > HELLO_S):
@@ -248,8 +202,8 @@ class Owner:
         """Close each open id of dead workers once; their files go when that is durable."""
         found = {mark.request_id: mark for path in dead for mark in marks_files.read(path).marks}
         numbers = {holder.number for holder in gone}
-        leases = orphans + [x for x in self._leases.values() if x.holder in numbers]
-        rows = recovery.close(leases, found, self.tables, self._utc())
+        leases = orphans + [x for x in self.leases.values() if x.holder in numbers]
+        rows = recovery.close(leases, found, self.tables, self.now_ns())
         key_i = {lease.key: lease.key_i for lease in leases}
         settled = [row for row in rows if isinstance(row, SettleRow)]
         for row in settled:
@@ -258,7 +212,7 @@ class Owner:
         self.counts["recovered"] += len(settled)
         self.counts["voided"] += len(rows) - len(settled)
         for lease in leases:
-            self._leases.pop(lease.lease_id, None)
+            self.leases.pop(lease.lease_id, None)
 
         def stored(ok: bool) -> None:
             for path in dead:
@@ -269,7 +223,7 @@ class Owner:
         self.journal.put([row_in(row) for row in rows], stored)
         now_s = self._clock_s()
         for holder in gone:
-            del self._holders[holder.path.name]
+            del self.holders[holder.path.name]
             del self._by_number[holder.number]
             os.close(holder.handle)
             self._do(self.bank.leave(holder.number, now_s))
@@ -277,25 +231,20 @@ class Owner:
     def _sync_marks(self) -> None:
         """Put marks on the disk, in a thread: a power loss then costs what came after the last time."""
         while not self._stopped.wait(SYNC_S):
-            for holder in list(self._holders.values()):
+            for holder in list(self.holders.values()):
                 with contextlib.suppress(OSError):
                     os.fdatasync(holder.handle)
 
     # ---- what workers say ----
 
     def _made(self, connection: Wire) -> None:
-        transport = connection._transport
-        assert transport is not None
-        peer: socket.socket | None = transport.get_extra_info("socket")
-        if peer is not None and hasattr(socket, "SO_PEERCRED"):
-            _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if uid != os.getuid():
-                connection.drop("another user")
+        if not connection.same_user():
+            connection.drop("another user")
 
     def _lost(self, connection: Wire) -> None:
         if connection.fault:
             self.counts["dropped_connections"] += 1
-            self._fault(f"a worker's connection was dropped: {connection.fault}"[:300])
+            self.faults.append(f"a worker's connection was dropped: {connection.fault}"[:300])
         holder: Holder | None = connection.who
         if holder is not None and holder.connection is connection:
             holder.connection = None
@@ -306,6 +255,12 @@ class Owner:
             return self._hello(connection, message)
         if holder is None or holder.connection is not connection:
             return connection.drop("no hello")
+        try:
+            self._obey(holder, connection, message)
+        except Exception as error:  # a bug of ours must not take the connection with it
+            self._bug(f"{type(message).__name__}: {error!r}")
+
+    def _obey(self, holder: Holder, connection: Wire, message: Any) -> None:
         now_s = self._clock_s()
         match message:
             case wire.Ask():
@@ -325,11 +280,11 @@ class Owner:
         path = self.folder / hello.marks
         if hello.version != wire.VERSION or not _MARKS_NAME.fullmatch(hello.marks) or not path.exists():
             return connection.drop("a hello of another version, or without its marks")
-        holder = self._holders.get(hello.marks)
+        holder = self.holders.get(hello.marks)
         if holder is None:
             self._n_holders += 1
             holder = Holder(self._n_holders, hello.worker, hello.pid, path)
-            self._holders[hello.marks] = self._by_number[holder.number] = holder
+            self.holders[hello.marks] = self._by_number[holder.number] = holder
         elif holder.connection is not None:
             holder.connection.drop("")
         holder.connection, connection.who = connection, holder
@@ -339,13 +294,13 @@ class Owner:
         for pouch in hello.pouches:
             record = self.keyring.accounts.key(pouch.key_i)
             if record is not None:
-                self._take_up(record)
+                self.clientele.take_up(record)
                 pouches.append(pouch)
         claimed = {lease_id for pouch in pouches for lease_id in pouch.leases}
         for lease_id in claimed:
-            if lease_id in self._leases and self._leases[lease_id].holder in (0, holder.number):
-                self._leases[lease_id].holder = holder.number
-        lost = [x for x in self._leases.values() if x.holder == holder.number and x.lease_id not in claimed]
+            if lease_id in self.leases and self.leases[lease_id].holder in (0, holder.number):
+                self.leases[lease_id].holder = holder.number
+        lost = [x for x in self.leases.values() if x.holder == holder.number and x.lease_id not in claimed]
         self._void(lost, "its grant was lost on the way")
         connection.send(wire.Welcome(wire.VERSION, self.journal.ok))
         if hello.tables_version != self.tables.version:
@@ -358,10 +313,10 @@ class Owner:
     def _void(self, leases: Iterable[Leased], why: str) -> None:
         gone = list(leases)
         for lease in gone:
-            self._leases.pop(lease.lease_id, None)
+            self.leases.pop(lease.lease_id, None)
             self.counts["voided"] += 1
         if gone:
-            self.journal.put([row_in(recovery.void_row(lease, self._utc(), why)) for lease in gone])
+            self.journal.put([row_in(recovery.void_row(lease, self.now_ns(), why)) for lease in gone])
 
     def _ask(self, holder: Holder, ask: wire.Ask) -> None:
         if not self.granting:
@@ -374,19 +329,19 @@ class Owner:
     def _returned(self, holder: Holder, back: wire.Return, now_s: float) -> None:
         if back.key_i in self.bank.keys:
             self._do(self.bank.returned(holder.number, back, now_s))
-        mine = [self._leases[i] for i in back.leases if i in self._leases and self._leases[i].holder == holder.number]
+        mine = [self.leases[i] for i in back.leases if i in self.leases and self.leases[i].holder == holder.number]
         self._void(mine, "not used")
 
     def _rows(self, holder: Holder, message: wire.Rows) -> None:
         if not len(message.rows) == len(message.keys) == len(message.leases):
             assert holder.connection is not None
             return holder.connection.drop("rows without keys")
-        now_ns = self._utc()
+        now_ns = self.now_ns()
         self.bank.turn_month(month_of(now_ns))
         fresh: list[SettleRow] = []
         stored: list[SettleRow] = []
         for row, key_i, lease_id in zip(message.rows, message.keys, message.leases, strict=True):
-            lease = self._leases.get(lease_id)
+            lease = self.leases.get(lease_id)
             known = lease is not None and lease.holder == holder.number and lease.key_i == key_i
             again = not (known and lease is not None and lease.is_open(row.request_id))
             row.at_ns = now_ns
@@ -398,7 +353,7 @@ class Owner:
                 assert lease is not None
                 row.tenant, row.key = lease.tenant, lease.key
                 if lease.close(row.request_id):
-                    del self._leases[lease_id]
+                    del self.leases[lease_id]
                 fresh.append(row)
             stored.append(row)
         for key_i, nano in message.overdrawn:
@@ -418,31 +373,22 @@ class Owner:
             self._on_rows(rows)
 
     def _look_up(self, connection: Wire, message: wire.LookUp) -> None:
-        record = self.keyring.look_up(message.bearer, self._utc())
+        record = self.keyring.look_up(message.bearer, self.now_ns())
         if record is None:
             return connection.send(wire.KeyIs(message.ask_i, None))
-        self._take_up(record)
-        salt = self.keyring.salt(record.tenant_pseudonym)
-        view = wire.KeyView(
-            record.key_i, record.tenant, record.name, record.pseudonym, record.tenant_pseudonym, salt,
-            expires_ns=-1 if record.expires_ns is None else record.expires_ns,
-        )  # fmt: skip
-        connection.send(wire.KeyIs(message.ask_i, view))
+        self.clientele.take_up(record)
+        connection.send(wire.KeyIs(message.ask_i, self.clientele.view(record)))
 
     def _receipt(self, connection: Wire, message: wire.ReceiptAsk) -> None:
         """Send a receipt, if the request was made with a key of the asking key's tenant."""
-        record = self._records.get(message.key_i)
-
-        def look() -> bytes | None:
-            found = self.ledger.find(message.request_id)
-            row = None if found is None else decode(found.body)
-            if record is None or not isinstance(row, SettleRow) or row.tenant != record.tenant_pseudonym:
-                return None
-            return self.ledger.receipt(message.request_id)
+        record = self.clientele.records.get(message.key_i)
+        tenant = "" if record is None else record.tenant_pseudonym
 
         async def answer() -> None:
             try:
-                blob = await asyncio.get_running_loop().run_in_executor(None, look)
+                blob = await asyncio.get_running_loop().run_in_executor(
+                    None, receipt_of, self.ledger, message.request_id, tenant
+                )
             except Exception as error:
                 self._bug(f"receipt: {error!r}")
                 blob = None
@@ -469,11 +415,11 @@ class Owner:
     def _lease(self, number: int, grant: wire.Grant) -> None:
         """Make a lease durable, then grant it."""
         holder = self._by_number[number]
-        record = self._records[grant.key_i]
+        record = self.clientele.records[grant.key_i]
         lease = Leased(
             grant.lease_id, grant.n_ids, holder.worker, record.tenant_pseudonym, record.pseudonym, grant.key_i, number
         )
-        self._leases[grant.lease_id] = lease
+        self.leases[grant.lease_id] = lease
         hellos = holder.hellos
 
         def done(ok: bool) -> None:
@@ -487,56 +433,18 @@ class Owner:
                     )  # fmt: skip
                     self._tell(number, wire.Refuse(grant.key_i, grant.ask_i, "storage", 1.0))
                     self._do(self.bank.returned(number, back, self._clock_s()))
-                if grant.lease_id in self._leases:
+                if grant.lease_id in self.leases:
                     self._void([lease], "could not be stored in time")
 
         row = LeaseRow(
-            request_id=grant.lease_id, at_ns=self._utc(), n_ids=grant.n_ids, worker=holder.worker,
+            request_id=grant.lease_id, at_ns=self.now_ns(), n_ids=grant.n_ids, worker=holder.worker,
             tenant=record.tenant_pseudonym, key=record.pseudonym, money_nano=grant.money_nano,
         )  # fmt: skip
         self.journal.put([row_in(row)], done, urgent=True)
 
-    # ---- keys and tenants ----
-
-    def _take_up(self, record: KeyRecord) -> None:
-        """Let the bank know a key and its tenant."""
-        now_s = self._clock_s()
-        if record.tenant_pseudonym not in self.bank.tenants:
-            spent = self._spent_month.get(record.tenant_pseudonym, 0)
-            self.bank.set_tenant(record.tenant_pseudonym, self._tenant_limits(record.tenant), now_s, spent_nano=spent)
-        if record.key_i not in self.bank.keys:
-            self.bank.set_key(
-                record.key_i, record.tenant_pseudonym, _limits(record), now_s,
-                spent_nano=self._spent.get(record.pseudonym, 0),
-            )  # fmt: skip
-            self._records[record.key_i] = record
-            self._judge(record)
-        elif self._records.get(record.key_i) != record:
-            self._records[record.key_i] = record
-            self._do(self.bank.set_key(record.key_i, record.tenant_pseudonym, _limits(record), now_s))
-            self._judge(record)
-
-    def _judge(self, record: KeyRecord) -> None:
-        if not usable(record, self._utc()):
-            if record.key_i not in self.bank.stopped:
-                self._do(self.bank.stop(record.key_i, "revoked", self._clock_s()))
-        elif all(tenant.name != record.tenant for tenant in self.tables.tenants):
-            self._do(self.bank.stop(record.key_i, "gone", self._clock_s()))
-        else:
-            self.bank.allow(record.key_i)
-
-    def _tenant_limits(self, tenant: str) -> Limits:
-        for row in self.tables.tenants:
-            if row.name == tenant:
-                return Limits(budget_nano=row.budget_per_month_nano)
-        return Limits()
-
     def _keys_changed(self) -> None:
         """Take up what another process did to keys: revoked ones stop at once."""
-        for key_i in list(self.bank.keys):
-            record = self.keyring.accounts.key(key_i)
-            if record is not None:
-                self._take_up(record)
+        self.clientele.look_again()
         self._tell_all(wire.Forget())
 
     # ---- for the control listener ----
@@ -548,12 +456,16 @@ class Owner:
     def revoke(self, key_i: int, who: str = "") -> bool:
         """Revoke a key; its running streams stop at once."""
         known = self.keyring.accounts.key(key_i)
-        done = self.keyring.revoke(key_i, self._utc())
+        done = self.keyring.revoke(key_i, self.now_ns())
         if done and known is not None:
             self._keys_changed()
             self.record(
                 ControlRow(
-                    at_ns=self._utc(), action="key revoked", who=who, tenant=known.tenant_pseudonym, key=known.pseudonym
+                    at_ns=self.now_ns(),
+                    action="key revoked",
+                    who=who,
+                    tenant=known.tenant_pseudonym,
+                    key=known.pseudonym,
                 )
             )
         return done
@@ -561,14 +473,15 @@ class Owner:
     def reload(self, tables: Tables, who: str = "") -> None:
         """Take up new tables, which lie in `run/tables.json` already, and tell the workers."""
         self.tables = tables
-        now_s = self._clock_s()
-        for record in list(self._records.values()):
-            self._do(self.bank.set_tenant(record.tenant_pseudonym, self._tenant_limits(record.tenant), now_s))
-            self._judge(record)
+        self.clientele.reload(tables)
         self._tell_all(wire.Reload(tables.version, str(self.folder / "tables.json")))
         self.record(
             ReloadRow(
-                at_ns=self._utc(), version=tables.version, fleet=tables.fleet, fleet_digest=tables.fleet_digest, who=who
+                at_ns=self.now_ns(),
+                version=tables.version,
+                fleet=tables.fleet,
+                fleet_digest=tables.fleet_digest,
+                who=who,
             )
         )
 
@@ -578,38 +491,4 @@ class Owner:
 
     def snapshot(self) -> dict[str, Any]:
         """Return what there is to see: money by tenant, workers, storage, and sums of the workers' counters."""
-        names = {record.tenant_pseudonym: record.tenant for record in self._records.values()}
-        sums: dict[str, float] = {}
-        for holder in self._holders.values():
-            for name, value in holder.stats.items():
-                sums[name] = sums.get(name, 0.0) + value
-        return {
-            "at_ns": self._utc(),
-            "storage_ok": self.journal.ok,
-            "rows_waiting": self.journal.n_waiting,
-            "rows_stored": self.journal.n_rows,
-            "commits": self.journal.n_commits,
-            "leases_open": len(self._leases),
-            "tenants": [
-                {
-                    "tenant": names.get(pseudonym, ""), "month": self.bank.month, "spent_nano": account.spent_nano,
-                    "held_nano": account.held_nano, "budget_nano": account.limits.budget_nano,
-                    "overdrawn_nano": account.overdrawn_nano,
-                }
-                for pseudonym, account in self.bank.tenants.items()
-            ],
-            "workers": [
-                {
-                    "worker": holder.worker, "pid": holder.pid, "connected": holder.connection is not None,
-                    "tables_version": holder.tables_version, "stats": dict(holder.stats),
-                }
-                for holder in self._holders.values()
-            ],
-            "stats": sums,
-            "counts": dict(self.counts),
-            "faults": list(self.faults),
-        }  # fmt: skip
-
-
-def _limits(record: KeyRecord) -> Limits:
-    return Limits(record.budget_nano, record.rpm, record.tpm, record.concurrency)
+        return overview(self)

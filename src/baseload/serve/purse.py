@@ -92,8 +92,8 @@ class Purse:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         whole = not (len(self._outbox) or self._open)
-        if self._wire is not None and self._wire._transport is not None:
-            self._wire._transport.close()
+        if self._wire is not None:
+            self._wire.close()
             await asyncio.sleep(0)
         self.marks.close(remove=whole)
         return whole

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from baseload.ports import OpenLease
 from baseload.records import REASON_LOST, REASON_NONE, SERVED, UNFINISHED
 from baseload.serve.marks import Mark
 from baseload.serve.rows import NEVER_NS, Row, SettleRow, VoidRow
@@ -39,6 +40,19 @@ class Leased:
         """Close an id; True where it was the last."""
         self.closed |= 1 << (request_id - self.lease_id)
         return self.closed == (1 << self.n_ids) - 1
+
+
+def leased(lease: OpenLease, key_i: int) -> Leased:
+    """Return an open lease of the ledger, as the owner keeps it.
+
+    >>> found = OpenLease(lease_id=8, n_ids=4, open_ids=[(9, 10)], worker=0, tenant="", key="", money_nano=0, at_ns=0)
+    >>> bin(leased(found, 1).closed)
+    '0b1001'
+    """
+    closed = (1 << lease.n_ids) - 1
+    for first, last in lease.open_ids:
+        closed &= ~(((1 << (last - first + 1)) - 1) << (first - lease.lease_id))
+    return Leased(lease.lease_id, lease.n_ids, lease.worker, lease.tenant, lease.key, key_i, closed=closed)
 
 
 def close(leases: Iterable[Leased], marks: Mapping[int, Mark], tables: Tables, now_ns: int) -> list[Row]:

@@ -8,6 +8,9 @@ messages mean is `bank.py` (the owner's side) and `purse.py` (the worker's); her
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -273,6 +276,19 @@ class Wire(asyncio.Protocol):
         self.fault = fault
         if self._transport is not None:
             self._transport.abort()
+
+    def same_user(self) -> bool:
+        """Say whether the process at the other end runs as our user (where the system tells)."""
+        peer = None if self._transport is None else self._transport.get_extra_info("socket")
+        if peer is None or not hasattr(socket, "SO_PEERCRED"):
+            return True
+        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return bool(uid == os.getuid())
+
+    def close(self) -> None:
+        """End the connection once what was sent has gone out."""
+        if self._transport is not None:
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell that it is gone."""

@@ -1,0 +1,80 @@
+"""Workers as the owner knows them, and what there is to see of an owner."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baseload.ports import Ledger
+from baseload.serve.rows import SettleRow, decode
+from baseload.serve.wire import Wire
+
+if TYPE_CHECKING:
+    from baseload.serve.owner import Owner
+
+
+def month_of(ns: int) -> str:
+    """Return the UTC month of a time.
+
+    >>> month_of(1_790_000_000_000_000_000)
+    '2026-09'
+    """
+    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m")
+
+
+class Holder:
+    """A worker process: one life of it, from its marks file's making to its end."""
+
+    def __init__(self, number: int, worker: int, pid: int, path: Path) -> None:
+        self.number, self.worker, self.pid, self.path = number, worker, pid, path
+        self.connection: Wire | None = None
+        self.hellos = 0
+        self.tables_version = 0
+        self.stats: dict[str, float] = {}
+        self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # for fdatasync
+
+
+def receipt_of(ledger: Ledger, request_id: int, tenant: str) -> bytes | None:
+    """Return the receipt of a request of a tenant (pseudonym); None where there is none, or it is another's."""
+    found = ledger.find(request_id)
+    row = None if found is None else decode(found.body)
+    if not tenant or not isinstance(row, SettleRow) or row.tenant != tenant:
+        return None
+    return ledger.receipt(request_id)
+
+
+def overview(owner: Owner) -> dict[str, Any]:
+    """Return money by tenant, workers, storage, sums of the workers' counters, and what went wrong."""
+    names = {record.tenant_pseudonym: record.tenant for record in owner.clientele.records.values()}
+    sums: dict[str, float] = {}
+    for holder in owner.holders.values():
+        for name, value in holder.stats.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return {
+        "at_ns": owner.now_ns(),
+        "storage_ok": owner.journal.ok,
+        "rows_waiting": owner.journal.n_waiting,
+        "rows_stored": owner.journal.n_rows,
+        "commits": owner.journal.n_commits,
+        "leases_open": len(owner.leases),
+        "tenants": [
+            {
+                "tenant": names.get(pseudonym, ""), "month": owner.bank.month, "spent_nano": account.spent_nano,
+                "held_nano": account.held_nano, "budget_nano": account.limits.budget_nano,
+                "overdrawn_nano": account.overdrawn_nano,
+            }
+            for pseudonym, account in owner.bank.tenants.items()
+        ],
+        "workers": [
+            {
+                "worker": holder.worker, "pid": holder.pid, "connected": holder.connection is not None,
+                "tables_version": holder.tables_version, "stats": dict(holder.stats),
+            }
+            for holder in owner.holders.values()
+        ],
+        "stats": sums,
+        "counts": dict(owner.counts),
+        "faults": list(owner.faults),
+    }  # fmt: skip
