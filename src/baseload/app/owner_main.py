@@ -122,6 +122,7 @@ class House:
         from baseload.app.live_tally import Tally
         from baseload.app.owner_view import View
         from baseload.serve.board import Board
+        from baseload.serve.drift import Drift
         from baseload.serve.keys import Keyring, Peppers
         from baseload.serve.owner import Owner
         from baseload.serve.steer import Steer
@@ -135,6 +136,7 @@ class House:
         )  # fmt: skip
         self.steer = Steer(tables)
         self.tally = Tally(tables)
+        self.drift = Drift(tables.deployments, tables.sites)
         self.fixed = live_view.standing(self.live)
         self.accounts = AccountsFile(self.state / "accounts.db")
         self.keyring = Keyring(self.accounts, Peppers(self.state / "pepper"))
@@ -268,9 +270,13 @@ class House:
         if any(row.tenant not in self.tally.names for row in rows):
             self.tally.names = dict(self.accounts.tenants())
         self.tally.see(rows)
+        now_s = time.monotonic()
         for row in rows:
             if row.site in self.requests_mj:
                 self.requests_mj[row.site].append(row.energy_mj)
+            if 0 <= row.replica_i < self.board.n_replicas:
+                running, waiting = self.board.running[row.replica_i], self.board.waiting[row.replica_i]
+                self.drift.settled(now_s, row, running=running, waiting=waiting)
 
     def _fatal(self, said: str) -> None:
         self.fatal = said
@@ -350,7 +356,13 @@ class House:
 
     def drift_alarms(self) -> list[tuple[Any, bool, str, str, dict[str, float | None]]]:
         """Return where measured latency has left the twin's band."""
-        return []
+        return [
+            (
+                "divergence", False, f"{alarm.deployment} {alarm.kind}", alarm.what,
+                {"measured": alarm.seen.ratio, "band_low": alarm.seen.low, "band_high": alarm.seen.high},
+            )
+            for alarm in self.drift.alarms()
+        ]  # fmt: skip
 
     # ---- reload --------------------------------------------------------------------------------------------------------
 
@@ -372,7 +384,8 @@ class House:
         self.fixed = live_view.standing(live)
         self.tally.reload(live.tables)
         self.keeper.tables = live.tables
-        self.steer.tables = live.tables
+        self.steer.reload(live.tables)
+        self.drift.reload(live.tables.deployments, live.tables.sites)
         self.set_hour()
         self.owner.reload(live.tables, who)
         return []

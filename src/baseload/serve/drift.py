@@ -120,6 +120,11 @@ class Drift:
         self.ttft = [Series(band=band) for _ in deployments]
         self.tpot = [Series(band=band) for _ in deployments]
 
+    def reload(self, deployments: list[DeploymentRow], sites: list[SiteRow]) -> None:
+        """Take new numbers of the same deployments and sites."""
+        assert [row.name for row in deployments] == [row.name for row in self.deployments]
+        self.deployments, self.sites = deployments, sites
+
     def answered(
         self, now_s: float, deployment_i: int, site_i: int, *, ttft_s: float, input_tokens: int, cached_tokens: int = 0,
         waiting_tokens: float = 0.0, tpot_s: float = 0.0, running: float = 0.0,
