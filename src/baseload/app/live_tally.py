@@ -86,16 +86,18 @@ def outcome_of(row: SettleRow) -> str:
 
 
 def latencies(row: SettleRow) -> tuple[float | None, float | None]:
-    """Return TTFT and TPOT of a settled request in seconds; None where it had no such token.
+    """Return TTFT and TPOT of a streamed request in seconds; None where it had no such token.
+
+    An answer that came in one piece says nothing of its first token.
 
     >>> latencies(SettleRow(request_id=1, at_ns=0, tenant="", key="", arrival_ns=0, first_token_ns=2 * 10**9,
-    ...                     finish_ns=4 * 10**9, output_tokens=5))
+    ...                     finish_ns=4 * 10**9, output_tokens=5, streamed=True))
     (2.0, 0.5)
     """
-    if row.first_token_ns < 0:
+    if row.first_token_ns < 0 or not row.streamed:
         return None, None
     ttft_s = max(0, row.first_token_ns - row.arrival_ns) / 1e9
-    if row.output_tokens < 2 or row.finish_ns < 0 or (not row.streamed and row.first_token_ns == row.finish_ns):
+    if row.output_tokens < 2 or row.finish_ns < 0:
         return ttft_s, None
     return ttft_s, max(0, row.finish_ns - row.first_token_ns) / 1e9 / (row.output_tokens - 1)
 

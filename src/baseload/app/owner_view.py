@@ -88,6 +88,7 @@ class View:
                 ledger=view.LedgerNow(
                     available=bool(seen["storage_ok"]),
                     rows_total=int(seen["rows_stored"]),
+                    checkpoint_ns=self._checkpoint_ns(),
                     fault="" if seen["storage_ok"] else (seen["faults"] or ["not writable"])[-1],
                 ),
                 spent_month=spent,
@@ -99,6 +100,13 @@ class View:
             ),
             house.started_ns,
         )
+
+    def _checkpoint_ns(self) -> int | None:
+        """Return when the newest checkpoint was signed; None where the ledger cannot be read now."""
+        try:
+            return int(self.house.ledger.checkpoint().time_ns)
+        except BaseloadError:
+            return None
 
     def _standing_per_s(self, facts: Sequence[live_view.ReplicaFact]) -> float:
         tables = self.house.live.tables
