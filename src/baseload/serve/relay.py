@@ -91,8 +91,9 @@ class Relay:
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "begun", "body", "client", "client_id", "content_type",
         "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
-        "paused", "peek", "place", "prefix", "problem", "replica", "request_id", "retry_after",
-        "scanner", "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version", "why", "work",
+        "paused", "peek", "place", "prefix", "problem", "replica", "request_id", "retry_after", "scanner",
+        "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version",
+        "why", "work",
     )  # fmt: skip
 
     def __init__(
