@@ -420,6 +420,30 @@ def test_a_reload_moves_prices_budgets_and_tenants_without_a_restart(tmp_path):
     run(work())
 
 
+def test_a_worker_that_leaves_is_forgotten_whatever_it_could_still_say(tmp_path):
+    """After a clean end, or one whose last words were lost, nothing is held and nobody is counted any more."""
+
+    async def work() -> None:
+        till = Till(tmp_path)
+        made = till.key(budget_nano=10**9)
+        owner = await till.owner()
+        for last_words in (True, False):
+            purse = await till.purse()
+            assert isinstance(await run_one(purse, made.secret), Opened)
+            await until(lambda p=purse: not p.n_unstored)
+            if not last_words:
+                purse._send = lambda message: None
+            assert await purse.close()
+            await until(lambda: not owner.holders)
+            assert owner.snapshot()["workers"] == [] and not owner.leases and not owner.bank.held
+            assert owner.bank.keys[made.record.key_i].held_nano == 0
+        await until(till.closed)
+        assert not owner.faults
+        await owner.stop()
+
+    run(work())
+
+
 def test_draining_and_statistics_travel(tmp_path):
     """A worker hears that it is to leave, and its numbers are in the owner's snapshot."""
 

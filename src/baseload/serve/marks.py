@@ -39,8 +39,8 @@ _STATUS_BIT = 28  # of the cell that holds cached tokens
 
 
 def check(value: int, request_id: int) -> int:
-    """Return 32 bits that tie a value to its request: a value of another request, or half of one, does not pass."""
-    return (value * 2_654_435_761 + request_id * 40_503 + 0x9E37) & _MASK
+    """Return 32 bits that tie a value to its request: another request's, half of one, or zeros do not pass."""
+    return (value * 2_654_435_761 + request_id * 40_503 + 0x9E37) & _MASK | 1
 
 
 class Mark(NamedTuple):

@@ -188,7 +188,8 @@ class Owner:
                 (strangers if holder is None else dead).append(path)
         # Whose leases are whose shows when the successor has said which are its own: until then the file is kept.
         dead += [path for path in strangers if marks_files.worker_of(path) not in silent]
-        gone = [holder for name, holder in self.holders.items() if holder.connection is None and holder.path in dead]
+        ended = set(dead) | {holder.path for holder in self.holders.values() if holder.path not in paths}  # or left
+        gone = [h for h in self.holders.values() if h.connection is None and h.path in ended]
         orphans = [x for x in self.leases.values() if x.holder == 0 and x.worker not in silent]
         if dead or gone or orphans:
             self._recover(dead, gone, orphans)
@@ -251,12 +252,13 @@ class Owner:
 
     def _heard(self, connection: Wire, message: Any) -> None:
         holder: Holder | None = connection.who
-        if isinstance(message, wire.Hello):
-            return self._hello(connection, message)
-        if holder is None or holder.connection is not connection:
-            return connection.drop("no hello")
         try:
-            self._obey(holder, connection, message)
+            if isinstance(message, wire.Hello):
+                self._hello(connection, message)
+            elif holder is None or holder.connection is not connection:
+                connection.drop("no hello")
+            else:
+                self._obey(holder, connection, message)
         except Exception as error:  # a bug of ours must not take the connection with it
             self._bug(f"{type(message).__name__}: {error!r}")
 

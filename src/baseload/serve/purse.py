@@ -384,7 +384,7 @@ class Purse:
         """Note that the client's socket took so many tokens of the answer in all; False: stop, or hold (see above)."""
         opened.output_tokens = output_tokens
         cell = opened._cell
-        self._cells[cell] = output_tokens | ((output_tokens * 2_654_435_761 + opened._salt) & _MASK) << 32
+        self._cells[cell] = output_tokens | ((output_tokens * 2_654_435_761 + opened._salt) & _MASK | 1) << 32
         opened._cell = cell ^ 1
         if output_tokens <= opened._ask_at:
             return not opened.stop
