@@ -175,17 +175,25 @@ class House:
         loaded = load.load(Path(self.config.fleet), tuple(self.config.overrides))
         policies = {kind: list(names) for kind, names in KINDS.items()}
         check.require(loaded, policies=policies, day=datetime.now(UTC).date())
+        from baseload import jit
+        from baseload.errors import Problem
         from baseload.policies import custom
 
         for kind, table in KINDS.items():
             name = getattr(loaded.fleet.policy, kind)
             if name not in table and self.version == 1:
                 custom.install(name, loaded.base_folder, loaded.fleet.policy.digest, kind)
+            elif name not in table and f"{kind}:{name}" not in jit.EXTRA_SOURCES:
+                mend = "start `baseload serve` anew"
+                raise FleetError(Problem(key=f"policy.{kind}", what=f"{name} is taken up at a start only", mend=mend))
         return loaded
 
     def _write_tables(self) -> None:
+        from baseload import jit
         from baseload.serve import tables
 
+        digests = {spec.split(":")[1]: digest for spec, digest in jit.EXTRA_SOURCES.items()}
+        (self.run / "rules.json").write_bytes(msgspec.json.encode(digests))  # a worker loads these very bytes or none
         path = self.run / "tables.json"
         fresh = path.with_suffix(".fresh")
         fresh.write_bytes(tables.encode(self.live.tables))

@@ -26,6 +26,7 @@ from baseload.serve import reply, tables
 from baseload.serve.board import Board
 from baseload.serve.gateway import SWEEP_S, Client, Gateway
 from baseload.serve.purse import Purse
+from baseload.serve.rules import prepare
 
 PR_SET_PDEATHSIG = 1
 BACKLOG = 4096
@@ -38,6 +39,7 @@ class Config(msgspec.Struct):
     state: str
     listen_host: str
     listen_port: int
+    fleet: str = ""  # its folder holds the operator's own rules
     tls_cert: str | None = None
     tls_key: str | None = None
     drain_s: float = 30.0
@@ -61,6 +63,9 @@ async def run(config: Config, worker: int) -> int:
     _watch_stdin(loop, stop)
     folder = Path(config.state) / "run"
     found = tables.decode((folder / "tables.json").read_bytes())
+    pinned = folder / "rules.json"  # digests of the operator's own rules, as the owner loaded them
+    digests = msgspec.json.decode(pinned.read_bytes(), type=dict[str, str]) if pinned.exists() else {}
+    prepare(found, Path(config.fleet).parent, digests)
     board = Board.open(folder / "board")
     state: dict[str, Gateway] = {}
 
