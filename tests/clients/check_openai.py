@@ -294,8 +294,17 @@ def timeout_is_seen_at_the_engine():
 
 @check
 def body_of_2_mib():
-    text = "palabra " * (1 << 18)
-    got = client.chat.completions.create(model=MODEL, max_tokens=2, messages=[{"role": "user", "content": text}])
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0K" * (1 << 18)}}
+    parts = [{"type": "text", "text": "big"}, image]
+    got = client.chat.completions.create(model=MODEL, max_tokens=2, messages=[{"role": "user", "content": parts}])
+    assert got.choices[0].message.content == words("big", 2)
+    return got
+
+
+@check
+def text_of_300_kib():
+    text = "palabra " * 40_000
+    got = chat(text, 2)
     assert got.choices[0].message.content == words(text, 2)
     return got.usage.prompt_tokens
 

@@ -6,7 +6,9 @@ const VOLATILE = new Set(['id', 'created', 'created_at', 'system_fingerprint', '
   'timestamp', 'responseId', 'completed_at']);
 const checks = [];
 
-export const check = (name, run) => checks.push([name, run]);
+export const check = (name, run) => {
+  if (!name.startsWith('only_gateway_') || process.env.GATEWAY) checks.push([name, run]);
+};
 
 export function words(text, n) {
   const head = crc32(Buffer.from(text)).toString(16).padStart(8, '0');

@@ -10,12 +10,15 @@ through the gateway may differ from the direct one only by what `ADDED` lists: t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +190,22 @@ class Rig:
         if direct or self.gateway is None:
             return {**told, "BASE_URL": self.engine.url + "/v1", "API_KEY": "none"}
         base = f"http://127.0.0.1:{self.gateway.port}/v1"
-        return {**told, "BASE_URL": base, "API_KEY": self.key, "LIMITED_KEY": self.limited}
+        return {**told, "BASE_URL": base, "API_KEY": self.key, "GATEWAY": "1", "LIMITED_KEY": self.limited}
+
+    def wait(self, timeout_s: float = 30.0) -> None:
+        """Wait until the gateway sees the engine: what a client did to it directly may have made it look ill."""
+        assert self.gateway is not None
+        told = self.env(direct=False)
+        body = b'{"model":"chat","max_tokens":1,"messages":[{"role":"user","content":"x"}]}'
+        wire = urllib.request.Request(
+            told["BASE_URL"] + "/chat/completions", data=body,
+            headers={"authorization": f"Bearer {self.key}", "content-type": "application/json"},
+        )  # fmt: skip
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s:
+            with contextlib.suppress(OSError), urllib.request.urlopen(wire, timeout=5):
+                return
+            time.sleep(0.5)
 
     def end(self) -> None:
         """Stop both."""
@@ -230,6 +248,7 @@ def report(name: str, missing: str, rig: Rig, *, direct_only: bool) -> int:
         bad = [n for n, c in direct.items() if not c["ok"] and not n.startswith("only_gateway_")]
         print(f"{name:12s} direct: {len(direct) - len(bad)} of {len(direct)}; failing: {bad}")
         return len(bad)
+    rig.wait()
     verdicts = compare(direct, run_script(name, rig.env(direct=False)))
     good = sum(v == "ok" for _, v, _ in verdicts)
     print(f"{name:12s} {good} of {len(verdicts)} as at the engine, or better")
