@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from baseload.errors import LedgerUnavailable
 from baseload.ports import Ledger, RowIn
 
-LONELY_S = 0.002  # settled rows alone wait so long for company
+GATHER_S = 0.02  # settled rows wait so long for company (marks hold them meanwhile); a lease waits for nobody
 GROUP_MOST = 4096  # rows a commit
 RETRY_S = (0.05, 0.1, 0.25, 0.5)
 FLUSH_S = 1.0
@@ -47,6 +47,7 @@ class Journal:
         self._storage, self._fatal, self._bug = storage, fatal, bug
         self._queue: deque[_Item] = deque()
         self._wake = threading.Condition()
+        self._n_urgent = 0  # in the queue
         self._stopping = False
         self.ok = True
         self.n_commits = 0
@@ -61,7 +62,9 @@ class Journal:
         """Queue rows; `done` is called on the loop once they are durable."""
         with self._wake:
             self._queue.append(_Item(rows, done, urgent))
-            self._wake.notify()
+            self._n_urgent += urgent
+            if urgent or len(self._queue) == 1:  # else the thread is awake, or gathers
+                self._wake.notify()
 
     @property
     def n_waiting(self) -> int:
@@ -119,19 +122,21 @@ class Journal:
                 self._wake.wait_for(lambda: bool(self._queue) or self._stopping, FLUSH_S)
             if not self._queue:
                 return None if self._stopping else []
-            if not pause_s and not self._stopping and not any(item.urgent for item in self._queue):
-                self._wake.wait_for(lambda: self._stopping or any(i.urgent for i in self._queue), LONELY_S)
+            if not pause_s:
+                self._wake.wait_for(lambda: self._stopping or self._n_urgent > 0, GATHER_S)
             batch: list[_Item] = []
             n_rows = 0
             while self._queue and n_rows < GROUP_MOST:
                 batch.append(self._queue.popleft())
                 n_rows += len(batch[-1].rows)
+            self._n_urgent -= sum(item.urgent for item in batch)
             return batch
 
     def _hold(self, batch: list[_Item]) -> None:
         """Put a batch back in front; tell those who would rather hear no."""
         with self._wake:
             self._queue.extendleft(reversed(batch))
+            self._n_urgent += sum(item.urgent for item in batch)
             urgent = [item for item in self._queue if item.urgent and not item.told]
             for item in urgent:
                 item.told = True
