@@ -1,7 +1,8 @@
 """What the client scripts share: run named checks, print one JSON line each. Standard library only.
 
 A check returns what its client saw, without what differs from call to call (ids, times); the runner compares it with what
-the same client saw at the engine directly. Told by environment: BASE_URL (with /v1), API_KEY, MODEL, ENGINE_STATS, GATEWAY (set: there is one).
+the same client saw at the engine directly.
+Told by environment: BASE_URL (with /v1), API_KEY, MODEL, ENGINE_STATS, GATEWAY (set: there is one).
 """
 
 from __future__ import annotations
