@@ -95,6 +95,7 @@ class Peek(NamedTuple):
     input_tokens_max: int  # bound: a token is at least a byte
     max_tokens: int  # the client's own limit of the answer, all choices together; 0: none said
     text: bytes  # the prompt's JSON
+    choices: int = 1  # answers asked for at once
 
 
 def peek(endpoint: int, body: bytes) -> Peek:
@@ -136,6 +137,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
         input_tokens_max=max(1, len(body)),
         max_tokens=_most(found, 0 if endpoint == COMPLETIONS else 1),
         text=text,
+        choices=max(1, found.n or 1),
     )
 
 

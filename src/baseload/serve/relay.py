@@ -288,7 +288,7 @@ class Relay:
         """The engine's head is whole. Nothing is told to the client yet: it may still be tried elsewhere."""
         self.status, self.content_type, self.retry_after = status, content_type, retry_after
         if status == 200 and self.peek.stream and content_type.startswith(b"text/event-stream"):
-            self.scanner = Scanner(self.endpoint, strip_usage=self.strip)
+            self.scanner = Scanner(self.endpoint, strip_usage=self.strip, n_choices=self.peek.choices)
             if self.peek.wants_usage or self.endpoint not in (CHAT, COMPLETIONS):
                 self.scanner.splice = self._with_cost
         else:
@@ -378,8 +378,6 @@ class Relay:
         scanner = self.scanner
         if scanner is None:
             self._whole()
-        elif scanner.finished and not scanner.held and self.endpoint in (CHAT, COMPLETIONS):
-            self._finish()
         else:
             self._cut("the engine's stream ended before its answer did")
 
@@ -403,7 +401,11 @@ class Relay:
         self._cut(why)
 
     def _cut(self, why: str) -> None:
-        """An answer that will not become whole."""
+        """An answer that will not become whole, or one whose last words were said already."""
+        scanner = self.scanner
+        if self.begun and scanner is not None and scanner.finished and self.endpoint in (CHAT, COMPLETIONS):
+            self._finish()  # every choice has told why it ended: only [DONE] or a usage chunk is missing
+            return
         if self.begun:
             self.gateway.count("upstream_cut")
             self._end_stream(Problem(502, "upstream_error", f"{why}; the answer above is not whole"))

@@ -116,14 +116,26 @@ class Broken(Exception):
 class Scanner:
     """One stream. `feed` bytes as they come; then see `ended`, `error`, `usage`, `usage_event`."""
 
-    __slots__ = ("_kind", "_strip", "_tail", "_words", "ended", "error", "finished", "splice", "tokens", "usage")
+    __slots__ = (
+        "_kind",
+        "_strip",
+        "_tail",
+        "_words",
+        "ended",
+        "error",
+        "finished",
+        "n_choices",
+        "splice",
+        "tokens",
+        "usage",
+    )
 
-    def __init__(self, kind: int, *, strip_usage: bool) -> None:
-        self._kind, self._strip = kind, strip_usage
+    def __init__(self, kind: int, *, strip_usage: bool, n_choices: int = 1) -> None:
+        self._kind, self._strip, self.n_choices = kind, strip_usage, n_choices
         self._words = _ENDS.get(kind, ())
         self._tail = b""
         self.ended = False  # the engine said so: [DONE], message_stop, response.completed
-        self.finished = False  # a reason to finish was seen
+        self.finished = False  # a reason to finish was seen of every choice
         self.error: bytes | None = None  # an event that says that the engine failed
         self.usage: Usage | None = None
         self.tokens = 0
@@ -187,7 +199,8 @@ class Scanner:
         if PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta")):
             self.tokens += 1  # where events have names, what is done is told again at the end
         if not self.finished and b"finish_reason" in event and _FINISH.search(event) is not None:
-            self.finished = True
+            self.n_choices -= len(_FINISH.findall(event))
+            self.finished = self.n_choices <= 0
         for word in self._words:
             if word in event and seen.type == word[1:-1].decode():
                 self.ended = True
