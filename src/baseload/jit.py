@@ -56,7 +56,8 @@ def enable() -> bool:
     if os.environ.get("BASELOAD_JIT") == "0":
         return False
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-    if os.environ.get("NUMBA_CACHE_DIR") != str(cache_folder()):  # numba may have been imported by somebody before
+    # Numba may have been imported by somebody before; and a child inherits the folder's name, but not numba.
+    if "numba" not in sys.modules or os.environ.get("NUMBA_CACHE_DIR") != str(cache_folder()):
         use_cache_folder()
     return True
 

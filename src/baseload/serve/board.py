@@ -59,7 +59,7 @@ def size_bytes(n_replicas: int, n_sites: int, n_workers: int) -> int:
     """Return the size of a board's file.
 
     >>> size_bytes(16, 3, 2)
-    1856
+    2432
     """
     return CELL * (
         HEADER
