@@ -137,6 +137,7 @@ class Bank:
     keys: dict[int, Account] = field(default_factory=dict)
     tenants: dict[str, Account] = field(default_factory=dict)
     tenant_of: dict[int, str] = field(default_factory=dict)
+    keys_of: dict[str, set[int]] = field(default_factory=dict)
     held: dict[int, dict[int, Held]] = field(default_factory=dict)  # by worker, by key
     stopped: dict[int, Literal["revoked", "gone"]] = field(default_factory=dict)
     waiting: deque[_Waiting] = field(default_factory=deque)
@@ -150,7 +151,7 @@ class Bank:
         before = self.tenants.get(tenant)
         was = before.limits if before is not None else limits
         self.tenants[tenant] = _account(before, limits, now_s, spent_nano, self.month)
-        keys = [key_i for key_i, name in self.tenant_of.items() if name == tenant] if was != limits else []
+        keys = sorted(self.keys_of.get(tenant, ())) if was != limits else []
         return [told for key_i in keys for told in self._bound(key_i)]
 
     def set_key(
@@ -163,6 +164,7 @@ class Bank:
         was = before.limits if before is not None else limits
         self.keys[key_i] = _account(before, limits, now_s, spent_nano, "")
         self.tenant_of[key_i] = tenant
+        self.keys_of.setdefault(tenant, set()).add(key_i)
         return self._bound(key_i) if was != limits else []
 
     def _bound(self, key_i: int) -> list[tuple[int, Change]]:
@@ -345,13 +347,18 @@ class Bank:
             or ("requests" in lacking and tenant.limits.rpm is not None)
             or ("tokens" in lacking and tenant.limits.tpm is not None)
         )
-        name = self.tenant_of[key_i]
-        return {
-            (w, k)
-            for w, held in self.held.items()
-            for k in held
-            if (w, k) != (worker, key_i) and (k == key_i or (short_tenant and self.tenant_of[k] == name))
-        }
+        keys = self.keys_of[self.tenant_of[key_i]] if short_tenant else {key_i}
+        rates = "requests" in lacking or "tokens" in lacking  # of these it is not kept who holds them
+        found = set()
+        for w, held in self.held.items():
+            for k in keys & held.keys():
+                if (w, k) != (worker, key_i) and (
+                    rates
+                    or ("budget" in lacking and held[k].money_nano > 0)
+                    or ("concurrency" in lacking and held[k].permits > 0)
+                ):
+                    found.add((w, k))
+        return found
 
     def _retry_s(self, ask: Ask, reason: str) -> float:
         both = self._both(ask.key_i)
