@@ -62,9 +62,9 @@ class Connection(asyncio.Protocol):
     """One connection to an engine."""
 
     __slots__ = (
-        "_begun", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head", "_length",
-        "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place", "reused", "taker",
-        "transport",
+        "_begun", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head", "_keep",
+        "_length", "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place", "reused",
+        "taker", "transport",
     )  # fmt: skip
 
     def __init__(self, place: Place) -> None:
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = self._status = 0
         self._length: bytes | None = None
         self._content_type = self._retry_after = b""
-        self._begun = self._whole = self._extra = self._contradicts = False
+        self._begun = self._whole = self._extra = self._contradicts = self._keep = False
         self._pieces: list[bytes] = []
 
     # ---- asyncio ----
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         self.taker = taker
         self._parser = httptools.HttpResponseParser(self)
         self._in_head, self._told, self._close, self._chunked = True, False, False, False
-        self._begun = self._whole = self._extra = self._contradicts = False
+        self._begun = self._whole = self._extra = self._contradicts = self._keep = False
         self._head_bytes, self._length, self._status = 0, None, 0
         self._pieces = []
         self._content_type = self._retry_after = b""
@@ -219,13 +219,14 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was an interim one: then the real one follows."""
-        if self._told:
+        if self._told and not self._whole:
             self._whole = True
+            self._keep = self._parser.should_keep_alive()  # the parser forgets it at once
 
     def _end(self, *, keep: bool) -> None:
         """An answer is whole: keep the connection, if it may be kept."""
         taker, self.taker = self.taker, None
-        keep = keep and self._parser.should_keep_alive() and not (self._close or self._extra)
+        keep = keep and self._keep and not (self._close or self._extra)
         if keep and self.transport is not None and len(self.place.idle) < IDLE_MAX:
             self.reused = True
             self.idle_since_s = asyncio.get_running_loop().time()
