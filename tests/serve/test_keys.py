@@ -108,6 +108,17 @@ def test_peppers_rotate_side_by_side(tmp_path):
     assert ring_in(tmp_path).look_up(made.secret.encode(), NOW_NS) == made.record
 
 
+def test_a_running_gateway_sees_a_pepper_that_the_command_line_added(tmp_path):
+    """A key made under a new pepper by another process opens at once; a damaged file closes nothing that was open."""
+    gateway, shell = ring_in(tmp_path), ring_in(tmp_path)
+    old = shell.create("acme", now_ns=NOW_NS)
+    shell.peppers.rotate()
+    new = shell.create("acme", now_ns=NOW_NS)
+    assert gateway.look_up(new.secret.encode(), NOW_NS) == new.record
+    (tmp_path / "pepper").write_text("damaged")
+    assert gateway.look_up(old.secret.encode(), NOW_NS) == old.record
+
+
 def test_a_pepper_that_others_can_read_is_refused(tmp_path):
     """The gateway does not start with a pepper that lies open, or that is damaged."""
     Peppers(tmp_path / "pepper")

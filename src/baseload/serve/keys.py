@@ -85,6 +85,7 @@ class Peppers:
         self._by_number = self._read()
 
     def _read(self) -> dict[int, bytes]:
+        self._stamp = self._stamp_now()
         if self.path.stat().st_mode & 0o077:
             raise InputError(f"{self.path}: others can read it; chmod 600 it, then `baseload keys pepper --rotate`")
         found: dict[int, bytes] = {}
@@ -136,9 +137,17 @@ class Peppers:
         self._by_number = kept
         return sorted(gone)
 
-    def reread(self) -> None:
-        """Take up what another process wrote."""
-        self._by_number = self._read()
+    def refresh(self) -> None:
+        """Take up what another process wrote; a file that is damaged meanwhile leaves what is known in force."""
+        try:
+            if self._stamp_now() != self._stamp:
+                self._by_number = self._read()
+        except (OSError, InputError):
+            pass  # said at the next start; keys that opened still open
+
+    def _stamp_now(self) -> tuple[int, int]:
+        status = self.path.stat()
+        return status.st_mtime_ns, status.st_ino
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -247,6 +256,7 @@ class Keyring:
         """Return the live key that a bearer's secret opens; an old pepper's digest moves to the newest."""
         if not well_formed(secret):
             return None
+        self.peppers.refresh()
         for number, digest in self.peppers.digests(secret):
             record = self.accounts.key_by_digest(digest, now_ns)
             if record is not None:
@@ -272,6 +282,7 @@ class Keyring:
         """Return the live control token that a secret opens."""
         if not well_formed(secret, TOKEN_PREFIX):
             return None
+        self.peppers.refresh()
         for _, digest in self.peppers.digests(secret):
             record = self.accounts.token_by_digest(digest, now_ns)
             if record is not None:
