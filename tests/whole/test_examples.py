@@ -23,8 +23,9 @@ CLOSE = 0.002  # relative: the last bits of NumPy's versions differ, and with th
 
 def printed(example: Path, out: Path) -> str:
     """Return what `baseload simulate` prints for an example."""
+    fleet = str((example / "fleet.yaml").relative_to(ROOT))
     done = subprocess.run(
-        [sys.executable, "-m", "baseload", "simulate", str(example / "fleet.yaml"), "--out", str(out), "--seed", "0"],
+        [sys.executable, "-m", "baseload", "simulate", fleet, "--out", str(out), "--seed", "0"],
         cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "COLUMNS": "120"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

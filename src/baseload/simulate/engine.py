@@ -55,6 +55,7 @@ SLOT_MASK = (1 << SLOT_BITS) - 1
 TICK_MASK = (1 << TICK_BITS) - 1
 S_PER_TICK = 1e-9 / (1 << TICK_BITS)
 MAX_RUN_TICKS = float(1 << 61)
+NO_CAP_W = 1e300
 
 prefix_find = prefix.find
 prefix_insert = prefix.insert
@@ -611,10 +612,11 @@ def plan(r: int, now: int, scalars: Any, deployments: Any, slots: Any, replicas:
     decode_units = dep.kv_units * (rep.kv_sum + rep.n_dec) + dep.window_units * rep.window_sum
     units = base[rep.dep, tokens] + head[rep.dep, rep.n_dec + n_emit] + decode_units + attention
     slow = rep.slow
-    wanted_w = power[rep.dep, tokens] - dep.idle_w
-    if wanted_w * rep.dyn > rep.cap_w:  # its own share of the site's limit binds: slower still, for this step
-        rep.dyn = max(MIN_DYNAMIC_RATIO, rep.cap_w / wanted_w)
-        slow = max(slow, math.ceil(SLOW_ONE / speed_ratio(rep.dyn)))
+    if rep.cap_w < NO_CAP_W:
+        wanted_w = power[rep.dep, tokens] - dep.idle_w
+        if wanted_w * rep.dyn > rep.cap_w:  # its own share of the site's limit binds: slower still, for this step
+            rep.dyn = max(MIN_DYNAMIC_RATIO, rep.cap_w / wanted_w)
+            slow = max(slow, math.ceil(SLOW_ONE / speed_ratio(rep.dyn)))
     rep.run_b = units * slow
     rep.run_g = dep.kv_units * rep.n_dec * slow
     rep.run_m = 1

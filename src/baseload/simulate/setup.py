@@ -123,11 +123,6 @@ def describe(
     _require_few_ticks("observe_every_s", policy.observe_every_s, length_s, used=scrapes)
     _require_few_ticks("control_every_s", policy.control_every_s, length_s, used=policy.scale != "fixed")
     groups, outages = _outages(fleet, pools, sites, length_s, seed)
-    edges_ns = np.rint(np.arange(bins + 1) * bin_s * 1e9).astype(np.int64)
-    first_site = len(groups) - len(sites)
-    up_ratio = np.array(
-        [1.0 - down_ns(outages, first_site + i, edges_ns) / np.diff(edges_ns) for i in range(len(sites))]
-    )
     month_ratio = length_s / 3600.0 / HOURS_PER_MONTH
     spec = TwinSpec(
         engines=tuple(engine.spec for engine in engines),
@@ -142,7 +137,8 @@ def describe(
                          for t in tenants.values()]),
         limit_kw=np.array([_limit_kw(fleet.sites[name], hours[i], day, start_hour, bin_s, bins, fleet, name, start_s)
                            for i, name in enumerate(sites)]),
-        training_kw=(training_kw + parked_w[:, None] / 1000.0) * up_ratio,  # a site that is down draws nothing
+        # A site that is down draws nothing.
+        training_kw=(training_kw + parked_w[:, None] / 1000.0) * _up_ratio(outages, len(groups), len(sites), bin_s, bins),
         parked_ratio=np.array([fleet.sites[name].parked_power_ratio for name in sites]),
         outages=outages,
         groups=tuple(groups),
@@ -172,6 +168,13 @@ def describe(
         start_hour=start_hour, training=training, training_kw=training_kw, parked_w=parked_w,
         rtt_basis=rtt.basis, tenant_records=tenants,
     )  # fmt: skip
+
+
+def _up_ratio(outages: npt.NDArray[np.int64], n_groups: int, n_sites: int, bin_s: float, bins: int) -> Floats:
+    """Return (site, bin) the share of each bin in which a site is not down as a whole; sites are the last groups."""
+    edges_ns = np.rint(np.arange(bins + 1) * bin_s * 1e9).astype(np.int64)
+    first = n_groups - n_sites
+    return np.array([1.0 - down_ns(outages, first + i, edges_ns) / np.diff(edges_ns) for i in range(n_sites)])
 
 
 def _training(
