@@ -109,7 +109,8 @@ class Storm:
         if why:
             self.not_run["database"] = why
             return {}, ""
-        self.cluster = postgres.Cluster(self.folder / "postgres").start()
+        # Apart from our own folder, which nobody else may enter: the cluster runs as another user.
+        self.cluster = postgres.Cluster(Path(tempfile.mkdtemp(prefix="baseload-pg-"))).start()
         return {"BASELOAD_CHAOS_LEDGER": self.cluster.url}, "  ledger_env: BASELOAD_CHAOS_LEDGER\n"
 
     def end(self) -> None:
@@ -123,6 +124,7 @@ class Storm:
         if self.cluster is not None:
             with contextlib.suppress(RuntimeError):
                 self.cluster.stop()
+            shutil.rmtree(self.cluster.folder, ignore_errors=True)
         if self.mounted:
             state = self.folder / "state"
             shutil.copytree(state, self.folder / "state-kept", ignore=shutil.ignore_patterns("*.sock", "filler"))

@@ -89,7 +89,7 @@ class Relay:
     """A request, from its body to its row in the ledger."""
 
     __slots__ = (
-        "answer", "answer_bytes", "arrival_ns", "arrival_s", "begun", "body", "client", "client_id", "content_type",
+        "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
         "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
         "paused", "peek", "place", "prefix", "problem", "replica", "request_id", "retry_after", "scanner",
         "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version",
@@ -109,6 +109,7 @@ class Relay:
         self.request_id = 0  # kept when the purse has let go of it
         self.replica = -1
         self.tried = self.tries = 0
+        self.attempts = 0  # requests that an engine may have seen, those on dead connections too
         self.work = 0.0
         self.version = 0
         self.up: Connection | None = None
@@ -237,7 +238,6 @@ class Relay:
             gateway.count("retried")
         gateway.purse.routed(opened, replica)
         self.why = gateway.why(replica)
-        self.fresh = False
         self.due_s = now_s + gateway.limits.first_byte_s
         if place is None:
             self._failed("the replica has no address", UNREACHED)
@@ -260,6 +260,7 @@ class Relay:
 
     def _use(self, connection: Connection) -> None:
         self.up = connection
+        self.attempts += 1
         assert self.opened is not None and self.place is not None
         body = self._body()
         connection.send(
@@ -386,7 +387,8 @@ class Relay:
         connection, self.up = self.up, None
         if self.state == OVER:
             return
-        if connection is not None and connection.reused and connection.silent and not self.fresh:
+        kept_and_silent = connection is not None and connection.reused and connection.silent
+        if kept_and_silent and not self.fresh and self.attempts < TRIES_MAX:
             self.fresh = True  # the engine's habit: once more, on a connection of our own
             assert self.place is not None
             self.gateway.pool.connect(self.place, self._connected)
@@ -436,7 +438,7 @@ class Relay:
         self.tried |= 1 << self.replica
         self._left(outcome)
         policy = gateway.tables.policy
-        if self.tries > min(policy.retries, TRIES_MAX - 1) or now_s >= self.deadline_s:
+        if self.tries > policy.retries or self.attempts >= TRIES_MAX or now_s >= self.deadline_s:
             self._give_up()
         elif gateway.door.may_retry(now_s):
             self._decide()
@@ -486,7 +488,7 @@ class Relay:
     def _served(self, body: bytes) -> None:
         try:
             usage = usage_of_answer(body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._failed("the engine's answer is not JSON", FAILED_BEFORE_FIRST_BYTE)
             return
         self.told_bytes = len(body)
