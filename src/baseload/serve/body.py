@@ -35,6 +35,7 @@ PATHS = tuple(ENDPOINTS)
 
 # Keys with which other gateways let a client choose the upstream (CVE-2024-6587), or an engine unpack tensors.
 FORBIDDEN = ("api_base", "base_url", "api_key", "custom_llm_provider", "litellm_params", "model_list", "prompt_embeds")
+_NONE = (msgspec.UNSET,) * len(FORBIDDEN)
 _REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?://|[^"]{0,64}:)', re.IGNORECASE)
 _ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
 _ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
@@ -156,6 +157,10 @@ def _wrong_type(said: str) -> BodyError:
 
 def _most(found: _Body, least: int) -> int:
     """Return the answer's limit, all choices together; `least` 0: a completion may be asked for its prompt alone."""
+    if found.n is None and found.best_of is None and found.max_completion_tokens is None:
+        limit = found.max_tokens
+        if found.max_output_tokens is None and (limit is None or least <= limit < 1 << 31):
+            return limit or 0
     limits = []
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         limit = getattr(found, name)
@@ -175,14 +180,19 @@ def _most(found: _Body, least: int) -> int:
 
 def _require_plain(body: bytes, found: _Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    for name in FORBIDDEN:
-        if getattr(found, name) is not msgspec.UNSET:
-            raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
+    if (found.api_base, found.base_url, found.api_key, found.custom_llm_provider, found.litellm_params,
+        found.model_list, found.prompt_embeds) != _NONE:  # fmt: skip
+        name = next(name for name in FORBIDDEN if getattr(found, name) is not msgspec.UNSET)
+        raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
-    twice = any(body.count(name) > 1 for name in (b'"model"', b'"stream"', b'"messages"', b'_tokens"', b'"n"'))
-    twice = twice or any(body.count(name) > 1 for name in (b'"prompt"', b'"input"', b'"stream_options"'))
-    if twice or (b"\\" in body and _ESCAPED_KEY.search(body)):
+    count = body.count
+    if (
+        count(b'"model"') > 1 or count(b'"stream"') > 1 or count(b'"messages"') > 1 or count(b'_tokens"') > 1
+        or count(b'"n"') > 1 or count(b'"prompt"') > 1 or count(b'"input"') > 1 or count(b'"stream_options"') > 1
+    ):  # fmt: skip
+        _require_keys_once(body)
+    elif b"\\" in body and _ESCAPED_KEY.search(body):
         _require_keys_once(body)
     if b"\\u" in body:
         _require_whole_text(body)

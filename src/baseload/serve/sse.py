@@ -189,9 +189,9 @@ class Scanner:
         except msgspec.ValidationError:
             try:
                 seen = _Event(error=_error_of(_ANY.decode(text)))
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise Broken("an event that is not JSON") from None
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Broken("an event that is not JSON") from None
         if seen.error is not None or seen.type == "error":
             self.error = text
@@ -238,7 +238,7 @@ def _inner(seen: _Event) -> _Usage | None:
 def _has_no_choice(text: bytes) -> bool:
     try:
         choices = msgspec.json.decode(text).get("choices")
-    except (msgspec.DecodeError, AttributeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
         return False
     return choices == [] or choices is None
 
@@ -268,6 +268,12 @@ def usage_end(event: bytes) -> int:
     >>> usage_end(b'{"usage":{"a":{"b":"}"}},"x":1}')
     23
     """
+    at = event.rfind(b'"usage":{')
+    if at >= 0 and event.count(b'"usage"') == 1:
+        end = event.find(b"}", at)
+        flat = event[at + 8 : end]
+        if end > 0 and flat.count(b"{") == 1 and flat.count(b'"') % 2 == 0 and b"\\" not in flat:
+            return end
     all_found = list(_USAGE.finditer(event))
     if not all_found:
         return -1
