@@ -80,6 +80,7 @@ class Marks:
         self._map = mmap.mmap(self._handle, size)
         _HEAD.pack_into(self._map, 0, _MAGIC, SLOT_BYTES, n_slots, worker, os.getpid())
         unseen.rename(self.path)
+        _sync_folder(folder)  # a power loss must not take the name away from what is synced under it
         self._cells = memoryview(self._map).cast("Q")
         self.cells = self._cells
         self._free = list(range(n_slots, 0, -1))
@@ -161,6 +162,14 @@ class Marks:
 
 
 _BLANK = bytes(SLOT_BYTES - _SUM_AT - _SUM.size)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 # ---- reading what a dead worker left ------------------------------------------------------------------------
