@@ -143,7 +143,8 @@ def tree(dice: random.Random, depth: int = 0) -> object:
 def body(dice: random.Random) -> bytes:
     """Return a request body: mostly JSON, mostly near a right one."""
     told: dict[str, object] = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-    for _ in range(dice.randrange(4)):
+    told |= {"prompt": "hello", "input": "hello", "stream": dice.random() < 0.5}  # for whichever path
+    for _ in range(dice.choice((0, 0, 0, 1, 2, 3))):
         name = dice.choice(FIELDS)
         if dice.random() < 0.3:
             told.pop(name, None)
@@ -152,7 +153,7 @@ def body(dice: random.Random) -> bytes:
     encoded = json.dumps(
         told, ensure_ascii=dice.random() < 0.7, separators=dice.choice(((",", ":"), (", ", ": ")))
     ).encode("utf-8", "surrogatepass")
-    return mutate(dice, encoded) if dice.random() < 0.4 else encoded
+    return mutate(dice, encoded) if dice.random() < 0.25 else encoded
 
 
 def mutate(dice: random.Random, data: bytes) -> bytes:
@@ -181,13 +182,13 @@ def request(seed: int) -> list[bytes]:
     """Return the pieces of what a hostile client sends: one request, or several, or none."""
     dice = random.Random(f"request {seed}")
     kind = dice.random()
-    if kind < 0.25:
+    if kind < 0.15:
         wire = mutate(dice, dice.choice(wires()))
-    elif kind < 0.9:
+    elif kind < 0.95:
         wire = built(dice)
         if dice.random() < 0.25:
             wire += built(dice)
-        if dice.random() < 0.3:
+        if dice.random() < 0.15:
             wire = mutate(dice, wire)
     else:
         wire = dice.randbytes(dice.randrange(1, 400))

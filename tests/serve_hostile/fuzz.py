@@ -1,0 +1,321 @@
+"""Fuzz of the gateway in process: real parsers, relays, doors and event scanners; pipes and purse are stand-ins.
+
+    python -m tests.serve_hostile.fuzz --count 1000000 [--seed 0] [--target request|sse|both]
+
+A case of `request`: a hostile client's bytes in pieces, and hostile answers for whatever an engine is asked then. Nothing may
+escape as an exception; what the client gets is HTTP; every opened request is settled or cancelled once; no count of the
+door leaks; a stream never says `[DONE]` after an error. A case of `sse`: a stream in two fragmentations gives the same
+bytes, tokens and verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from baseload.serve.board import Board
+from baseload.serve.body import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from baseload.serve.gateway import Client, Gateway
+from baseload.serve.purse import Refusal
+from baseload.serve.sse import Broken, Scanner
+from baseload.serve.tables import LimitRow, ModelRow
+from baseload.serve.upstream import Connection
+from baseload.serve.wire import KeyView
+from tests.serve.fleet import tables as make_tables
+from tests.serve_hostile import cases, mutations
+
+N_REPLICAS = 4
+
+
+class Pipe:
+    """A transport that keeps what is written."""
+
+    def __init__(self, protocol: Any) -> None:
+        self.protocol = protocol
+        self.written = bytearray()
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert isinstance(data, (bytes, bytearray, memoryview)), type(data)
+        if not self.closed:
+            self.written += data
+
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def end(self, error: Exception | None = None) -> None:
+        """Tell the protocol, once, that the connection is gone."""
+        self.closed = True
+        if self.protocol is not None:
+            protocol, self.protocol = self.protocol, None
+            protocol.connection_lost(error)
+
+
+class Purse:
+    """Opens every request of the right key, and remembers how each ended."""
+
+    def __init__(self) -> None:
+        self.view = KeyView(0, "t0", "", "k", "t", 7, 0)
+        self.n = 0
+        self.open_: dict[int, Any] = {}
+
+    def open(self, bearer: bytes, *, then: Callable[[Any], None], max_output_tokens: int, **asked: Any) -> None:
+        assert max_output_tokens >= 0 and asked["input_tokens"] >= 0, (max_output_tokens, asked)
+        if bearer != mutations.KEY.encode():
+            return then(Refusal(401, "invalid_api_key", "no such key", None))
+        self.n += 1
+        opened = SimpleNamespace(request_id=self.n, key=self.view, reserved_nano=1, mark=0, stop="", on_stop=None,
+                                 on_more=None, output_tokens=0, stream=asked["stream"])  # fmt: skip
+        self.open_[self.n] = opened
+        then(opened)
+
+    def who(self, bearer: bytes, then: Callable[[Any], None]) -> None:
+        then(self.view if bearer == mutations.KEY.encode() else Refusal(401, "invalid_api_key", "no such key", None))
+
+    def delivered(self, opened: Any, output_tokens: int, now_s: float = 0.0) -> bool:
+        assert opened.request_id in self.open_ and output_tokens >= opened.output_tokens, output_tokens
+        opened.output_tokens = output_tokens
+        return True
+
+    def prompt(self, opened: Any, input_tokens: int, cached_tokens: int = 0) -> None:
+        assert input_tokens >= 0 and cached_tokens >= 0
+
+    def routed(self, opened: Any, replica_i: int) -> None:
+        assert 0 <= replica_i < N_REPLICAS
+
+    def settle(self, opened: Any, row: Any) -> None:
+        assert row.output_tokens >= 0 and row.input_tokens >= 0 and row.price_nano >= 0, row
+        del self.open_[opened.request_id]
+
+    def cancel(self, opened: Any) -> None:
+        del self.open_[opened.request_id]
+
+    def receipt(self, view: KeyView, request_id: int, then: Callable[[bytes | None], None]) -> None:
+        then(None)
+
+
+class Bench:
+    """A gateway between pipes."""
+
+    def __init__(self, folder: Path) -> None:
+        tables = make_tables(N_REPLICAS, tenants=1)
+        tables = type(tables)(**{**{f: getattr(tables, f) for f in tables.__struct_fields__},
+                                 "models": [ModelRow(name="chat", max_context_tokens=8192)],
+                                 "limits": LimitRow(eject_after=1_000_000_000)})  # fmt: skip
+        board = Board.create(folder / "board", N_REPLICAS, 2, 1)
+        for r in range(N_REPLICAS):
+            board.gate[r] = 9
+        urls = [f"http://127.0.0.1:{9 + r}" for r in range(N_REPLICAS)]
+        (folder / "endpoints.json").write_text(json.dumps({"version": 1, "urls": urls}))
+        board.head[_endpoint_cell()] = 1
+        self.purse = Purse()
+        self.gateway = Gateway(tables, folder, board, self.purse)  # type: ignore[arg-type]
+        self.asked: list[Pipe] = []
+        self.gateway.pool.take = self.take  # type: ignore[method-assign]
+        self.gateway.pool.connect = self.connect  # type: ignore[method-assign,assignment]
+        self.refuse = False
+
+    def take(self, place: Any) -> Connection | None:
+        """Hand out a fresh connection."""
+        place.idle.clear()
+        return None
+
+    def connect(self, place: Any, then: Callable[[Connection | None], None]) -> None:
+        """Connect at once to a pipe, or refuse."""
+        if self.refuse:
+            return then(None)
+        connection = Connection(place)
+        pipe = Pipe(connection)
+        connection.connection_made(pipe)  # type: ignore[arg-type]
+        self.asked.append(pipe)
+        return then(connection)
+
+    async def one(self, seed: int) -> str:
+        """Run a case; return a word for what the client got."""
+        dice = random.Random(f"case {seed}")
+        self.asked, self.refuse = [], dice.random() < 0.03
+        client = Client(self.gateway)
+        pipe = Pipe(client)
+        client.connection_made(pipe)  # type: ignore[arg-type]
+        answers = 0
+        for piece in mutations.request(seed):
+            if pipe.closed:
+                break
+            client.data_received(piece)
+            answers = self.answer(seed, answers)
+        for _ in range(8):  # retries ask again
+            before = answers
+            answers = self.answer(seed, answers)
+            if answers == before:
+                break
+        if dice.random() < 0.5:
+            await asyncio.sleep(0)
+        if dice.random() < 0.2:
+            client.late(time.monotonic() + 1e6)
+        pipe.end(ConnectionResetError() if dice.random() < 0.3 else None)
+        for other in self.asked:
+            other.end()
+        await asyncio.sleep(0)
+        self.check(bytes(pipe.written))
+        statuses = cases.split_answers(bytes(pipe.written))
+        return str(statuses[0]) if statuses else ("cut" if pipe.written else "nothing")
+
+    def answer(self, seed: int, n: int) -> int:
+        """Let every engine that was asked and has not answered yet say something hostile."""
+        for pipe in self.asked[n:]:
+            n += 1
+            for piece in mutations.answer(seed * 31 + n):
+                if pipe.closed:
+                    break
+                pipe.protocol.data_received(piece)
+            if (seed + n) % 3 == 0 or pipe.closed:
+                pipe.end()
+        return n
+
+    def check(self, written: bytes) -> None:
+        """Nothing is left over, and what was written is HTTP."""
+        assert not self.purse.open_, f"opened and never ended: {list(self.purse.open_)}"
+        assert not self.gateway.clients
+        self.gateway.door.check()
+        assert (
+            not any(self.gateway.door.board_row_outstanding())
+            if hasattr(self.gateway.door, "board_row_outstanding")
+            else True
+        )
+        assert not any(self.gateway.board.outstanding[0]), list(self.gateway.board.outstanding[0])
+        if written:
+            assert written.startswith(b"HTTP/1.1 "), written[:80]
+            for part in written.split(b"HTTP/1.1 200 OK")[1:]:
+                if b"text/event-stream" in part[:400] and b'data: {"error"' in part:
+                    assert b"data: [DONE]" not in part.split(b'data: {"error"', 1)[1], part[-300:]
+        assert self.gateway.faults == 0
+
+
+def _endpoint_cell() -> int:
+    from baseload.serve.board import H_ENDPOINTS
+
+    return H_ENDPOINTS
+
+
+def scan(kind: int, parts: list[bytes], *, strip: bool) -> tuple[Any, ...]:
+    """Return all that a scanner makes of a stream."""
+    scanner = Scanner(kind, strip_usage=strip)
+    out = b""
+    try:
+        for part in parts:
+            out += scanner.feed(part)
+            if scanner.error is not None or scanner.ended:
+                break
+    except Broken:
+        return (out, "broken")
+    return (out, scanner.tokens, scanner.usage, scanner.ended, scanner.error is None, scanner.finished)
+
+
+def sse(seed: int) -> str:
+    """One stream in its pieces and byte by byte: the same tokens; never `ended` without an end."""
+    parts, whole = mutations.stream(seed)
+    wire = b"".join(parts)
+    kind = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)[seed % 4] if seed % 5 == 0 else CHAT
+    strip = seed % 2 == 0
+    found = scan(kind, parts, strip=strip)
+    one = scan(kind, [wire[i : i + 1] for i in range(len(wire))], strip=strip)
+    if found[1] == "broken" or one[1] == "broken":
+        return "broken"  # where it breaks may depend on the pieces: what is whole before it is passed on
+    if kind == CHAT:
+        assert not found[3] or b"[DONE]" in wire, "ended without [DONE]"
+        if whole and found[4]:
+            assert found[3], "a whole stream is not seen to end"
+    assert found[1] == one[1] or found[3] or not found[4], f"tokens {found[1]} in pieces, {one[1]} byte by byte"
+    return "whole" if found[3] else ("error" if not found[4] else "open")
+
+
+def run(target: str, first: int, count: int, say: Callable[[str], None] = print) -> int:
+    """Run seeds; print findings with the command that repeats each; return their number."""
+    outcomes: Counter[str] = Counter()
+    findings = 0
+
+    async def requests(folder: Path) -> None:
+        nonlocal findings
+        bench = Bench(folder)
+        for seed in range(first, first + count):
+            if seed % 500 == 0:
+                bench = Bench(folder)  # circuits and ejections of engines that only ever fail
+            try:
+                outcomes[await bench.one(seed)] += 1
+            except Exception:
+                findings += 1
+                tell(seed)
+                bench = Bench(folder)
+                if findings >= 10:
+                    return
+
+    def tell(seed: int) -> None:
+        say(traceback.format_exc(limit=-6))
+        say(f"to repeat: python -m tests.serve_hostile.fuzz --target {target} --seed {seed} --count 1")
+
+    began_s = time.process_time()
+    if target == "request":
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(requests(Path(folder)))
+    else:
+        for seed in range(first, first + count):
+            try:
+                outcomes[sse(seed)] += 1
+            except Exception:
+                findings += 1
+                tell(seed)
+                if findings >= 10:
+                    break
+    n = sum(outcomes.values())
+    rate = n / max(1e-9, time.process_time() - began_s)
+    say(f"{target}: {n:,} cases, {rate:,.0f} a CPU second, {findings} findings; {dict(outcomes.most_common(14))}")
+    return findings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; return 1 where anything was found."""
+    p = argparse.ArgumentParser(description="Hostile requests and streams against the gateway, in process.")
+    p.add_argument("--target", choices=("request", "sse", "both"), default="both")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--count", type=int, default=10_000)
+    options = p.parse_args(argv)
+    targets = ("request", "sse") if options.target == "both" else (options.target,)
+    return 1 if sum(run(target, options.seed, options.count) for target in targets) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
