@@ -15,7 +15,7 @@ from baseload.ports import EngineStart
 
 if TYPE_CHECKING:
     from baseload.app.serve_tables import Live
-    from baseload.fleet.model import LiveEngine
+    from baseload.fleet.live import LiveEngine
     from baseload.simulate.world import EngineSpec
 
 EMBEDDED_CONTEXT_TOKENS = 8192  # of each slot, where the model allows more: a kilobyte each in the tiny model

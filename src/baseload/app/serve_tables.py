@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from baseload.fleet import catalog, dates, resolve
+from baseload.fleet.live import LiveEngine
 from baseload.fleet.load import Loaded
-from baseload.fleet.model import Fleet, LiveEngine, Replicas, Site
+from baseload.fleet.model import Fleet, Replicas, Site
 from baseload.formulas import money
 from baseload.serve import tables as t
 from baseload.units import HOURS_PER_MONTH, HOURS_PER_YEAR, S_PER_HOUR

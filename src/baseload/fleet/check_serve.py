@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from baseload.fleet.model import LiveEngine
+from baseload.fleet.live import LiveEngine
 from baseload.fleet.notes import Notes
 from baseload.fleet.tree import Path
 from baseload.fleet.typed import nearest

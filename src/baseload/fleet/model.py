@@ -8,49 +8,42 @@ Keys carry their units. Every thing that comes and goes has a from and an until,
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-# Bounds are far beyond what anybody owns: they catch a slipped unit, keep times within int64 nanoseconds, and what is
-# divided by them finite.
-ZeroUp = Annotated[float, Meta(ge=0)]
-OverZero = Annotated[float, Meta(ge=1e-9)]
-ZeroUpInt = Annotated[int, Meta(ge=0)]
-OneUp = Annotated[int, Meta(ge=1)]
-NonNegative = Annotated[float, Meta(ge=0, le=1e12)]
-Positive = Annotated[float, Meta(ge=1e-9, le=1e12)]
-Ratio = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
-Natural = Annotated[int, Meta(ge=1, le=1_000_000_000)]
-Width = Annotated[int, Meta(ge=0, le=1_000_000)]  # of a model: layers, heads, experts
-PositiveWidth = Annotated[int, Meta(ge=1, le=1_000_000)]
-Parallel = Annotated[int, Meta(ge=1, le=1024)]
-Megawatts = Annotated[float, Meta(ge=0, le=100_000)]
-PositiveMegawatts = Annotated[float, Meta(ge=1e-9, le=100_000)]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-PositiveSeconds = Annotated[float, Meta(ge=1e-9, le=1e9)]
-Hours = Annotated[float, Meta(ge=0, le=1e6)]
-PositiveHours = Annotated[float, Meta(ge=1e-9, le=1e6)]
-Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
-PositiveMilliseconds = Annotated[float, Meta(ge=1e-6, le=1e9)]
-PositiveTokens = Annotated[float, Meta(ge=1e-3, le=10_000_000)]
-Celsius = Annotated[float, Meta(ge=-60, le=60)]
-Country = Annotated[str, Meta(pattern="^[A-Z]{2}$")]
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Redundancy = Literal["N", "N+1", "2N"]
-CoolingType = Literal["air", "direct_to_chip", "immersion"]
-Precision = Literal["bf16", "fp8", "fp4"]
-
-
-def D(description: str, **bounds: Any) -> Meta:
-    """Return the note on a field that the schema, the errors and docs/reference are made from."""
-    return Meta(description=description, **bounds)
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every record of the fleet file: frozen, by keyword, unknown keys refused."""
+from baseload.fleet.kinds import (
+    Celsius,
+    CoolingType,
+    Count,
+    Country,
+    D,
+    Hours,
+    Megawatts,
+    Milliseconds,
+    Name,
+    Natural,
+    NonNegative,
+    OneUp,
+    OverZero,
+    Parallel,
+    Positive,
+    PositiveHours,
+    PositiveMegawatts,
+    PositiveMilliseconds,
+    PositiveSeconds,
+    PositiveTokens,
+    PositiveWidth,
+    Precision,
+    Ratio,
+    Record,
+    Redundancy,
+    Seconds,
+    Width,
+    ZeroUp,
+    ZeroUpInt,
+)
+from baseload.fleet.live import Serve
 
 
 class Series(Record, frozen=True):
@@ -449,72 +442,6 @@ class Gateway(Record, frozen=True):
     """Where the door stands."""
 
     site: Annotated[str | None, D("site whose network the gateway stands in; the first one where absent")] = None
-
-
-class LiveEngine(Record, frozen=True):
-    """How the replicas of a deployment come to be under `baseload serve`."""
-
-    kind: Annotated[
-        Literal["external", "embedded", "emulated"],
-        D(
-            "external: servers that run already; embedded: a small real engine that Baseload starts; "
-            "emulated: answers paced by the speed model, for rehearsals"
-        ),
-    ] = "emulated"
-    urls: Annotated[
-        dict[str, list[str]], D("external: base URLs by site, one a replica, e.g. http://10.0.0.5:8000")
-    ] = {}
-    served_model: Annotated[
-        str | None, D("the model's name at the engine; the name that tenants call where absent")
-    ] = None
-    key_env: Annotated[str | None, D("environment variable that holds the engine's own API key")] = None
-    metrics: Annotated[
-        Literal["auto", "vllm", "sglang", "llamacpp", "tgi", "none"], D("whose counters are scraped for queue depth")
-    ] = "auto"
-    gguf: Annotated[str | None, D("embedded: a model file, relative to the fleet file; a tiny one where absent")] = None
-    slots: Annotated[OneUp, D("embedded: sequences at once in each engine", le=256)] = 4
-    model_digest: Annotated[
-        str | None, D("SHA-256 of the weights, told in every answer; computed for embedded engines where absent")
-    ] = None
-
-
-class Limits(Record, frozen=True):
-    """Time and size limits of the gateway."""
-
-    header_s: Annotated[PositiveSeconds, D("to send the request's headers")] = 10.0
-    body_s: Annotated[PositiveSeconds, D("to send the request's body")] = 60.0
-    idle_s: Annotated[PositiveSeconds, D("a kept-alive connection without a request is closed after this")] = 75.0
-    first_byte_s: Annotated[PositiveSeconds, D("for an engine's first byte; then it is tried elsewhere")] = 60.0
-    token_s: Annotated[PositiveSeconds, D("between two pieces of an answer; then the stream ends with an error")] = 30.0
-    request_s: Annotated[PositiveSeconds, D("for a whole request: its deadline")] = 600.0
-    drain_s: Annotated[PositiveSeconds, D("that running streams get to end at a stop or an upgrade")] = 30.0
-    header_bytes: Annotated[OneUp, D("all headers of a request", le=1_048_576)] = 32_768
-    body_bytes: Annotated[OneUp, D("a request's body", le=1_073_741_824)] = 16_777_216
-    connections: Annotated[OneUp, D("of clients, for each worker", le=1_000_000)] = 16_384
-    queue: Annotated[ZeroUpInt, D("requests that may wait at the gateway for a free replica", le=1_000_000)] = 1024
-
-
-class Serve(Record, frozen=True):
-    """The live side: where it listens, its engines, its limits."""
-
-    listen: Annotated[str, D("address and port of the gateway")] = "127.0.0.1:8080"
-    control: Annotated[str, D("address and port of the control listener")] = "127.0.0.1:8081"
-    workers: Annotated[OneUp, D("gateway processes", le=256)] = 1
-    tls_cert: Annotated[str | None, D("PEM file; TLS on the gateway where given")] = None
-    tls_key: Annotated[str | None, D("PEM file of its private key")] = None
-    ledger_env: Annotated[
-        str | None,
-        D("environment variable with a PostgreSQL address for the ledger; SQLite in the state folder where absent"),
-    ] = None
-    engines: Annotated[dict[str, LiveEngine], D("by deployment; emulated where absent")] = {}
-    limits: Annotated[Limits, D("time and size limits")] = Limits()
-    retry_ratio: Annotated[Ratio, D("retries may add this share to the load on engines")] = 0.1
-    eject_after: Annotated[OneUp, D("failures in a row after which a replica is left alone for a while", le=1000)] = 5
-    eject_s: Annotated[PositiveSeconds, D("for how long; doubles each time, up to ten times")] = 10.0
-    eject_most_ratio: Annotated[
-        Ratio, D("most of a model's replicas that may be left alone at once; beyond, it is we who are cut off")
-    ] = 0.5
-    meter: Annotated[Literal["modelled", "nvml", "rapl"], D("where a site's measured energy comes from")] = "modelled"
 
 
 class Fleet(Record, frozen=True):

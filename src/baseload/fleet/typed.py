@@ -15,7 +15,8 @@ from typing import Any, get_args
 from msgspec import NODEFAULT, inspect
 
 from baseload.errors import Problem
-from baseload.fleet.model import Country, Fleet, Name
+from baseload.fleet.kinds import Country, Name
+from baseload.fleet.model import Fleet
 from baseload.fleet.tree import Node, Path, key_text, locate, shorten
 
 MAX_PROBLEMS = 50  # more do not help anybody
