@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     _keys(verbs)
     _usage(verbs)
     _verify(verbs)
+    _ledger(verbs)
     return top
 
 
@@ -150,7 +151,7 @@ def _serve(verbs: Verbs) -> None:  # type: ignore[type-arg]
 
 def _keys(verbs: Verbs) -> None:  # type: ignore[type-arg]
     sub = verbs.add_parser("keys", help="make, list and revoke the keys of tenants and of the control listener")
-    what = sub.add_subparsers(dest="keys_verb", metavar="WHAT", required=True)
+    what = sub.add_subparsers(dest="keys_verb", metavar="WHAT", required=True, help="what to do with them")
     create = what.add_parser("create", help="make a key; it is shown once")
     create.add_argument("--tenant", help="name under `tenants` of the fleet file")
     create.add_argument("--role", choices=["viewer", "operator", "admin"], help="a control token instead")
@@ -186,7 +187,22 @@ def _verify(verbs: Verbs) -> None:  # type: ignore[type-arg]
     sub.add_argument("--receipt", type=Path, help="receipt of one request, as /v1/receipts/{id} gave it")
     sub.add_argument("--witness", type=Path, help="file of checkpoints kept elsewhere")
     sub.add_argument("--public-key", type=Path, help="the signer's public key, from a place you trust")
+    sub.add_argument("--previous", type=Path, help="the archive that a rotated or restored ledger goes on from")
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _ledger(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("ledger", help="back up, restore and rotate the ledger, and change its signing key")
+    what = sub.add_subparsers(dest="ledger_verb", metavar="WHAT", required=True, help="what to do with it")
+    backup = what.add_parser("backup", help="copy it to a new file, also while the gateway runs")
+    backup.add_argument("file", type=Path, help="file to write; an existing one is never overwritten")
+    restore = what.add_parser("restore", help="begin a new ledger that goes on from a backup; the old one must be away")
+    restore.add_argument("file", type=Path, help="the backup")
+    rotate = what.add_parser("rotate", help="move all rows to an archive and go on in a fresh file linked to it")
+    rotate.add_argument("file", type=Path, help="archive to write")
+    change = what.add_parser("change-key", help="make a new signing key, vouched for by the old one")
+    for one in (backup, restore, rotate, change):
+        _state_option(one)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -199,7 +215,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if options.verb is None:
         top.print_help()
         return 0
-    if options.verb in ("serve", "keys", "usage", "verify"):
+    if options.verb in ("serve", "keys", "usage", "verify", "ledger"):
         from baseload.app import live_verbs as verbs
     else:
         from baseload.app import verbs  # type: ignore[no-redef]

@@ -298,7 +298,8 @@ def verify_verb(options: argparse.Namespace) -> int:
     if options.ledger is None and options.receipt is None:
         raise InputError("verify: name a ledger file, or a receipt with --receipt")
     verdicts = verify(
-        options.ledger, receipt=options.receipt, witness=options.witness, public_key=options.public_key
+        options.ledger, receipt=options.receipt, witness=options.witness, public_key=options.public_key,
+        previous=options.previous,
     )  # fmt: skip
     if options.json:
         print(msgspec.json.encode([{"whole": one.whole, "lines": one.lines()} for one in verdicts]).decode())
@@ -306,3 +307,42 @@ def verify_verb(options: argparse.Namespace) -> int:
         for verdict in verdicts:
             print("\n".join(verdict.lines()))
     return 0 if all(verdict.whole for verdict in verdicts) else 1
+
+
+# ---- the ledger's own affairs ----------------------------------------------------------------------------
+
+
+def ledger_verb(options: argparse.Namespace) -> int:
+    """Back up, restore, rotate, or change the signing key of a SQLite ledger."""
+    import os
+
+    from baseload.adapters.ledger_core import rotate_signing_key
+    from baseload.adapters.ledger_sqlite import SqliteLedger, restore
+    from baseload.adapters.signing import SigningKey, Witness
+    from baseload.app import serving
+
+    folder = serving.state_folder(options.state)
+    path, key = folder / "ledger.db", folder / "signing.key"
+    if options.ledger_verb == "backup":
+        with SqliteLedger.read(path) as ledger:
+            ledger.backup(options.file)
+            size = ledger.size()
+        print(f"{options.file}: {size:,} rows; check it with `baseload verify {options.file}`")
+        return 0
+    held = serving.lock(folder)  # the rest wants the only writer
+    try:
+        signer, witness = SigningKey.load_or_create(key), Witness(folder / "witness.log")
+        if options.ledger_verb == "restore":
+            restore(options.file, path, signer, witness=witness)
+            print(f"{path}: goes on from {options.file}; what came after that backup is only in the witness file")
+            return 0
+        with SqliteLedger.open(path, signer, witness=witness) as ledger:
+            if options.ledger_verb == "rotate":
+                ledger.rotate(options.file)
+                print(f"{options.file}: the rows so far; {path} goes on, linked to it")
+            else:
+                new = rotate_signing_key(ledger, key, "command line")
+                print(f"{key}: new; its public half is {new.public_line} and stands in {folder / 'signing.pub'}")
+    finally:
+        os.close(held)
+    return 0
