@@ -132,7 +132,7 @@ class House:
         tables = self.live.tables
         self._write_tables()
         self.board = Board.create(
-            self.run / "board", len(tables.replicas), len(tables.sites), self.config.workers
+            self.run / "board", len(tables.replicas), len(tables.sites), self.config.workers + 1
         )  # fmt: skip
         self.steer = Steer(tables)
         self.tally = Tally(tables)

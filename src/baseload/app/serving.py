@@ -72,13 +72,16 @@ class Child:
     again_s: float = 0.0
     line: bytes = b""
     restarts: int = 0
+    told: bool = False  # to end
     keep_open: int = -1  # our end of its stdin: when it closes, we are gone
 
     def start(self, now_s: float) -> None:
         """Start it; its first line on stdout says that it is ready."""
         read_end, write_end = os.pipe()  # ours stays open as long as we live
         try:
-            self.process = subprocess.Popen(self.command, stdin=read_end, stdout=subprocess.PIPE, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.command, stdin=read_end, stdout=subprocess.PIPE, start_new_session=True
+            )
         except BaseException:
             os.close(write_end)
             raise
@@ -87,7 +90,13 @@ class Child:
         self.keep_open = write_end
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
-        self.ready, self.line, self.started_s = None, b"", now_s
+        self.ready, self.line, self.started_s, self.told = None, b"", now_s, False
+
+    def tell(self, number: int) -> None:
+        """Send it a signal that ends it."""
+        self.told = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
 
     def let_go(self) -> None:
         """Close our ends of a process that is gone."""
@@ -187,6 +196,9 @@ class Supervisor:
         self.workers = [
             Child(f"worker {i}", [*python, "baseload.serve.worker", str(path), str(i)]) for i in range(config.workers)
         ]
+        # Stands in while a worker is replaced; the board has a row for it.
+        self.spare = Child("spare worker", [*python, "baseload.serve.worker", str(path), str(config.workers)])
+        self.rolling: list[Child] | None = None  # workers still to be replaced; None: no upgrade is under way
         self.stopping = False
         self.signals: list[int] = []
 
@@ -240,9 +252,14 @@ class Supervisor:
                     number = self.signals.pop(0)
                     if number == signal.SIGHUP:
                         self._pass_on(signal.SIGHUP)
+                    elif number == signal.SIGUSR2 and self.rolling is None:
+                        self.say("replacing the workers, one after the other; streams end where they began")
+                        self.rolling = list(self.workers)
+                        self.spare.start(time.monotonic())
                     elif number in (signal.SIGTERM, signal.SIGINT):
                         self.stopping = True
                 if not self.stopping:
+                    self._roll()
                     self._mend(time.monotonic())
         signal.set_wakeup_fd(-1)
         os.close(wake_read)
@@ -252,8 +269,37 @@ class Supervisor:
         if self.owner.process is not None and self.owner.process.poll() is None:
             self.owner.process.send_signal(number)
 
+    def _roll(self) -> None:
+        """Take one step of an upgrade: the spare takes over, each worker drains and starts anew, the spare drains."""
+        if self.rolling is None:
+            return
+        spare = self.spare
+        if spare.process is None or spare.process.poll() is not None:
+            spare.let_go()
+            spare.process, self.rolling = None, None
+            self.say("the workers are replaced")
+            return
+        spare.hear()
+        if spare.ready is None:
+            return
+        if not self.rolling:
+            if all(worker.ready is not None for worker in self.workers) and not spare.told:
+                spare.tell(signal.SIGTERM)
+            return
+        worker = self.rolling[0]
+        if worker.process is None:  # `_mend` is starting it anyway
+            self.rolling.pop(0)
+        elif not worker.told:
+            worker.tell(signal.SIGTERM)
+        elif worker.process.poll() is not None:
+            worker.let_go()
+            worker.start(time.monotonic())
+            self.rolling.pop(0)
+
     def _mend(self, now_s: float) -> None:
         for child in self.children:
+            if child.told and self.rolling is not None and child in self.rolling:
+                continue  # it drains: `_roll` starts it anew
             if child.process is None:
                 if now_s >= child.again_s:
                     child.start(now_s)
@@ -273,10 +319,9 @@ class Supervisor:
     def end(self) -> None:
         """Drain the workers, then end the owner; kill what does not end."""
         deadline_s = time.monotonic() + self.config.drain_s + STOP_S
-        for group in (self.workers, [self.owner]):
+        for group in ([*self.workers, self.spare], [self.owner]):
             for child in group:
-                if child.process is not None and child.process.poll() is None:
-                    child.process.send_signal(signal.SIGTERM)
+                child.tell(signal.SIGTERM)
             for child in group:
                 if child.process is None:
                     continue
@@ -304,7 +349,7 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
     config = msgspec.structs.replace(config, listen_port=port)
     supervisor = Supervisor(config, say)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: supervisor.signals.append(n))
     try:
         ready = supervisor.begin()
