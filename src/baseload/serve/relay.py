@@ -405,8 +405,9 @@ class Relay:
     def _cut(self, why: str) -> None:
         """An answer that will not become whole, or one whose last words were said already."""
         scanner = self.scanner
-        if self.begun and scanner is not None and scanner.finished and self.endpoint in (CHAT, COMPLETIONS):
-            self._finish()  # every choice has told why it ended: only [DONE] or a usage chunk is missing
+        spoken = scanner is not None and scanner.finished and self.peek.choices == 1
+        if self.begun and spoken and self.endpoint in (CHAT, COMPLETIONS):
+            self._finish()  # its one choice has told why it ended: only [DONE] or a usage chunk is missing
             return
         if self.begun:
             self.gateway.count("upstream_cut")
