@@ -1,7 +1,7 @@
 """A client that trusts nothing: plain asyncio sockets, and a verdict on how each request ended.
 
 `ask` sends one request and returns an `Outcome`; its `kind` is one of
-- `answer`: whole, with finish_reason and (streamed) `[DONE]`, and every word is from our own prompt;
+- `answer`: whole, every word of it from our own prompt, with finish_reason (an engine may die before its `[DONE]`);
 - `error_event`: the stream told of an error, and pretended nothing after it;
 - `envelope`: an error status with OpenAI's error object;
 - `cancelled`: we hung up, as we meant to;

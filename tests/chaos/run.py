@@ -65,6 +65,7 @@ class Storm:
     mounted: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     sent: int = 0
+    restarting: set[int] = field(default_factory=set)
     engine_deaths: Counter[int] = field(default_factory=Counter)
 
     # ---- begin and end -----------------------------------------------------------------------------------
@@ -241,17 +242,19 @@ class Storm:
     async def on_engine(self, event: schedule.Event) -> None:
         """Kill -9 an engine; it comes back at the same port."""
         engine = self.engines[event.which]
-        if engine.process is None:
-            return
+        while event.which in self.restarting:  # two events of one engine follow each other
+            await asyncio.sleep(0.05)
+        self.restarting.add(event.which)
         self.engine_deaths[event.which] += 1
         engine.kill()
         await asyncio.sleep(event.seconds)
         await asyncio.to_thread(engine.start)
+        self.restarting.discard(event.which)
 
     async def on_freeze(self, event: schedule.Event) -> None:
         """SIGSTOP an engine for a while: it hangs, and its connections stay."""
         process = self.engines[event.which].process
-        if process is None:
+        if process is None or event.which in self.restarting:
             return
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(event.seconds)

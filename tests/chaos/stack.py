@@ -61,7 +61,7 @@ class MockEngine:
     """A mock engine in a process of its own; `log` outlives it."""
 
     log: Path
-    words: Sequence[str] = ("--model", "chat")
+    words: Sequence[str] = ("--model", "chat", "--tokens", "4096")
     port: int = 0
     prefix: Sequence[str] = ()
     host: str = "127.0.0.1"

@@ -89,6 +89,7 @@ def test_a_revoked_key_stops_its_stream_within_a_second(gateway: Gateway) -> Non
         await asyncio.sleep(1.0)
         done = await asyncio.to_thread(revoke, gateway, key)
         out = await running
+        wire.drop()
         return out, out.ended_s - done
 
     out, took_s = asyncio.run(go())
