@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +58,15 @@ def children_of(pid: int) -> dict[int, str]:
     return found
 
 
+def lasting_port() -> int:
+    """Return a free port below the range from which the kernel takes ports of clients: it is still free after a restart."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 31_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @dataclass
 class MockEngine:
     """A mock engine in a process of its own; `log` outlives it."""
@@ -74,6 +85,7 @@ class MockEngine:
 
     def start(self) -> MockEngine:
         """Start it, at the port it had before, if any."""
+        self.port = self.port or lasting_port()
         command = [*self.prefix, sys.executable, str(MOCK), "--host", self.host, "--port", str(self.port)]
         self.process = subprocess.Popen(
             [*command, "--log", str(self.log), *self.words], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
@@ -195,6 +207,8 @@ class Gateway:
 
     def start(self, timeout_s: float = 60.0) -> Gateway:
         """Start it and wait until it is ready."""
+        self.port = self.port or lasting_port()
+        self.control_port = self.control_port or lasting_port()
         command = [
             *self.command, "serve", str(self.fleet), "--listen", f"127.0.0.1:{self.port}",
             "--control", f"127.0.0.1:{self.control_port}", "--state", str(self.state), "--ready-json", *self.words,
