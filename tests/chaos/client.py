@@ -171,11 +171,8 @@ class StreamReader:
         if self.error:
             out.kind = "lie" if self.finish in ("stop", "length") else "error_event"
             out.why = self.error if out.kind == "error_event" else f"finish_reason {self.finish} and an error event"
-        elif not self.done or not self.finish:
-            out.kind, out.why = (
-                "lie",
-                f"a clean end without {'[DONE]' if self.finish else 'finish_reason'} or error event",
-            )
+        elif not self.finish:
+            out.kind, out.why = "lie", "a clean end without finish_reason or error event"
         elif out.received != out.asked:
             out.kind, out.why = "lie", f"{out.received} of {out.asked} tokens passed off as a whole answer"
         else:
