@@ -78,8 +78,26 @@ class Housekeeper:
             if state == UP:
                 steer.starting(r)
             steer.gate[r] = -1
+            self._know_external(r)
         self._tell()
         self._write_endpoints()
+
+    def _know_external(self, r: int) -> None:
+        """Take up the address of an engine that others run: it is never started here, only looked at, for ever."""
+        order = self.orders[r]
+        if order is None or order.kind != "external":
+            return
+        place = self.places[r]
+        place.engine = Engine(order.name, order.kind, order.url.rstrip("/"), order.digest, 0, 0.0)
+        key = os.environ.get(order.key_env, "") if order.key_env else ""
+        kind = self.tables.deployments[self.tables.replicas[r].deployment_i].metrics
+        place.scraper = Scraper(place.engine.url, kind=kind, api_key=key)
+        place.why = "was not seen yet"
+        self._mark(r, rc.STARTING)
+
+    def _is_external(self, r: int) -> bool:
+        order = self.orders[r]
+        return order is not None and order.kind == "external"
 
     # ---- what is known ---------------------------------------------------------------------------------------------
 
@@ -92,7 +110,7 @@ class Housekeeper:
     @property
     def n_up(self) -> int:
         """Return how many engines answer."""
-        return sum(1 for place in self.places if place.engine is not None and not place.sick)
+        return sum(1 for place in self.places if place.seen.phase == rc.UP and not place.sick)
 
     def wanted(self, r: int) -> bool:
         """Say whether a replica should run."""
@@ -179,8 +197,9 @@ class Housekeeper:
     def act(self) -> None:
         """Begin what is to be done now."""
         outstanding = self.board.totals("outstanding")
-        observed = {r: place.seen._replace(in_flight=outstanding[r]) for r, place in enumerate(self.places)}
-        desired = {r: self.wanted(r) for r in range(len(self.places))}
+        ours = [r for r in range(len(self.places)) if not self._is_external(r)]
+        observed = {r: self.places[r].seen._replace(in_flight=outstanding[r]) for r in ours}
+        desired = {r: self.wanted(r) for r in ours}
         for action in rc.reconcile(desired, observed, time.monotonic()):
             place = self.places[action.replica]
             if place.starting is not None or action.incarnation != place.seen.incarnation:
@@ -262,19 +281,23 @@ class Housekeeper:
             await asyncio.sleep(max(0.05, every_s - (time.monotonic() - began_s)))
 
     async def look_once(self) -> None:
-        """Look at every engine that is up, all at once."""
-        rows = [(r, place.scraper) for r, place in enumerate(self.places) if place.scraper is not None]
-        found = await asyncio.gather(*(scraper.look() for _, scraper in rows))
-        for (r, scraper), looked in zip(rows, found, strict=True):
+        """Look at every engine, all at once; a slow one holds up no other."""
+
+        async def one(r: int, scraper: Scraper) -> None:
+            looked = await scraper.look()
             if self.places[r].scraper is scraper:
                 self._looked(r, looked)
+
+        await asyncio.gather(
+            *(one(r, place.scraper) for r, place in enumerate(self.places) if place.scraper is not None)
+        )
         self.board.bump()
 
     def _looked(self, r: int, looked: Looked) -> None:
         place = self.places[r]
         place.looked = looked
         if looked.healthy:
-            if place.seen.phase == rc.UNHEALTHY:
+            if place.seen.phase == rc.UNHEALTHY or (place.seen.phase == rc.STARTING and self._is_external(r)):
                 self._came_up(r)
             elif place.seen.phase == rc.UP and time.monotonic() - place.seen.since_s > CALM_S and place.seen.n_failures:
                 self._mark(r, rc.UP, calm=True)
@@ -283,6 +306,8 @@ class Housekeeper:
             self.board.kv_free[r] = looked.kv_free if looked.kv_free >= 0.0 else 1.0
         elif place.seen.phase == rc.UP:
             self._lost(r, rc.UNHEALTHY, looked.reason)
+        elif place.seen.phase in (rc.STARTING, rc.UNHEALTHY):
+            place.why = looked.reason or place.why
 
     # ---- what is decided now and then ------------------------------------------------------------------------------
 
