@@ -74,6 +74,7 @@ class Housekeeper:
         self.closed: dict[str, str] = {}  # drained by a person: sites, deployments, replicas
         self.power: list[SitePower] = []
         self.closing = False
+        self.unwritten = False  # endpoints.json is older than what is known
         for r, state in enumerate(steer.state):
             if state == UP:
                 steer.starting(r)
@@ -182,8 +183,15 @@ class Housekeeper:
         )
         path = self.folder / "endpoints.json"
         fresh = path.with_suffix(".fresh")
-        fresh.write_bytes(msgspec.json.encode(shown))
-        fresh.replace(path)
+        try:
+            fresh.write_bytes(msgspec.json.encode(shown))
+            fresh.replace(path)
+        except OSError as error:
+            if not self.unwritten:
+                self.say(f"{path}: cannot be written ({error.strerror}); workers keep the addresses that they have")
+            self.unwritten = True
+            return
+        self.unwritten = False
         self.board.bump_endpoints()
 
     # ---- what is done ----------------------------------------------------------------------------------------------
@@ -192,6 +200,8 @@ class Housekeeper:
         """Compare and act, until cancelled."""
         while True:
             self.act()
+            if self.unwritten:
+                self._write_endpoints()
             await asyncio.sleep(LOOP_S)
 
     def act(self) -> None:

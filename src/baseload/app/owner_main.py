@@ -164,6 +164,7 @@ class House:
         self.spawn(self._meter())
         self.view = View(self)
         self.spawn(self.view.loop())
+        self.spawn(self.view.watch_checkpoints())
         self._listen()
         await self.server.start()
         await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)

@@ -43,6 +43,7 @@ class View:
         self.points: dict[str, deque[tuple[int, dict[str, float | None]]]] = {}
         self.since: dict[str, int] = {}  # when an alarm began, by what it is about
         self.alarms_now: list[view.Alarm] = []
+        self.checkpoint_ns: int | None = None
         self.taken = self._take()
 
     async def loop(self) -> None:
@@ -51,6 +52,16 @@ class View:
             await asyncio.sleep(1.0)
             self.taken = self._take()
             self._remember()
+
+    async def watch_checkpoints(self) -> None:
+        """Look now and then when the newest checkpoint was signed, in a thread: a database may be away."""
+        while True:
+            try:
+                found = await asyncio.get_running_loop().run_in_executor(None, self.house.ledger.checkpoint)
+                self.checkpoint_ns = int(found.time_ns)
+            except BaseloadError:
+                self.checkpoint_ns = None
+            await asyncio.sleep(5.0)
 
     # ---- the snapshot ------------------------------------------------------------------------------------------------
 
@@ -88,7 +99,7 @@ class View:
                 ledger=view.LedgerNow(
                     available=bool(seen["storage_ok"]),
                     rows_total=int(seen["rows_stored"]),
-                    checkpoint_ns=self._checkpoint_ns(),
+                    checkpoint_ns=self.checkpoint_ns,
                     fault="" if seen["storage_ok"] else (seen["faults"] or ["not writable"])[-1],
                 ),
                 spent_month=spent,
@@ -100,13 +111,6 @@ class View:
             ),
             house.started_ns,
         )
-
-    def _checkpoint_ns(self) -> int | None:
-        """Return when the newest checkpoint was signed; None where the ledger cannot be read now."""
-        try:
-            return int(self.house.ledger.checkpoint().time_ns)
-        except BaseloadError:
-            return None
 
     def _standing_per_s(self, facts: Sequence[live_view.ReplicaFact]) -> float:
         tables = self.house.live.tables
@@ -294,7 +298,7 @@ class View:
         account = self.house.owner.bank.keys.get(record.key_i)
         if account is not None:
             return account.spent_nano
-        return sum(total.price_nano for total in self.house.ledger.totals() if total.key == record.pseudonym)
+        return self.house.owner.clientele.spent_of(record.pseudonym)
 
     async def create_key(self, wanted: view.NewKey) -> view.MadeKey:
         """Make a data key for a tenant of the fleet file."""

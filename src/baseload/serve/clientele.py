@@ -34,6 +34,10 @@ class Clientele:
         self._spent: dict[str, int] = {}  # by key's pseudonym, since ever
         self._spent_month: dict[str, int] = {}  # by tenant's pseudonym
 
+    def spent_of(self, pseudonym: str) -> int:
+        """Return what a key had spent when this owner began, in 1e-9 of the currency."""
+        return self._spent.get(pseudonym, 0)
+
     def begin(self, totals: Iterable[Total]) -> None:
         """Take up what the ledger says was spent."""
         for total in totals:

@@ -51,7 +51,12 @@ def main(arguments: list[str]) -> int:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run(config, int(arguments[1])))
+        try:
+            return runner.run(run(config, int(arguments[1])))
+        except OSError as error:  # a full disk, a port or certificate that cannot be had: the supervisor tries again
+            where = f"{error.filename}: " if error.filename else ""
+            sys.stderr.write(f"baseload: worker {arguments[1]}: {where}{error.strerror or error}\n")
+            return 1
 
 
 async def run(config: Config, worker: int) -> int:
