@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baseload.serve.body import (
+from baseload.serve.body import BLOCK_BYTES, (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
@@ -133,7 +133,7 @@ def test_equal_prefixes_have_equal_hashes_and_tenants_share_none() -> None:
     """Hash k covers all blocks to k; another tenant's salt or another model gives other hashes."""
     text = bytes(range(32, 127)) * 20
     one = prefix_hashes(text, 1, "m")
-    other = prefix_hashes(text[:512] + b"!" + text[513:], 1, "m")
-    assert len(one) == len(text) // 256 and one[:2] == other[:2] and one[2] != other[2]
+    other = prefix_hashes(text[: 2 * BLOCK_BYTES] + b"!" + text[2 * BLOCK_BYTES + 1 :], 1, "m")
+    assert len(one) == len(text) // BLOCK_BYTES and one[:2] == other[:2] and one[2] != other[2]
     assert not set(one) & set(prefix_hashes(text, 2, "m")) and not set(one) & set(prefix_hashes(text, 1, "n"))
     assert all(0 < value < 1 << 63 for value in one) and len(prefix_hashes(text * 100, 1, "m")) == 64

@@ -18,13 +18,13 @@ from baseload.app.live_tally import quantile
 from baseload.errors import RunError, TraceError
 from baseload.fleet.model import Fleet
 from baseload.records import REFUSED, SERVED
+from baseload.serve.body import BLOCK_TOKENS
 from baseload.serve.rows import SettleRow, settled
 
 if TYPE_CHECKING:
     from baseload.adapters.traces import TraceSource
     from baseload.simulate.setup import Twin
 
-BLOCK_TOKENS = 64  # what one hash of a settled row's `prefix` stands for
 NAMES_SHOWN = 8
 
 

@@ -45,6 +45,7 @@ COUNTERS = (
     "upstream_cut",
     "unauthorised",
     "limited",
+    "alive",  # 1 while the worker lives; the sum says how many do
 )
 COUNTER_I = {name: i for i, name in enumerate(COUNTERS)}
 Cells = Any  # memoryview of int64 or float64 cells; typeshed knows no item type of a cast
@@ -198,6 +199,7 @@ class Board:
         for r in range(self.n_replicas):
             self.outstanding[w][r] = 0
             self.queued_tokens[w][r] = 0.0
+        self.counters[w][COUNTER_I["alive"]] = 0
 
     def totals(self, name: str) -> list[int]:
         """Return the sum over workers of `outstanding` (by replica) or `asked` (by pool)."""

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-BLOCK_BYTES = 256  # of the prompt's JSON that one prefix hash covers, about BLOCK_TOKENS tokens
-BLOCK_TOKENS = 64
+BLOCK_BYTES = 512  # of the prompt's JSON that one prefix hash covers, about BLOCK_TOKENS tokens
+BLOCK_TOKENS = 128
 KEY_BLOCKS = 4  # blocks that the routing key covers, as in the twin
 MAX_BLOCKS = 64
 MAX_DEPTH = 100

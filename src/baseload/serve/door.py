@@ -21,7 +21,7 @@ from baseload.policies.queue import ReplicaLimits
 from baseload.policies.retry import RetryBudget
 from baseload.policies.view import NO_REPLICA, Ask, Columns, Tunables
 from baseload.records import REASON_NO_REPLICA, REASON_POWER, REASON_TOO_LONG
-from baseload.serve.board import GATE_UNKNOWN, H_VERSION, Board
+from baseload.serve.board import COUNTER_I, GATE_UNKNOWN, H_VERSION, Board
 from baseload.serve.rules import PLAIN_REPLICAS, Rules, chosen
 from baseload.serve.tables import Tables
 
@@ -32,6 +32,7 @@ LENGTH_MEMORY = 0.05  # weight of the newest answer in a tenant's running mean; 
 PICO = 10**12
 N_DICE = 8192
 _ask = tuple.__new__
+ALIVE = COUNTER_I["alive"]
 
 
 class Door:
@@ -61,6 +62,7 @@ class Door:
         self._take(tables, rules)
         if board is not None:
             board.clear_worker(worker)
+            board.counters[worker][ALIVE] = 1
             self._look(board)
 
     # ---- what stands ---------------------------------------------------------------------------------------------
@@ -130,6 +132,7 @@ class Door:
         self.my_outstanding, self.my_queued = board.outstanding[self.worker], board.queued_tokens[self.worker]
         others = [w for w in range(board.n_workers) if w != self.worker]
         self.other_rows: list[tuple[Any, Any]] = [(board.outstanding[w], board.queued_tokens[w]) for w in others]
+        self.other_counters = [board.counters[w] for w in others]
         if self.compiled:
             import numpy as np
 
@@ -200,6 +203,9 @@ class Door:
     def _sum(self) -> None:
         """Add up what all workers have in flight."""
         n = self.n
+        if not any(cells[ALIVE] for cells in self.other_counters):
+            self.outstanding[:], self.queued[:] = self.own, self.own_queued
+            return
         if self.compiled:
             self.outstanding[:] = self.own
             self.queued[:] = self.own_queued
@@ -475,6 +481,7 @@ class Door:
                     self.mean_tokens[t * self.n_models + m] = lengths[was]
         if self.board is not None:
             self.board.clear_worker(self.worker)
+            self.board.counters[self.worker][ALIVE] = 1
             for r in range(self.n):
                 self.my_outstanding[r], self.my_queued[r] = self.own[r], self.own_queued[r]
             self._look(self.board)

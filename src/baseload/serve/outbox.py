@@ -11,7 +11,7 @@ from baseload.serve import wire
 from baseload.serve.opened import Opened
 from baseload.serve.rows import SettleRow
 
-FLUSH_S = 0.005  # rows wait so long for company
+FLUSH_S = 0.02  # rows wait so long for company
 
 Pair = tuple[SettleRow, Opened]
 

@@ -26,6 +26,7 @@ from baseload.records import (
 from baseload.serve import reply
 from baseload.serve.bearers import Refusal
 from baseload.serve.body import (
+    BLOCK_BYTES,
     BLOCK_TOKENS,
     CHAT,
     COMPLETIONS,
@@ -163,7 +164,7 @@ class Relay:
             self.state = OVER
             self.client.answer(self, self.gateway.no_such_model(self.peek.model))
             return
-        if len(self.peek.text) >= 256:
+        if len(self.peek.text) >= BLOCK_BYTES:
             self.prefix = prefix_hashes(self.peek.text, view.salt, self.peek.model)
         self._decide()
 
