@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baseload.serve.body import BLOCK_BYTES, (
+from baseload.serve.body import (
+    BLOCK_BYTES,
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
