@@ -10,7 +10,7 @@ from datetime import date
 from itertools import pairwise
 
 from baseload.errors import CatalogError
-from baseload.fleet import catalog, dates, resolve
+from baseload.fleet import catalog, check_grid, dates, resolve
 from baseload.fleet.model import Series, Site
 from baseload.fleet.notes import Notes
 from baseload.fleet.tree import Path
@@ -101,6 +101,7 @@ def _order(notes: Notes, at: Path, site: Site) -> None:
     for i, phase in enumerate(site.grid):
         stages = [(stage, getattr(phase, stage)) for stage in (*dates.STAGES, "until")]
         in_order(notes, (*at, "grid", str(i)), stages)
+        check_grid.phase_rules(notes, (*at, "grid", str(i)), phase)
     for i, contract in enumerate(site.contracts):
         in_order(notes, (*at, "contracts", str(i)), [("start", contract.start), ("until", contract.until)])
     for name, rack in site.racks.items():

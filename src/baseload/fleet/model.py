@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from baseload.fleet.grid import GridStage, RatePerYear, StageName
 from baseload.fleet.kinds import (
     Celsius,
     CoolingType,
@@ -73,6 +74,14 @@ class GridConnection(Record, frozen=True):
     contracted: Annotated[date | None, D("day the grid agreement was signed")] = None
     energised: Annotated[date | None, D("day power flowed; none: not yet")] = None
     until: Annotated[date | None, D("first day it is gone")] = None
+    stages: Annotated[
+        dict[StageName, GridStage],
+        D("what is left to do and how long it takes; with none, and no `energised`, the usual stages at their priors"),
+    ] = {}
+    withdrawn_per_year: Annotated[
+        RatePerYear | None, D("rate at which such phases are given up; the prior by age where absent")
+    ] = None
+    certainty: Annotated[Ratio | None, D("chance that it is energised at all, instead of a rate of withdrawal")] = None
 
 
 class PowerContract(Record, frozen=True):
