@@ -97,6 +97,11 @@ def _simulate(verbs: Verbs) -> None:  # type: ignore[type-arg]
         metavar="LEDGER",
         help="run the requests of a ledger instead of a trace, and say where reality differed",
     )
+    sub.add_argument(
+        "--engines",
+        choices=["external", "embedded", "emulated"],
+        help="with --replay: the kind that `serve --engines` put everywhere; engines beside the gateway have no network",
+    )
     _set_option(sub)
 
 

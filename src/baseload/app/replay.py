@@ -6,7 +6,7 @@ model. The twin then serves them with the fleet file's policies, and each is set
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baseload.app.live_tally import quantile
+from baseload.app.live_tally import latencies, quantile
 from baseload.errors import RunError, TraceError
 from baseload.fleet.model import Fleet
 from baseload.records import REFUSED, SERVED
@@ -129,61 +129,126 @@ def _indices(names: Sequence[str], known: Sequence[str]) -> Any:
 
 # ---- what differed ---------------------------------------------------------------------------------------
 
+FIGURES = ("TTFT", "TPOT", "E2E")
+SHARES = (0.5, 0.99)
 
-def comparison(replay: Replay, twin: Twin, requests: dict[str, Any]) -> str:
-    """Return twin and reality side by side, by deployment, and what went elsewhere than the twin sent it.
 
-    `requests` are the run's records as columns; request_id is the row of the trace.
+def on_this_host(fleet: Fleet, kind: str | None = None) -> frozenset[str]:
+    """Return the deployments whose engines `baseload serve` starts beside the gateway: no network lies between."""
+    kinds = {name: kind or (fleet.serve.engines[name].kind if name in fleet.serve.engines else "emulated")
+             for name in fleet.deployments}  # fmt: skip
+    return frozenset(name for name, one in kinds.items() if one != "external")
+
+
+@dataclass(slots=True)
+class Sides:
+    """Latencies of the requests that reality and the twin both served, in seconds, by figure."""
+
+    real: dict[str, list[float]]
+    twin: dict[str, list[float]]
+
+    def at(self, figure: str, share: float) -> tuple[float | None, float | None]:
+        """Return a quantile of both."""
+        return quantile(self.real[figure], share), quantile(self.twin[figure], share)
+
+
+@dataclass(slots=True)
+class Difference:
+    """Twin and reality, request by request."""
+
+    groups: dict[str, Sides]  # by deployment that served in reality
+    n: int
+    same: int = 0
+    moved: int = 0
+    status_same: int = 0
+    moves: dict[tuple[str, str], int] | None = None
+
+    def whole(self) -> Sides:
+        """Return all deployments together."""
+        found = _sides()
+        for group in self.groups.values():
+            for figure in FIGURES:
+                found.real[figure] += group.real[figure]
+                found.twin[figure] += group.twin[figure]
+        return found
+
+
+def _sides() -> Sides:
+    return Sides({figure: [] for figure in FIGURES}, {figure: [] for figure in FIGURES})
+
+
+def difference(replay: Replay, twin: Twin, requests: dict[str, Any], local: Collection[str] = ()) -> Difference:
+    """Set each request of the ledger beside the twin's; `requests` are the run's records, request_id the trace's row.
+
+    The ledger's times are at the gateway. The twin's hold the way to the site; the way back is added, or, for the
+    deployments in `local`, whose engines ran beside the gateway, the way there is taken off.
     """
     by_id = {int(request): i for i, request in enumerate(requests["request_id"].tolist())}
     one_way_ns = [round(s * 1e9) for s in twin.spec.one_way_s.tolist()]
-    groups: dict[str, dict[str, list[float]]] = {}
-    same = moved = status_same = 0
     moves: dict[tuple[str, str], int] = {}
+    found = Difference(groups={}, n=len(replay.rows), moves=moves)
     for i, row in enumerate(replay.rows):
         at = by_id.get(i)
         if at is None:
             continue
         site_i, status = int(requests["site_i"][at]), int(requests["status"][at])
-        status_same += (status == SERVED) == (row.status == SERVED)
+        found.status_same += (status == SERVED) == (row.status == SERVED)
         if row.status != SERVED or status != SERVED:
             continue
         twin_site = twin.sites[site_i]
-        if twin_site == row.site:
-            same += 1
-        else:
-            moved += 1
+        found.same += twin_site == row.site
+        if twin_site != row.site:
+            found.moved += 1
             moves[row.site, twin_site] = moves.get((row.site, twin_site), 0) + 1
-        group = groups.setdefault(row.deployment, {key: [] for key in ("ttft", "twin_ttft", "e2e", "twin_e2e")})
-        back_ns = one_way_ns[site_i]
-        group["ttft"].append((row.first_token_ns - row.arrival_ns) / 1e9)
-        group["e2e"].append((row.finish_ns - row.arrival_ns) / 1e9)
-        group["twin_ttft"].append(
-            (int(requests["first_token_ns"][at]) - int(requests["arrival_ns"][at]) + back_ns) / 1e9
+        group = found.groups.setdefault(row.deployment, _sides())
+        network_ns = -one_way_ns[site_i] if row.deployment in local else one_way_ns[site_i]
+        first_ns, finish_ns, arrival_ns = (
+            int(requests[name][at]) for name in ("first_token_ns", "finish_ns", "arrival_ns")
         )
-        group["twin_e2e"].append((int(requests["finish_ns"][at]) - int(requests["arrival_ns"][at]) + back_ns) / 1e9)
-    return _table(groups) + _where(len(replay.rows), same, moved, status_same, moves)
+        ttft_s, tpot_s = latencies(row)
+        if ttft_s is not None:
+            group.real["TTFT"].append(ttft_s)
+            group.twin["TTFT"].append((first_ns - arrival_ns + network_ns) / 1e9)
+        if tpot_s is not None:
+            group.real["TPOT"].append(tpot_s)
+            group.twin["TPOT"].append((finish_ns - first_ns) / 1e9 / (row.output_tokens - 1))
+        group.real["E2E"].append((row.finish_ns - row.arrival_ns) / 1e9)
+        group.twin["E2E"].append((finish_ns - arrival_ns + network_ns) / 1e9)
+    return found
 
 
-def _table(groups: dict[str, dict[str, list[float]]]) -> str:
-    lines = [
-        "at the gateway, seconds          requests   TTFT p50  twin   TTFT p99  twin   whole p50  twin   whole p99  twin"
-    ]
-    for name, group in sorted(groups.items()):
-        figures = []
-        for key in ("ttft", "e2e"):
-            for share in (0.5, 0.99):
-                figures += [quantile(group[key], share) or 0.0, quantile(group[f"twin_{key}"], share) or 0.0]
-        shown = "  ".join(f"{real:8.3f} {twin:7.3f}" for real, twin in zip(figures[::2], figures[1::2], strict=True))
-        lines.append(f"{name[:30]:30} {len(group['ttft']):10,}  {shown}")
+def comparison(replay: Replay, twin: Twin, requests: dict[str, Any], local: Collection[str] = ()) -> str:
+    """Return twin and reality side by side, by deployment, and what went elsewhere than the twin sent it."""
+    found = difference(replay, twin, requests, local)
+    said = (
+        "the engines ran beside the gateway: the twin's times are without the network between sites\n" if local else ""
+    )
+    return table(found) + said + where(found)
+
+
+def table(found: Difference) -> str:
+    """Return quantiles of both sides, a line for each deployment and figure."""
+    lines = [f"{'at the gateway':24}{'requests':>10}{'':>6}{'p50':>12}{'twin':>12}{'p99':>12}{'twin':>12}"]
+    groups = sorted(found.groups.items())
+    for name, group in [*groups, ("all", found.whole())] if len(groups) > 1 else groups:
+        for figure in FIGURES:
+            cells = "".join(f"{_milli(one):>12}" for share in SHARES for one in group.at(figure, share))
+            n = f"{len(group.real['E2E']):,}"
+            head = f"{name[:23]:24}{n:>10}" if figure == FIGURES[0] else " " * 34
+            lines.append(f"{head}{figure:>6}{cells}")
     return "\n".join(lines) + "\n"
 
 
-def _where(n: int, same: int, moved: int, status_same: int, moves: dict[tuple[str, str], int]) -> str:
-    served = same + moved
-    lines = [f"of {n:,} requests {status_same:,} ended alike (served or not) in the twin"]
+def _milli(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:,.3g} ms" if seconds < 1.0 else f"{seconds:,.2f} s"
+
+
+def where(found: Difference) -> str:
+    """Return how many requests ended alike, and which went to another site."""
+    served = found.same + found.moved
+    lines = [f"of {found.n:,} requests {found.status_same:,} ended alike (served or not) in the twin"]
     if served:
-        lines.append(f"of {served:,} served in both, {same:,} ({same / served:.1%}) went to the same site")
-    for (real, twin), count in sorted(moves.items(), key=lambda one: -one[1])[:NAMES_SHOWN]:
+        lines.append(f"of {served:,} served in both, {found.same:,} ({found.same / served:.1%}) went to the same site")
+    for (real, twin), count in sorted((found.moves or {}).items(), key=lambda one: -one[1])[:NAMES_SHOWN]:
         lines.append(f"  {count:,} went to {real}, and the twin sent them to {twin}")
     return "\n".join(lines)

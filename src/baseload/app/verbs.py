@@ -97,7 +97,8 @@ def simulate_verb(options: argparse.Namespace) -> int:
             columns = run.columns(
                 "SELECT request_id, site_i, status, arrival_ns, first_token_ns, finish_ns FROM requests"
             )
-        print(replay.comparison(wish.replay, prepared.twin, columns))
+        local = replay.on_this_host(prepared.loaded.fleet, options.engines)
+        print(replay.comparison(wish.replay, prepared.twin, columns, local))
     return 0
 
 
