@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -35,6 +35,9 @@ from baseload.app.live_tally import quantile
 from baseload.errors import BaseloadError
 from baseload.fleet import load as fleet_files
 from baseload.serve.rows import SettleRow
+
+if TYPE_CHECKING:
+    from baseload.simulate.setup import Twin
 
 FLEET = Path("examples/three-sites/fleet.yaml")
 TRACE = "azure-conv"
@@ -309,16 +312,21 @@ def beside(fleet: Path, overrides: Sequence[str], state: Path, fitted: Any) -> s
     prepared = simulating.prepare(wish)
     twin = prepared.twin
     if fitted is not None:
-        twin = twin_as_measured(twin, {name: fitted for name in twin.deployments})
-    here = replace(
-        twin.spec, one_way_s=np.zeros_like(twin.spec.one_way_s), region_rtt_s=np.zeros_like(twin.spec.region_rtt_s)
-    )
-    twin = replace(twin, spec=here)  # all of it stands on this machine: no network between
+        twin = as_the_gateway_sees(twin, twin_as_measured(twin, {name: fitted for name in twin.deployments}))
     rows: list[Any] = []
     simulating.simulate_source(twin, prepared.source, emit=lambda some: rows.append(some.copy()))
     columns = np.concatenate(rows)
-    table = replay.comparison(kept, twin, {name: columns[name] for name in columns.dtype.names or ()})
+    table = replay.comparison(kept, twin, {name: columns[name] for name in columns.dtype.names or ()}, twin.deployments)
     return f"\ntwin and reality, request by request, from the ledger\n{table}\n{money(kept.rows, prepared)}"
+
+
+def as_the_gateway_sees(nominal: Twin, measured: Twin) -> Twin:
+    """Return the twin as measured, whose door still reckons with the nominal speeds, as the gateway's does."""
+    engines = tuple(
+        replace(fast, prefill_tokens_per_s=slow.prefill_tokens_per_s, decode_s_per_token=slow.decode_s_per_token)
+        for fast, slow in zip(measured.spec.engines, nominal.spec.engines, strict=True)
+    )
+    return replace(measured, spec=replace(measured.spec, engines=engines))
 
 
 def money(rows: Sequence[SettleRow], prepared: simulating.Prepared) -> str:
