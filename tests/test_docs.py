@@ -11,6 +11,7 @@ from baseload import policies, records
 from baseload.app import docs
 from baseload.fleet import load
 from baseload.fleet.schema import json_schema
+from baseload.serve import rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = docs.pages()
@@ -47,6 +48,14 @@ def test_every_column_and_reason_has_its_row():
         for column in columns:
             assert f"| `{column.name}` | {column.dtype} | {column.unit} | {column.meaning} |" in page
     assert all(name in page for name in (*records.STATUS_NAMES, *records.REASON_NAMES))
+
+
+def test_every_field_of_the_ledger_has_its_row():
+    """Each field of each kind of row is on the page with its unit and a meaning."""
+    page = PAGES["docs/reference/rows.md"]
+    for field in rows.describe():
+        assert f"| `{field.name}` | {field.type} | {field.unit} | {field.meaning} |" in page
+        assert field.meaning, field.name
 
 
 def test_every_policy_says_what_it_does():

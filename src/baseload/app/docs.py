@@ -1,6 +1,6 @@
 """Write the reference pages from the code: `python -m baseload.app.docs`, or `make docs`.
 
-Keys of the fleet file and its JSON Schema, columns of Records, policies and the command line. KPIs have their table in
+Keys of the fleet file and its JSON Schema, columns of Records, rows of the ledger, policies and the command line. KPIs have their table in
 `docs/report.md`, the catalogue in `docs/catalogue.md`, each with its own test. What the pages say
 stands beside the code that does it; `tests/test_docs.py` holds them up to date.
 """
@@ -32,6 +32,7 @@ def pages() -> dict[str, str]:
         "docs/reference/fleet.md": fleet_page(),
         "docs/reference/records.md": records_page(),
         "docs/reference/policies.md": policies_page(),
+        "docs/reference/rows.md": rows_page(),
         "src/baseload/fleet/fleet.schema.json": schema_text(),
     }
     if importlib.util.find_spec("baseload.app.cli") is not None:
@@ -163,6 +164,20 @@ def records_page() -> str:
     parts += ["", "| reason | |", "|---|---|"]
     parts += [f"| {i} | {name or 'none'} |" for i, name in enumerate(records.REASON_NAMES)]
     return "\n".join([*parts, ""])
+
+
+def rows_page() -> str:
+    """Return the page of the ledger's rows, a section for each kind."""
+    rows = importlib.import_module("baseload.serve.rows")
+    parts = ["# Rows of the ledger\n", MADE]
+    parts += [" ".join(one.split()) + "\n" for one in python_inspect.cleandoc(rows.__doc__ or "").split("\n\n")]
+    for row_type in rows.ROW_TYPES:
+        kind = str(row_type.__struct_config__.tag)
+        parts += [f"## {kind}\n", _first_paragraph(row_type) + "\n"]
+        parts += ["| field | type | unit | meaning |", "|---|---|---|---|"]
+        parts += [f"| `{f.name}` | {f.type} | {f.unit} | {f.meaning} |" for f in rows.describe() if f.kind == kind]
+        parts.append("")
+    return "\n".join(parts)
 
 
 def policies_page() -> str:
