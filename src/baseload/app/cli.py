@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     _simulate(verbs)
     _report(verbs)
     _compare(verbs)
+    _capacity(verbs)
     _calibrate(verbs)
     _catalog(verbs)
     _serve(verbs)
@@ -117,6 +118,17 @@ def _compare(verbs: Verbs) -> None:  # type: ignore[type-arg]
     sub.add_argument("run_a", type=Path, help="run folder")
     sub.add_argument("run_b", type=Path, help="run folder")
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _capacity(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("capacity", help="the ladder over the years, P10, P50 and P90: announced to usable")
+    sub.add_argument("fleet", type=Path, help="fleet file")
+    sub.add_argument("--horizon", default="5y", help="how far ahead: years, quarters or months, e.g. 5y, 20q, 18m (5y)")
+    sub.add_argument("--date", help="the day to look ahead from (YYYY-MM or YYYY-MM-DD); today where absent")
+    sub.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--html", type=Path, help="write one self-contained HTML file")
+    _set_option(sub)
 
 
 def _calibrate(verbs: Verbs) -> None:  # type: ignore[type-arg]
@@ -222,6 +234,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.verb in ("serve", "keys", "usage", "verify", "ledger"):
         from baseload.app import live_verbs as verbs
+    elif options.verb == "capacity":
+        from baseload.app import capacity_verb as verbs  # type: ignore[no-redef]
     else:
         from baseload.app import verbs  # type: ignore[no-redef]
 

@@ -139,7 +139,7 @@ def _stages(phase: GridConnection, today: date) -> tuple[StageLeft, ...]:
         kind, low, middle, high, from_prior = _length(name, stage)
         if stage.done is None and done is not None:  # the milestone says when, and nothing of how long
             kind, low, middle, high = "fixed", 0.0, 0.0, 0.0
-        begun = 0.0 if phase.announced is None else min(0.0, months_between(today, phase.announced))
+        begun = 0.0 if phase.announced is None else months_between(today, phase.announced)
         left.append(
             StageLeft(
                 name=name,
