@@ -1,7 +1,8 @@
 """Write the reference pages from the code: `python -m baseload.app.docs`, or `make docs`.
 
-Keys of the fleet file and its JSON Schema, columns of Records, rows of the ledger, policies and the command line. KPIs have
-their table in `docs/report.md`, the catalogue in `docs/catalogue.md`, each with its own test. What the pages say stands beside the code that does it; `tests/test_docs.py` holds them up to date.
+Keys of the fleet file and its JSON Schema, columns of Records, rows of the ledger, policies and the command line. KPIs
+have their table in `docs/report.md`, the catalogue in `docs/catalogue.md`, each with its own test. What the pages say
+stands beside the code that does it; `tests/test_docs.py` holds them up to date.
 """
 
 from __future__ import annotations
