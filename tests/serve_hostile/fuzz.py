@@ -26,7 +26,8 @@ from typing import Any
 
 from baseload.serve.board import Board
 from baseload.serve.body import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from baseload.serve.gateway import Client, Gateway
+from baseload.serve.client import Client
+from baseload.serve.gateway import Gateway
 from baseload.serve.purse import Refusal
 from baseload.serve.sse import Broken, Scanner
 from baseload.serve.tables import LimitRow, ModelRow

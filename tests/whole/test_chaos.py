@@ -12,7 +12,9 @@ import pytest
 from tests.chaos import run
 
 
-@pytest.mark.skipif(importlib.util.find_spec("baseload.serve.worker") is None, reason="not run: the gateway is not built")
+@pytest.mark.skipif(
+    importlib.util.find_spec("baseload.serve.worker") is None, reason="not run: the gateway is not built"
+)
 def test_nothing_is_lost_in_a_short_storm(tmp_path: Path) -> None:
     """Kills of gateway, owner, worker and engines, a full disk, a partition, faulty engines: the books balance afterwards."""
     options = run.parse(["--seed", "11", "--requests", "300", "--users", "24"])

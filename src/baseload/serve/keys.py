@@ -26,6 +26,7 @@ TOKEN_PREFIX = "blc_"
 ROLES = ("viewer", "operator", "admin")
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS, _SUM_CHARS = 43, 6  # 62**43 > 2**256, 62**6 > 2**32
+MOST_NAME = 200
 _SHOWN_CHARS = 5  # of the secret, beside its prefix
 LONGEST = len(TOKEN_PREFIX) + _SECRET_CHARS + _SUM_CHARS
 
@@ -87,7 +88,7 @@ class Peppers:
     def _read(self) -> dict[int, bytes]:
         self._stamp = self._stamp_now()
         if self.path.stat().st_mode & 0o077:
-            raise InputError(f"{self.path}: others can read it; chmod 600 it, then `baseload keys pepper --rotate`")
+            raise InputError(f"{self.path}: others can read it; chmod 600 it, then `baseload keys rotate-pepper`")
         found: dict[int, bytes] = {}
         for number, line in enumerate(self.path.read_text("ascii", errors="replace").splitlines(), start=1):
             words = line.split()
@@ -206,6 +207,8 @@ class Keyring:
         """Make a key for a tenant; `budget_nano` is 1e-9 of the currency over the key's whole life."""
         if not tenant:
             raise InputError("keys create: no tenant; name one of the fleet file's with --tenant")
+        _plain("--tenant", tenant)
+        _plain("--name", name)
         for word, limit in (("--budget", budget_nano), ("--rpm", rpm), ("--tpm", tpm), ("--concurrency", concurrency)):
             if limit is not None and not 0 <= limit < 2**62:
                 raise InputError(f"keys create: {word} is out of range; give a number from 0, or leave it out")
@@ -271,6 +274,7 @@ class Keyring:
         """Make a token of the control listener with a role: viewer, operator or admin."""
         if role not in ROLES:
             raise InputError(f"{role}: no role; one of {', '.join(ROLES)}")
+        _plain("--name", name)
         secret = mint(TOKEN_PREFIX)
         record = self.accounts.add_token(
             role, self.peppers.digest(secret.encode(), self.peppers.newest), pepper_i=self.peppers.newest,
@@ -292,6 +296,19 @@ class Keyring:
     def salt(self, tenant_pseudonym: str) -> int:
         """Return a tenant's salt for hashes of prompt prefixes."""
         return self.peppers.salt(tenant_pseudonym)
+
+
+def open_ring(accounts: Accounts, pepper: Path) -> Keyring:
+    """Return the keys of a state folder; a pepper is made where no key needs one yet, and never in place of a lost one."""
+    if not pepper.exists() and accounts.peppers_in_use():
+        raise InputError(f"{pepper}: is not there, and without it none of the keys opens; restore it from a backup")
+    return Keyring(accounts, Peppers(pepper))
+
+
+def _plain(word: str, text: str) -> None:
+    """Refuse a name that would garble the lists in which it is shown."""
+    if len(text) > MOST_NAME or not text.isprintable():
+        raise InputError(f"keys create: {word} is not one printable line of at most {MOST_NAME} letters; shorten it")
 
 
 def usable(record: KeyRecord, now_ns: int) -> bool:

@@ -31,29 +31,24 @@ from baseload.serve.body import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
-    ENDPOINT_NAMES,
     KEY_BLOCKS,
     PATHS,
-    Peek,
     prefix_hashes,
     with_model,
     with_usage_wish,
 )
 from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYTE, OK, UNREACHED
+from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, WAITING, RelayState
 from baseload.serve.reply import Problem
-from baseload.serve.rows import SettleRow
-from baseload.serve.sse import Broken, Scanner, Usage, usage_of_answer, with_members
+from baseload.serve.sse import Broken, Scanner, usage_of_answer, with_members
 
 if TYPE_CHECKING:
-    from baseload.serve.gateway import Client, Gateway
     from baseload.serve.purse import Opened
-    from baseload.serve.upstream import Connection, Place
+    from baseload.serve.upstream import Connection
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
 TRIES_MAX = 3
 CLIENT_GONE = 499
-TEMPLATE_TOKENS = 4096  # a chat template may add as many to a prompt's bytes, at most
-NEVER_S = float("inf")
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n%b%b\r\n"
 )
@@ -64,7 +59,6 @@ STOPPED = {
     "storage": Problem(503, "storage_unavailable", "usage cannot be recorded any more; try again", None, 1.0),
     "drain": Problem(503, "draining", "this gateway is being replaced; try again", None, 1.0),
 }
-OPENING, WAITING, SENT, STREAMING, OVER = range(5)
 
 
 class _Drain:
@@ -86,51 +80,10 @@ class _Drain:
 DRAIN = _Drain()
 
 
-class Relay:
+class Relay(RelayState):
     """A request, from its body to its row in the ledger."""
 
-    __slots__ = (
-        "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
-        "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
-        "paused", "peek", "place", "prefix", "problem", "replica", "request_id", "retry_after", "scanner",
-        "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version",
-        "why", "work",
-    )  # fmt: skip
-
-    def __init__(
-        self, gateway: Gateway, client: Client, endpoint: int, body: bytes, peek: Peek, extra: bytes, client_id: bytes
-    ) -> None:
-        self.gateway, self.client, self.endpoint = gateway, client, endpoint
-        self.body, self.peek, self.extra, self.client_id = body, peek, extra, client_id
-        self.arrival_ns, self.arrival_s = time.time_ns(), time.monotonic()
-        self.deadline_s = self.arrival_s + gateway.limits.request_s
-        self.due_s = NEVER_S
-        self.state = OPENING
-        self.opened: Opened | None = None
-        self.request_id = 0  # kept when the purse has let go of it
-        self.replica = -1
-        self.tried = self.tries = 0
-        self.attempts = 0  # requests that an engine may have seen, those on dead connections too
-        self.work = 0.0
-        self.version = 0
-        self.up: Connection | None = None
-        self.place: Place | None = None
-        self.fresh = False
-        self.scanner: Scanner | None = None
-        self.begun = False  # the client was told a head
-        self.status = 0
-        self.content_type = self.retry_after = b""
-        self.answer: list[bytes] = []
-        self.answer_bytes = 0
-        self.first_s = self.sent_s = 0.0
-        self.sent_tokens = self.told_bytes = 0
-        self.held = self.paused = False
-        self.strip = False
-        self.why = ""
-        self.problem = reply.REFUSED[REASON_RETRIES]
-        self.last: tuple[int, bytes, bytes, bytes] | None = None  # an engine's own refusal
-        self.prefix: list[int] = []
-        self.model_i = self.tenant_i = -1
+    __slots__ = ()
 
     # ---- opening ---------------------------------------------------------------------------------------------------
 
@@ -588,74 +541,3 @@ class Relay:
                 return
             self.due_s = NEVER_S
             self._fail_here("the engine did not answer in time")
-
-    # ---- the row ---------------------------------------------------------------------------------------------------
-
-    def _confirm(self) -> None:
-        """Count what the client's socket has taken by now."""
-        transport, opened = self.client.transport, self.opened
-        if self.begun and opened is not None and transport is not None and not transport.get_write_buffer_size():
-            self.gateway.purse.delivered(opened, self.sent_tokens, time.monotonic())
-
-    def _tokens(self, usage: Usage | None, counted: int) -> int:
-        """Return the answer's tokens: the engine's count, as far as it can be true."""
-        if usage is None or usage.output_tokens < 0:
-            return counted
-        tokens = min(usage.output_tokens, max(counted, self.told_bytes))
-        most = self.peek.max_tokens
-        return min(tokens, max(counted, most)) if most else tokens
-
-    def _settle(self, status: int, reason: int, client_status: int) -> None:
-        """Settle what did not end well: at most what was delivered is billed."""
-        self.state = OVER
-        if self.opened is None:
-            return
-        self._confirm()
-        usage = self.scanner.usage if self.scanner is not None else None
-        tokens = self.opened.output_tokens if self.begun else 0
-        self._settle_row(self._row(status, reason, client_status, usage if tokens else None, tokens))
-
-    def _settle_row(self, row: SettleRow) -> None:
-        opened, self.opened = self.opened, None
-        self.state = OVER
-        if opened is not None:
-            opened.on_stop = opened.on_more = None
-            self.gateway.settle(opened, row)
-
-    def _row(self, status: int, reason: int, client_status: int, usage: Usage | None, tokens: int) -> SettleRow:
-        gateway = self.gateway
-        now_s = time.monotonic()
-        known = usage is not None and usage.input_tokens >= 0
-        input_tokens = min(usage.input_tokens, self.peek.input_tokens_max + TEMPLATE_TOKENS) if known and usage else 0
-        cached = max(0, min(usage.cached_tokens, input_tokens)) if usage is not None else 0
-        row = SettleRow(
-            request_id=0, at_ns=0, tenant="", key="", model=self.peek.model,
-            arrival_ns=self.arrival_ns,
-            first_token_ns=self.arrival_ns + round((self.first_s - self.arrival_s) * 1e9) if self.first_s else -1,
-            finish_ns=self.arrival_ns + round((now_s - self.arrival_s) * 1e9),
-            streamed=self.peek.stream, input_tokens=input_tokens, cached_tokens=cached, output_tokens=tokens,
-            tokens_from="engine" if known else "counted", status=status, reason=reason, n_tries=self.tries,
-            policy=gateway.policy_name, why=self.why, prefix=self.prefix, endpoint=ENDPOINT_NAMES[self.endpoint],
-            client_status=client_status,
-        )  # fmt: skip
-        gateway.fill(row, self.replica, self.tenant_i, now_s - self.arrival_s)
-        return row
-
-    def _with_cost(self, event: bytes) -> bytes:
-        """Return an event with usage, with what the request cost beside it."""
-        scanner = self.scanner
-        assert scanner is not None
-        usage = scanner.usage
-        if usage is None or usage.output_tokens < 0 or b'"message_start"' in event:
-            return event
-        row = self._row(SERVED, REASON_NONE, 200, usage, self._tokens(usage, scanner.tokens))
-        return with_members(event, self.gateway.members(row, self.tenant_i))
-
-    def lines(self) -> bytes:
-        """Return the header lines that say where and by whom it was answered."""
-        client = b"x-client-request-id: " + self.client_id + b"\r\n" if self.client_id else b""
-        if not self.request_id:
-            return client
-        return b"x-baseload-request-id: req-%016x\r\n%b%b" % (
-            self.request_id, client, self.gateway.replica_lines(self.replica),
-        )  # fmt: skip

@@ -24,7 +24,8 @@ import uvloop
 
 from baseload.serve import reply, tables
 from baseload.serve.board import Board
-from baseload.serve.gateway import SWEEP_S, Client, Gateway
+from baseload.serve.client import Client
+from baseload.serve.gateway import SWEEP_S, Gateway
 from baseload.serve.purse import Purse
 from baseload.serve.rules import prepare
 

@@ -158,9 +158,7 @@ def describe(
         stepping=stepping,
         bin_s=bin_s,
         bins=bins,
-        closed_users=closed_users,
-        think_s=think_s,
-        seed=seed,
+        closed_users=closed_users, think_s=think_s, seed=seed,
     )  # fmt: skip
     return Twin(
         spec=spec, engines=tuple(engines), tenants=tuple(tenants), regions=regions, models=models,

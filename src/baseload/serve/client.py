@@ -1,0 +1,524 @@
+"""A client's connection: HTTP byte by byte, one request at a time in the order in which they came.
+
+Framing that two servers could read differently is refused; everything has a limit of time and size; backpressure goes both
+ways; a client that only ended its side still gets its answer. Only the raw path decides what is asked for. What requests
+share is `gateway.py`, a request's own life `relay.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import httptools
+
+from baseload.records import REASON_LOST
+from baseload.serve import body as bodies
+from baseload.serve import reply
+from baseload.serve.bearers import Refusal
+from baseload.serve.body import BodyError, peek
+from baseload.serve.inbound import (
+    BAD,
+    DRAINING,
+    LARGE,
+    LONG_HEAD,
+    NO_KEY,
+    NOT_SO,
+    NOWHERE,
+    SLOW,
+    Inbound,
+    Pending,
+    Refused,
+    as_problem,
+)
+from baseload.serve.relay import Relay
+from baseload.serve.reply import Problem
+from baseload.serve.wire import KeyView
+
+if TYPE_CHECKING:
+    from baseload.serve.gateway import Gateway
+
+HEADERS_MAX = 100
+QUEUE_MAX = 16  # requests of one connection that are read ahead
+HIGH_WATER_BYTES = 262_144  # of an answer that its client does not read: then the engine is not read either
+HALF_CLOSED_S = 1.0  # a client that ended its side gets what comes so soon; a longer silence means that it is gone
+NEVER_S = float("inf")
+_PASSED_ON = frozenset(
+    (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta", b"user-agent")
+)
+_ROUTES_GET = (b"/v1/models", b"/health")
+_ALLOW = b"allow: %b\r\n"
+
+
+class Client(asyncio.Protocol):
+    """One connection of a client."""
+
+    __slots__ = (
+        "_head_bytes", "_in_head", "_line_bytes", "_n_headers", "_parser", "_queue", "_reading", "chunked", "closing",
+        "current", "due_s", "gateway", "half_s", "heard", "relay", "settling", "transport",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.transport: Any = None
+        self.relay: Relay | Pending | None = None
+        self.settling: deque[Relay] = deque()  # told to the end, and not yet wholly taken by the socket
+        self.current: Inbound | None = None  # being read
+        self._queue: deque[Inbound] = deque()
+        self._parser: Any = None
+        self._in_head = True
+        self._head_bytes = self._line_bytes = self._n_headers = 0
+        self._reading = True
+        self.closing = False
+        self.chunked = True
+        self.due_s = self.half_s = NEVER_S
+        self.heard = 0  # bytes of the answer when the client ended its side
+
+    # ---- asyncio -----------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to read, if there is room for one more."""
+        self.transport = transport
+        gateway = self.gateway
+        if len(gateway.clients) >= gateway.limits.connections:
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.set_write_buffer_limits(HIGH_WATER_BYTES)  # type: ignore[attr-defined]
+        gateway.clients.add(self)
+        gateway.count("connections")
+        self._parser = httptools.HttpRequestParser(self)
+        self.due_s = time.monotonic() + gateway.limits.header_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and so is what it asked for."""
+        self.gateway.clients.discard(self)
+        self.transport, self.closing = None, True
+        self._queue.clear()
+        settling, self.settling = self.settling, deque()
+        for relay in settling:
+            relay.gone()
+        relay_now, self.relay = self.relay, None
+        if relay_now is not None:
+            relay_now.gone()
+
+    def eof_received(self) -> bool:
+        """The client has said all it will: it still gets its answers."""
+        if self.relay is None and not self._queue:
+            return False
+        self.closing = True
+        self.half_s = time.monotonic() + HALF_CLOSED_S
+        return True
+
+    def pause_writing(self) -> None:
+        """The client reads slowly: so do we."""
+        if self.relay is not None:
+            self.relay.pause(True)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self.relay is not None:
+            self.relay.pause(False)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests."""
+        if self.closing:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # it was answered as an ordinary request; what follows is none of ours
+            self.closing = True
+            if self.relay is None and not self._queue and self.transport is not None:
+                self.transport.close()
+            return
+        except httptools.HttpParserError as error:
+            context = error.__context__
+            self._refuse_bytes(context.problem if isinstance(context, Refused) else BAD)
+            return
+        if self._in_head and self._head_bytes > self.gateway.limits.header_bytes:
+            self._refuse_bytes(LONG_HEAD)
+
+    # ---- httptools ---------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.current = Inbound()
+        self._n_headers = self._line_bytes = 0
+        self.due_s = time.monotonic() + self.gateway.limits.header_s
+
+    def on_url(self, url: bytes) -> None:
+        """Part of the request's target."""
+        request = self.current
+        assert request is not None
+        request.path += url
+        self._line_bytes += len(url)
+        if self._line_bytes > self.gateway.limits.header_bytes:
+            raise Refused(LONG_HEAD)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take note of what matters."""
+        request = self.current
+        assert request is not None
+        self._n_headers += 1
+        self._line_bytes += len(name) + len(value) + 4
+        if self._n_headers > HEADERS_MAX or self._line_bytes > self.gateway.limits.header_bytes:
+            raise Refused(LONG_HEAD)
+        if not self._in_head:
+            return  # trailers mean nothing
+        low = name.lower()
+        if low == b"authorization":
+            scheme, _, secret = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                request.bearer = secret.strip()
+        elif low == b"x-api-key":
+            request.bearer = request.bearer or value.strip()
+        elif low == b"content-length":
+            if request.length >= 0 or not value.isdigit() or len(value) > 18:
+                raise Refused(BAD)
+            request.length = int(value)
+        elif low == b"transfer-encoding":
+            if request.te or value.lower() != b"chunked":
+                raise Refused(BAD)
+            request.te = True
+        elif low == b"expect":
+            request.expects = True
+            if value.lower() != b"100-continue":
+                request.refused = Problem(417, "expectation_failed", "only 100-continue can be expected")
+        elif low == b"host":
+            request.hosts += 1
+        elif low == b"content-encoding":
+            request.encoding = value.lower()
+        elif low == b"x-request-id":
+            if len(value) <= 128 and value.isascii() and all(32 < c < 127 for c in value):
+                request.id = value
+        elif low in _PASSED_ON and len(value) <= 512 and value.isascii() and b"\r" not in value and b"\n" not in value:
+            if low != b"user-agent":
+                request.extra += low + b": " + value + b"\r\n"
+
+    def on_headers_complete(self) -> None:
+        """Judge the head before any of the body is read."""
+        request, limits = self.current, self.gateway.limits
+        assert request is not None
+        self._in_head = False
+        request.method = self._parser.get_method()
+        request.old = self._parser.get_http_version() != "1.1"
+        request.close = not self._parser.should_keep_alive()
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise Refused(BAD)
+        if request.te and (request.length >= 0 or request.old):
+            raise Refused(BAD)
+        if request.hosts > 1 or (request.hosts == 0 and not request.old):
+            raise Refused(BAD)
+        if request.length > limits.body_bytes:
+            raise Refused(LARGE)
+        self.due_s = time.monotonic() + limits.body_s
+        if request.expects and request.refused is None and self.relay is None and not self._queue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        request = self.current
+        assert request is not None
+        request.size += len(data)
+        if request.size > self.gateway.limits.body_bytes:
+            raise Refused(LARGE)
+        request.body.append(data)
+
+    def on_message_complete(self) -> None:
+        """A request is whole: it is next, or it waits its turn."""
+        request, self.current = self.current, None
+        assert request is not None
+        self._in_head, self._head_bytes = True, 0
+        self.due_s = NEVER_S
+        if self.relay is None and not self._queue:
+            self._answer_to(request)
+        elif len(self._queue) < QUEUE_MAX:
+            self._queue.append(request)
+            if self._reading:
+                self._reading = False
+                self.transport.pause_reading()
+        else:
+            raise Refused(BAD)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _refuse_bytes(self, problem: Problem) -> None:
+        """Answer what is no request, after those that were, and close: nobody knows where the next one would begin."""
+        self.closing = True
+        self.due_s = time.monotonic() + 1.0
+        if self.transport is None:
+            return
+        if self.relay is None and not self._queue:
+            self.transport.write(reply.whole(problem, bodies.CHAT, close=True))
+            self.transport.close()
+        else:
+            bad = Inbound()
+            bad.refused, bad.close = problem, True
+            self._queue.append(bad)
+
+    def _answer_to(self, request: Inbound) -> None:
+        """Route one request; only the raw path decides."""
+        self.chunked = not request.old
+        if request.close:
+            self.closing = True
+        if request.refused is not None:
+            self.closing = True
+            self._say(request.refused, bodies.CHAT)
+            return
+        path = request.path.partition(b"?")[0]
+        endpoint = bodies.ENDPOINTS.get(path)
+        if endpoint is not None:
+            if request.method != b"POST":
+                self._say(NOT_SO, endpoint, lines=_ALLOW % b"POST")
+                return
+            self._post(request, endpoint)
+        elif request.method not in (b"GET", b"HEAD"):
+            known = path in _ROUTES_GET or path.startswith((b"/v1/models/", b"/v1/receipts/"))
+            self._say(NOT_SO if known else NOWHERE, bodies.CHAT, lines=_ALLOW % b"GET" if known else b"")
+        else:
+            self._get(request, path)
+
+    def _post(self, request: Inbound, endpoint: int) -> None:
+        gateway = self.gateway
+        if not request.bearer:
+            self._say(NO_KEY, endpoint)
+            return
+        if gateway.draining:
+            self.closing = True
+            self._say(DRAINING, endpoint)
+            return
+        if request.encoding not in (b"", b"identity"):
+            self._say(Problem(415, "unsupported_encoding", "send the body without content-encoding"), endpoint)
+            return
+        body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
+        try:
+            seen = peek(endpoint, body)
+        except BodyError as error:
+            self._known_only(request, endpoint, Problem(error.status, error.code, error.message, error.param))
+            return
+        model_i = gateway.models.get(seen.model)
+        if model_i is None:
+            self._known_only(request, endpoint, gateway.no_such_model(seen.model))
+            return
+        gateway.count("decided")
+        relay = Relay(gateway, self, endpoint, body, seen, request.extra, request.id)
+        self.relay = relay
+        relay.open(request.bearer, model_i)
+
+    def _known_only(self, request: Inbound, endpoint: int, problem: Problem) -> None:
+        """Say what is wrong to who has a key; to anybody else, that they have none."""
+        stand_in = Pending()
+        self.relay = stand_in
+
+        def then(found: KeyView | Refusal) -> None:
+            if self.relay is not stand_in:
+                return
+            told = as_problem(found) if isinstance(found, Refusal) else problem
+            self.relay = None
+            self._say(told, endpoint)
+
+        self.gateway.purse.who(request.bearer, then)
+
+    def _get(self, request: Inbound, path: bytes) -> None:
+        head_only = request.method == b"HEAD"
+        if path == b"/health":
+            status = 503 if self.gateway.draining else 200
+            self._write(status, b'{"status":"%b"}' % (b"draining" if status == 503 else b"ok"), head_only)
+            return
+        if path != b"/v1/models" and not path.startswith((b"/v1/models/", b"/v1/receipts/")):
+            self._say(NOWHERE, bodies.CHAT)
+            return
+        if not request.bearer:
+            self._say(NO_KEY, bodies.CHAT)
+            return
+        stand_in = Pending()
+        self.relay = stand_in
+
+        def then(found: KeyView | Refusal) -> None:
+            if self.relay is not stand_in:
+                return
+            self.relay = None
+            if isinstance(found, Refusal):
+                self._say(as_problem(found), bodies.CHAT)
+            elif path.startswith(b"/v1/receipts/"):
+                self._receipt(found, path[13:], head_only)
+            else:
+                self._models(found, path[11:], head_only)
+
+        self.gateway.purse.who(request.bearer, then)
+
+    def _models(self, view: KeyView, name: bytes, head_only: bool) -> None:
+        tables = self.gateway.tables
+        if view.tenant_i < 0:
+            self._say(Problem(403, "tenant_not_served", "the tenant of this API key is not served"), bodies.CHAT)
+            return
+        mine = [row.name for i, row in enumerate(tables.models) if any(tables.may[view.tenant_i][i])]
+        if not name:
+            self._write(200, reply.models(mine), head_only)
+            return
+        shown = name.decode("utf-8", "replace")
+        if shown in mine:
+            self._write(200, reply.model(shown), head_only)
+        else:
+            self._say(self.gateway.no_such_model(shown), bodies.CHAT)
+
+    def _receipt(self, view: KeyView, name: bytes, head_only: bool) -> None:
+        stand_in = Pending()
+        self.relay = stand_in
+
+        def then(blob: bytes | None) -> None:
+            if self.relay is not stand_in:
+                return
+            self.relay = None
+            if blob is None:
+                self._say(Problem(404, "receipt_not_found", "no receipt of such a request of yours (yet)"), bodies.CHAT)
+            else:
+                self._write(200, blob, head_only)
+
+        try:
+            number = int(name.removeprefix(b"req-").decode("ascii"), 16) if len(name) <= 20 else 0
+        except (ValueError, UnicodeDecodeError):
+            number = 0
+        if not 0 < number < 1 << 63:
+            then(None)
+            return
+        self.gateway.purse.receipt(view, number, then)
+
+    # ---- answers -----------------------------------------------------------------------------------------------------
+
+    def _say(self, problem: Problem, endpoint: int, *, lines: bytes = b"") -> None:
+        """Answer with an error of the gateway's own, outside any relay."""
+        if self.transport is not None:
+            self.transport.write(reply.whole(problem, endpoint, close=self.closing, lines=lines))
+        self._next()
+
+    def _write(self, status: int, body: bytes, head_only: bool = False) -> None:
+        if self.transport is not None:
+            head = reply.head(status, b"", len(body), close=self.closing)
+            self.transport.write(head if head_only else head + body)
+        self._next()
+
+    def answer(self, relay: Relay, problem: Problem) -> None:
+        """A relay ends with an error of ours."""
+        if self.relay is not relay:
+            return
+        if self.transport is not None:
+            self.transport.write(reply.whole(problem, relay.endpoint, close=self.closing, lines=relay.lines()))
+        self.relay = None
+        self._next()
+
+    def pass_on(
+        self, relay: Relay, status: int, content_type: bytes, body: bytes, retry_after: bytes, *, done: bool = True
+    ) -> None:
+        """A relay ends with what the engine said."""
+        if self.relay is relay and self.transport is not None:
+            lines = relay.lines()
+            if retry_after and len(retry_after) < 40 and retry_after.isascii():
+                lines += b"retry-after: " + retry_after + b"\r\n"
+            kind = content_type if content_type and len(content_type) < 200 else b"application/json"
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
+                % (
+                    status, reply.phrase(status).encode(), kind, len(body), lines,
+                    b"connection: close\r\n" if self.closing else b"", body,
+                )
+            )  # fmt: skip
+        if done:
+            self.done(relay)
+
+    def done(self, relay: Relay, *, close: bool = False) -> None:
+        """A relay has said all: the next request may have its turn."""
+        if close:
+            self.closing = True
+        if self.relay is relay:
+            self.relay = None
+            self._next()
+
+    def deliver(self, relay: Relay) -> None:
+        """Settle a finished stream as soon as the socket has taken it."""
+        self.settling.append(relay)
+        asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        if self.settling and self.transport is not None and not self.transport.get_write_buffer_size():
+            while self.settling:
+                self.settling.popleft().delivered()
+
+    def _next(self) -> None:
+        """Take the next request that was read ahead, or read on, or close."""
+        if self.transport is None:
+            return
+        if self._queue and not (self.closing and self._queue[0].refused is None and self._was_closed()):
+            request = self._queue.popleft()
+            self._answer_to(request)
+            return
+        if self.closing:
+            self.transport.close()
+            return
+        self.due_s = time.monotonic() + self.gateway.limits.idle_s
+        if not self._reading:
+            self._reading = True
+            self.transport.resume_reading()
+
+    def _was_closed(self) -> bool:
+        """Say whether an answer has told the client that it was the last."""
+        return False
+
+    # ---- time --------------------------------------------------------------------------------------------------------
+
+    def relay_due_s(self) -> float:
+        """Return when the running relay has to be looked at."""
+        relay = self.relay
+        assert relay is not None
+        return relay.due_s if relay.due_s < relay.deadline_s else relay.deadline_s
+
+    def late(self, now_s: float) -> None:
+        """Some time limit has passed."""
+        if self.settling:
+            self._settle()
+        if now_s >= self.half_s:
+            self._still_there(now_s)
+        if self.relay is not None:
+            if now_s >= self.relay_due_s():
+                self.relay.late(now_s)
+            return
+        if now_s < self.due_s or self.transport is None:
+            return
+        self.due_s = NEVER_S
+        if self.current is not None:
+            self.closing = True
+            self.transport.write(reply.whole(SLOW, bodies.CHAT, close=True))
+        self.transport.close()
+
+    def _still_there(self, now_s: float) -> None:
+        """Let go of a client that ended its side, unless it has taken something since: then it only ended its side."""
+        told = self.relay.told_bytes if isinstance(self.relay, Relay) else 0
+        if told == self.heard and self.transport is not None:
+            self.transport.abort()
+        self.heard, self.half_s = told, now_s + HALF_CLOSED_S
+
+    def too_slow(self) -> None:
+        """The client takes nothing of its answer: let it go."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def stop(self, problem: Problem) -> None:
+        """Drain: end what runs, or close where nothing does."""
+        if self.relay is not None:
+            self.closing = True
+            self.relay.stop(problem, REASON_LOST)
+        elif self.transport is not None and not self.settling:
+            self.transport.close()
+
+    def close_if_idle(self) -> None:
+        """Drain: close where nothing runs; what runs ends with its answer."""
+        self.closing = True
+        if self.relay is None and not self._queue and self.transport is not None and self.current is None:
+            self.transport.close()
