@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from baseload.adapters.ledger_sqlite import SqliteLedger
+from baseload.adapters.store import RunReader
 from baseload.app import live_demo, replay
 from baseload.app.cli import parser
 from baseload.app.verbs import simulate_verb
@@ -32,7 +33,7 @@ def test_the_demo_shows_twin_and_reality_of_the_same_requests(
     """Every request sent is answered, billed by the price list in the ledger, and served alike in the twin."""
     pytest.importorskip("xllamacpp")
     fleet = tmp_path / "fleet.yaml"
-    fleet.write_text(EDGE)
+    fleet.write_text(EDGE + "demand: {scale: 7}\n")  # of a trace; a ledger is replayed at its own pace
     state = tmp_path / "state"
     monkeypatch.setattr("sys.stdin", None)  # nobody waits for Ctrl-C
     assert live_demo.run(fleet, 4.0, state) == 0
@@ -54,6 +55,9 @@ def test_the_demo_shows_twin_and_reality_of_the_same_requests(
     assert "of 8 requests 8 ended alike" in said
     assert "without the network" in said
     assert (tmp_path / "again" / "report.html").is_file()
+    with RunReader(tmp_path / "again") as run:
+        span_ns = int(run.query("SELECT max(arrival_ns) FROM requests")[0][0])
+    assert span_ns == max(row.arrival_ns for row in rows) - min(row.arrival_ns for row in rows)
 
     # With a fleet file that was not served, it says so.
     other = tmp_path / "other.yaml"

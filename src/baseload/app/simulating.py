@@ -94,7 +94,8 @@ def prepare(wish: Wish) -> Prepared:
     from baseload.adapters.mix import mixed
 
     day = wish.day or dates.run_day(fleet)
-    scale = fleet.demand.scale if wish.scale is None else wish.scale
+    planned = 1.0 if wish.replay is not None else fleet.demand.scale  # a ledger is replayed at its own pace
+    scale = planned if wish.scale is None else wish.scale
     source = _source(wish, loaded, scale)
     source = mixed(source, dates.on(fleet, day), wish.seed)
     lengths, chunk_tokens, mean_output = _lengths(source)
