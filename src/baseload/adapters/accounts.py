@@ -58,7 +58,10 @@ class AccountsFile:
         if not path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        except sqlite3.Error as error:
+            raise InputError(f"{path}: not usable as the file of keys ({error}); see to what stands there") from error
         try:
             self._prepare()
         except sqlite3.DatabaseError as error:

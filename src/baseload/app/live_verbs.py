@@ -47,20 +47,24 @@ def keyring(state: Path | None) -> tuple[Keyring, AccountsFile]:
     """Return the keys of a state folder."""
     from baseload.adapters.accounts import AccountsFile
     from baseload.app.serving import state_folder
-    from baseload.serve.keys import Keyring, Peppers
+    from baseload.serve.keys import open_ring
 
     folder = state_folder(state)
     accounts = AccountsFile(folder / "accounts.db")
-    return Keyring(accounts, Peppers(folder / "pepper")), accounts
+    try:
+        return open_ring(accounts, folder / "pepper"), accounts
+    except BaseException:
+        accounts.close()
+        raise
 
 
 def _create(options: argparse.Namespace, ring: Keyring) -> int:
     now_ns = time.time_ns()
-    expires_ns = None if options.days is None else now_ns + round(options.days * DAY_S * NS)
     if (options.tenant is None) == (options.role is None):
         raise InputError("keys create: say --tenant for a tenant's key, or --role for a control token")
     if options.days is not None and not 0.0 < options.days < 36_500.0:
         raise InputError(f"keys create: --days {options.days:g} is out of range; give days from now")
+    expires_ns = None if options.days is None else now_ns + round(options.days * DAY_S * NS)
     if options.role is not None:
         token = ring.create_token(options.role, now_ns=now_ns, name=options.name, expires_ns=expires_ns)
         return _made(options, token.secret, _token_row(token.record))
@@ -122,11 +126,14 @@ def _list(options: argparse.Namespace, ring: Keyring) -> int:
 
 
 def _shown(row: dict[str, Any]) -> tuple[str, ...]:
-    limits = [f"{row[key]:,} {word}" for key, word in (("rpm", "requests"), ("tpm", "tokens")) if row.get(key)]
+    limits = [
+        f"{row[key]:,} {word}" for key, word in (("rpm", "requests"), ("tpm", "tokens")) if row.get(key) is not None
+    ]
     budget = row.get("budget")
     return (
-        str(row["id"]), row.get("tenant") or row.get("role") or "(forgotten)", row["name"], row["begins"],
-        "-" if budget is None else f"{budget:,.2f}", ", ".join(limits) or "-", str(row.get("concurrency") or "-"),
+        str(row["id"]), _calm(row.get("tenant") or row.get("role") or "(forgotten)"), _calm(row["name"]), row["begins"],
+        "-" if budget is None else f"{budget:,.2f}", ", ".join(limits) or "-",
+        "-" if row.get("concurrency") is None else str(row["concurrency"]),
         row["created"], row["state"],
     )  # fmt: skip
 
@@ -135,6 +142,11 @@ def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _calm(text: str) -> str:
+    """Return text that cannot steer a terminal, cut to a line's length."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:60])
 
 
 def _key_row(record: KeyRecord) -> dict[str, Any]:
@@ -189,6 +201,9 @@ def _rotate_pepper(options: argparse.Namespace, ring: Keyring) -> int:
 
 def _forget(options: argparse.Namespace, ring: Keyring) -> int:
     n = ring.forget(options.tenant, time.time_ns())
+    if n == 0:
+        said = _calm(options.tenant)
+        raise InputError(f"keys forget: `{said}` has no keys, and its name stands nowhere; see `baseload keys list`")
     said = f"{options.tenant}: {n} keys revoked, the name removed; the ledger keeps a pseudonym that leads nowhere"
     print(json.dumps({"keys": n}) if options.json else said)
     return 0

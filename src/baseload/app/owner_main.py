@@ -43,6 +43,12 @@ def main(arguments: list[str]) -> int:
     except BaseloadError as error:
         say(str(error))
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        where = error.filename2 or error.filename
+        say(f"{where}: {error.strerror}; see to what stands there, or name another folder with --state")
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -123,7 +129,7 @@ class House:
         from baseload.app.owner_view import View
         from baseload.serve.board import Board
         from baseload.serve.drift import Drift
-        from baseload.serve.keys import Keyring, Peppers
+        from baseload.serve.keys import open_ring
         from baseload.serve.owner import Owner
         from baseload.serve.steer import Steer
 
@@ -139,7 +145,7 @@ class House:
         self.drift = Drift(tables.deployments, tables.sites)
         self.fixed = live_view.standing(self.live)
         self.accounts = AccountsFile(self.state / "accounts.db")
-        self.keyring = Keyring(self.accounts, Peppers(self.state / "pepper"))
+        self.keyring = open_ring(self.accounts, self.state / "pepper")
         self._admin_token()
         self.ledger = self._open_ledger()
         self.tally.names = {pseudonym: name for pseudonym, name in self.accounts.tenants().items()}
@@ -383,6 +389,7 @@ class House:
             loaded = self._load_again()
             live = serve_tables.live(loaded, version=self.version + 1, kind=self.config.engines)
             self._same_shape(live)
+            self._same_engines(loaded)
         except FleetError as error:
             self.reload_fault = str(error)
             return list(error.problems)
@@ -435,6 +442,16 @@ class House:
                         mend="restart `baseload serve` for that",
                     )
                 )  # fmt: skip
+
+    def _same_engines(self, loaded: Any) -> None:
+        """Refuse a reload that would change, under `serve`, what is read at a start only: it would be ignored unsaid."""
+        from baseload.errors import Problem
+
+        old, new = self.loaded.fleet.serve, loaded.fleet.serve
+        for key in ("engines", "listen", "control", "workers", "tls_cert", "tls_key", "ledger_env", "meter"):
+            if getattr(old, key) != getattr(new, key):
+                what, mend = "differs from what runs", "restart `baseload serve` for that, or put it back"
+                raise FleetError(Problem(file=self.config.fleet, key=f"serve.{key}", what=what, mend=mend))
 
     async def reload_and_say(self, who: str) -> None:
         """Reload, and tell the operator how it went."""

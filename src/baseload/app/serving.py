@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -157,7 +158,11 @@ def state_folder(path: Path | None) -> Path:
 
 def lock(state: Path) -> int:
     """Return the lock of a state folder; raises InputError where another gateway holds it."""
-    handle = os.open(state / "run" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = state / "run" / "lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be locked ({error.strerror}); mend that, or name another --state") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -189,8 +194,7 @@ class Supervisor:
 
     def __init__(self, config: ServeConfig, say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
-        path = config.run_folder / "serve.json"
-        path.write_bytes(msgspec.json.encode(config))
+        path = self._write_config()
         python = [sys.executable, "-m"]
         self.owner = Child("owner", [*python, "baseload.app.owner_main", str(path)])
         self.workers = [
@@ -215,7 +219,23 @@ class Supervisor:
         for worker in self.workers:
             self._await(worker)
         assert self.owner.ready is not None
+        if not self.config.control_port:  # an owner that is started anew answers where the first one did
+            port = urlsplit(str(self.owner.ready.get("control"))).port or 0
+            self.config = msgspec.structs.replace(self.config, control_port=port)
+            self._write_config()
         return dict(self.owner.ready)
+
+    def _write_config(self) -> Path:
+        path = self.config.run_folder / "serve.json"
+        fresh = path.with_suffix(".fresh")
+        try:
+            fresh.write_bytes(msgspec.json.encode(self.config))
+            fresh.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); mend that, or name another --state"
+            ) from None
+        return path
 
     def _first(self, child: Child) -> None:
         child.start(time.monotonic())
@@ -344,6 +364,7 @@ class ChildEnded(BaseloadError):
 
 def serve(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Run until SIGTERM or Ctrl-C; return the exit code."""
+    os.umask(0o077)  # whatever we and our children write is nobody else's to read
     config = config_of(options)
     held = lock(Path(config.state))
     holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
