@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="baseload demo", description=__doc__)
     parser.add_argument("--fleet", type=Path, default=FLEET, help="fleet file")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="length of the slice")
-    parser.add_argument("--state", type=Path, default=Path("runs/demo-replay"), help="folder, made anew")
+    parser.add_argument("--state", type=Path, default=Path("runs/demo-live"), help="folder, made anew")
     wants = parser.parse_args(arguments)
     try:
         return run(wants.fleet, wants.seconds, wants.state)

@@ -223,7 +223,7 @@ def comparison(replay: Replay, twin: Twin, requests: dict[str, Any], local: Coll
     said = (
         "the engines ran beside the gateway: the twin's times are without the network between sites\n" if local else ""
     )
-    return table(found) + said + where(found)
+    return table(found) + off(found) + said + where(found)
 
 
 def table(found: Difference) -> str:
@@ -237,6 +237,18 @@ def table(found: Difference) -> str:
             head = f"{name[:23]:24}{n:>10}" if figure == FIGURES[0] else " " * 34
             lines.append(f"{head}{figure:>6}{cells}")
     return "\n".join(lines) + "\n"
+
+
+def off(found: Difference) -> str:
+    """Return how far the twin is off, all deployments together; empty where nothing was served by both."""
+    whole, told = found.whole(), []
+    for figure in FIGURES:
+        pairs = [whole.at(figure, share) for share in SHARES]
+        if all(real and twin is not None for real, twin in pairs):
+            told.append(
+                f"{figure} " + " ".join(f"{100 * (twin / real - 1):+.0f} %" for real, twin in pairs if real and twin)
+            )
+    return f"the twin against reality, p50 and p99: {', '.join(told)}\n" if told else ""
 
 
 def _milli(seconds: float | None) -> str:
