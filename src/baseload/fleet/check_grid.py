@@ -10,6 +10,7 @@ from baseload.fleet.grid import GridStage
 from baseload.fleet.model import GridConnection
 from baseload.fleet.notes import Notes
 from baseload.fleet.tree import Path
+from baseload.fleet.typed import nearest
 
 _PERT = ("min_months", "mode_months", "max_months")
 _QUANTILES = ("p10_months", "p50_months", "p90_months")
@@ -22,6 +23,9 @@ def phase_rules(notes: Notes, at: Path, phase: GridConnection) -> None:
             (*at, "certainty"), "and withdrawn_per_year both say whether it is energised at all", "keep one of them"
         )
     for name, stage in phase.stages.items():
+        if name not in phases.ORDER:
+            path = (*at, "stages", name)
+            notes.problem(path, f"there is no stage `{name}`", nearest(name, dict.fromkeys(phases.ORDER)))
         _months(notes, (*at, "stages", name), stage)
     _circle(notes, at, phase)
     _days(notes, at, phase)
@@ -47,26 +51,27 @@ def _months(notes: Notes, at: Path, stage: GridStage) -> None:
 
 
 def _circle(notes: Notes, at: Path, phase: GridConnection) -> None:
-    for name, stage in phase.stages.items():
+    stages = phase.stages
+    for name, stage in stages.items():
         for i, earlier in enumerate(stage.after or ()):
-            if earlier not in phase.stages:
+            if earlier not in stages:
                 path = (*at, "stages", name, "after", str(i))
                 notes.problem(path, f"`{earlier}` is no stage of this phase", "declare it, or leave it away")
-    left_out = [name for name in phase.stages if name not in phases.in_order(phase.stages)]
+    left_out = [name for name in stages if name in phases.ORDER and name not in phases.in_order(stages)]
     if left_out:
         path = (*at, "stages", left_out[0], "after")
         notes.problem(path, f"{' and '.join(left_out)} wait for each other", "no stage may come before itself")
 
 
 def _days(notes: Notes, at: Path, phase: GridConnection) -> None:
-    settled = phases.settled_days(phase)
-    for name in phases.in_order(phase.stages):
-        done = phase.stages[name].done
+    settled, stages = phases.settled_days(phase), phase.stages
+    for name in phases.in_order(stages):
+        done = stages[name].done
         path = (*at, "stages", name, "done")
         if done is None:
             continue
-        for earlier in phases.before(name, phase.stages):
-            known = phase.stages[earlier].done or settled.get(earlier) if earlier in phase.stages else None
+        for earlier in phases.before(name, stages):
+            known = stages[earlier].done or settled.get(earlier) if earlier in stages else None
             if known is None:
                 notes.problem(path, f"{done}, but {earlier} before it has no day", f"give stages.{earlier}.done too")
             elif known > done:

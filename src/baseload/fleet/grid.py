@@ -6,13 +6,12 @@ The months that a stage takes by default are `data/energise.json`; `phases.py` j
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from baseload.fleet.kinds import D, Record
 
-StageName = Literal["land", "load_study", "agreement", "substation", "transformer", "line", "build", "commissioning"]
 Months = Annotated[float, Meta(ge=0, le=600)]
 PositiveMonths = Annotated[float, Meta(ge=1e-6, le=600)]
 RatePerYear = Annotated[float, Meta(ge=0, le=10)]
@@ -31,5 +30,5 @@ class GridStage(Record, frozen=True):
     p90_months: Annotated[PositiveMonths | None, D("months in which nine of ten are done")] = None
     done: Annotated[date | None, D("day it was done")] = None
     after: Annotated[
-        list[StageName] | None, D("stages that must be done before it begins; the usual order where absent")
+        list[str] | None, D("stages that must be done before it begins; the usual order where absent")
     ] = None

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from baseload.fleet.grid import GridStage, RatePerYear, StageName
+from baseload.fleet.grid import GridStage, RatePerYear
 from baseload.fleet.kinds import (
     Celsius,
     CoolingType,
@@ -75,8 +75,11 @@ class GridConnection(Record, frozen=True):
     energised: Annotated[date | None, D("day power flowed; none: not yet")] = None
     until: Annotated[date | None, D("first day it is gone")] = None
     stages: Annotated[
-        dict[StageName, GridStage],
-        D("what is left to do and how long it takes; with none, and no `energised`, the usual stages at their priors"),
+        dict[Name, GridStage],
+        D(
+            "what it takes, by name: land, load_study, agreement, substation, transformer, line, build, "
+            "commissioning; without any, and without `energised`, all of them at their priors"
+        ),
     ] = {}
     withdrawn_per_year: Annotated[
         RatePerYear | None, D("rate at which such phases are given up; the prior by age where absent")

@@ -12,7 +12,6 @@ from datetime import date
 from functools import cache
 from importlib.resources import files
 from math import exp
-from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -130,7 +129,7 @@ def left_of(phase: GridConnection, today: date) -> PhaseLeft:
 
 
 def _stages(phase: GridConnection, today: date) -> tuple[StageLeft, ...]:
-    declared: Mapping[str, GridStage] = phase.stages or MappingProxyType({name: GridStage() for name in ORDER})
+    declared = phase.stages or {name: GridStage() for name in ORDER}
     settled = settled_days(phase)
     left = []
     for name in in_order(declared):

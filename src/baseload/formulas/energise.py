@@ -301,11 +301,11 @@ def _common_factor(stages: Sequence[Stage], rho: float, n: int, rng: np.random.G
     total = np.cumsum(weight)
     picked = drawn[np.minimum(np.searchsorted(total / total[-1], steps), n - 1)]
     rng.shuffle(picked)
-    return picked
+    return np.asarray(picked)
 
 
 def _phi(z: Floats) -> Floats:
-    return np.interp(z, _GRID, _CDF, left=0.0, right=1.0)
+    return np.asarray(np.interp(z, _GRID, _CDF, left=0.0, right=1.0))
 
 
 def _finish(stage: Stage, finish: Mapping[str, Floats], common: Floats, rho: float, rng: np.random.Generator) -> Floats:
@@ -315,7 +315,7 @@ def _finish(stage: Stage, finish: Mapping[str, Floats], common: Floats, rho: flo
         return np.full(n, stage.done_month)
     start = np.broadcast_to(np.asarray(_start(stage, finish), float), (n,))
     if stage.length.kind == "fixed":
-        return np.maximum(0.0, start + stage.length.middle)
+        return np.asarray(np.maximum(0.0, start + stage.length.middle))
     # A stage that runs today lasts longer than so far: its own part is drawn from above the score of that.
     table = months_at(stage.length, _GRID)
     elapsed = np.maximum(0.0, -start)
@@ -323,7 +323,7 @@ def _finish(stage: Stage, finish: Mapping[str, Floats], common: Floats, rho: flo
     least = _phi((floor - sqrt(rho) * common) / sqrt(1.0 - rho))
     share = np.clip(least + own * (1.0 - least), _CDF[0], _CDF[-1])
     z = sqrt(rho) * common + sqrt(1.0 - rho) * np.interp(share, _CDF, _GRID)
-    return np.maximum(0.0, start + np.maximum(months_at(stage.length, z), elapsed))
+    return np.asarray(np.maximum(0.0, start + np.maximum(months_at(stage.length, z), elapsed)))
 
 
 def chance_by(energised_month: Floats, month: float) -> float:

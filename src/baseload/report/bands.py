@@ -28,7 +28,7 @@ def band_chart(outlook: Outlook, quarters: Sequence[str]) -> Markup:
     parts = []
     for value in top:
         parts.append(_tag("line", x1=x0, x2=x1, y1=y(value), y2=y(value), class_="grid"))
-        parts.append(_text(x0 - 5.0, y(value) + 4.0, megawatts(value), anchor="end", css="small"))
+        parts.append(_text(x0 - 5.0, y(value) + 4.0, megawatts(value) if value else "0", anchor="end", css="small"))
     for k, name in enumerate(quarters):
         if name.endswith("Q1"):
             parts.append(_tag("line", x1=x(k), x2=x(k), y1=y0, y2=y1, class_="grid"))
@@ -44,8 +44,9 @@ def band_chart(outlook: Outlook, quarters: Sequence[str]) -> Markup:
         parts.append(_tag("path", d=_path(outline) + "Z", style=f"fill:{COLOURS[rung]};opacity:{opacity}"))
     for rung in RUNGS:
         css = "line" if rung in ("energised", "usable", "racked") else "line dashed"
+        wide = ";stroke-width:5;opacity:.5" if rung == "racked" else ""  # usable often lies on it
         line = _path(steps(outlook.rungs[rung].p50_mw))
-        parts.append(_tag("path", d=line, style=f"stroke:{COLOURS[rung]}", class_=css))
+        parts.append(_tag("path", d=line, style=f"stroke:{COLOURS[rung]}{wide}", class_=css))
     words = "; ".join(
         f"{rung} {megawatts(outlook.rungs[rung].p50_mw[0])} to {megawatts(outlook.rungs[rung].p50_mw[-1])}"
         for rung in RUNGS

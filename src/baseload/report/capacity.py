@@ -193,7 +193,11 @@ def _binding(one: _SiteDraws, site: Site, k: int, month: float) -> tuple[str, st
             return "racks", "none", f"no rack is in service, and {megawatts(spare)} could be powered and cooled"
         if spare <= 0.01 * mean["racked"]:
             return "nothing", "", "racks and power are in step"
-        return "racks", _size(spare), f"racks: {megawatts(mean['racked'])} stand, {megawatts(spare)} more could be powered"
+        return (
+            "racks",
+            _size(spare),
+            f"racks: {megawatts(mean['racked'])} stand, {megawatts(spare)} more could be powered",
+        )
     lacks = f"{megawatts(mean['racked'] - mean['usable'])} of racks stand without power or cooling"
     for kind, words in (("cooling", "the cooling plant takes"), ("curtailment", "in curtailed hours there is")):
         if np.mean(one.rungs["coolable"][:, k] >= one.limits[kind] - _EPS_MW) > 0.5:

@@ -66,8 +66,9 @@ def _panel(report: CapacityReport, outlook: Outlook) -> dict[str, Any]:
 
 def _headline(report: CapacityReport) -> str:
     announced, usable = report.whole.rungs["announced"], report.whole.rungs["usable"]
+    low, middle, high = (megawatts(values[-1]) for values in (usable.p10_mw, usable.p50_mw, usable.p90_mw))
+    band = "" if low == high else f" (P10 {low}, P90 {high})"
     return (
-        f"Of {megawatts(announced.p50_mw[-1])} announced by {report.quarters[-1]} (IT power, P50), "
-        f"{megawatts(usable.p50_mw[-1])} will be usable (P10 {megawatts(usable.p10_mw[-1])}, "
-        f"P90 {megawatts(usable.p90_mw[-1])}); today it is {megawatts(usable.p50_mw[0])}."
+        f"Of {megawatts(announced.p50_mw[-1])} announced by {report.quarters[-1]} (IT power, P50), {middle} will be "
+        f"usable{band}; by the end of {report.quarters[0]} it is {megawatts(usable.p50_mw[0])}."
     )
