@@ -112,6 +112,18 @@ def test_files_are_private_and_an_owner_comes_back_where_it_was(tmp_path: Path) 
             except OSError:
                 assert time.monotonic() < until_s, errors.read_text()
                 time.sleep(0.1)
+        key = keys(state, "create", "--tenant", TENANT).stdout.strip()
+        body = json.dumps({"model": "voice", "max_tokens": 2, "messages": [{"role": "user", "content": "again"}]})
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        while True:  # the workers that lived on find the engines that are new
+            try:
+                request = urllib.request.Request(told["gateway"] + "/v1/chat/completions", body.encode(), headers)
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    assert answer.status == 200
+                break
+            except OSError:
+                assert time.monotonic() < until_s, errors.read_text()
+                time.sleep(0.1)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -137,7 +137,7 @@ class House:
         self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
         tables = self.live.tables
         self._write_tables()
-        self.board = Board.create(
+        self.board = Board.take_over(
             self.run / "board", len(tables.replicas), len(tables.sites), self.config.workers + 1
         )  # fmt: skip
         self.steer = Steer(tables)

@@ -213,6 +213,8 @@ class Supervisor:
 
     def begin(self) -> dict[str, object]:
         """Start everything; return what the owner and the workers said of themselves."""
+        with contextlib.suppress(OSError):
+            (self.config.run_folder / "board").unlink(missing_ok=True)  # of workers that are gone
         self._first(self.owner)
         for worker in self.workers:
             worker.start(time.monotonic())

@@ -137,16 +137,33 @@ class Board:
         cells[H_REPLICAS], cells[H_SITES], cells[H_WORKERS] = n_replicas, n_sites, n_workers
         cells.release()
         board = cls(mapped)
-        for r in range(n_replicas):
-            board.gate[r] = GATE_UNKNOWN
-            board.kv_free[r] = 1.0
-        for s in range(n_sites):
-            board.limit_kw[s] = float("inf")
-            board.dynamic_ratio[s] = 1.0
-            board.lowest_open[s] = 9.0
+        board._know_nothing()
         board.head[H_MAGIC] = MAGIC
         os.replace(fresh, path)  # so that nobody ever opens half a board
         return board
+
+    @classmethod
+    def take_over(cls, path: Path | str, n_replicas: int, n_sites: int, n_workers: int) -> Board:
+        """Owner started anew: return the very board that the workers still look at, or a new one where none fits."""
+        try:
+            board = cls.open(path)
+        except (OSError, ValueError):
+            return cls.create(path, n_replicas, n_sites, n_workers)
+        if (board.head[H_REPLICAS], board.head[H_SITES], board.head[H_WORKERS]) != (n_replicas, n_sites, n_workers):
+            board.close()
+            return cls.create(path, n_replicas, n_sites, n_workers)
+        board._know_nothing()
+        board.bump()
+        return board
+
+    def _know_nothing(self) -> None:
+        for r in range(self.head[H_REPLICAS]):
+            self.gate[r] = GATE_UNKNOWN
+            self.kv_free[r] = 1.0
+        for s in range(self.head[H_SITES]):
+            self.limit_kw[s] = float("inf")
+            self.dynamic_ratio[s] = 1.0
+            self.lowest_open[s] = 9.0
 
     @classmethod
     def open(cls, path: Path | str) -> Board:
