@@ -44,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+VERBS = "baseload.app.verbs"
+VERB_MODULES = dict.fromkeys(("serve", "keys", "usage", "verify", "ledger"), "baseload.app.live_verbs") | {
+    "capacity": "baseload.app.capacity_verb"
+}
+"""Where a verb's function is, if not in VERBS; imported when it is asked for."""
+
 Verbs = argparse._SubParsersAction  # the class has no public name
 
 
@@ -232,14 +238,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if options.verb is None:
         top.print_help()
         return 0
-    if options.verb in ("serve", "keys", "usage", "verify", "ledger"):
-        from baseload.app import live_verbs as verbs
-    elif options.verb == "capacity":
-        from baseload.app import capacity_verb as verbs  # type: ignore[no-redef]
-    else:
-        from baseload.app import verbs  # type: ignore[no-redef]
+    import importlib
 
-    code: int = getattr(verbs, f"{options.verb}_verb")(options)
+    code: int = getattr(importlib.import_module(VERB_MODULES.get(options.verb, VERBS)), f"{options.verb}_verb")(options)
     return code
 
 
