@@ -29,6 +29,6 @@ class GridStage(Record, frozen=True):
     ] = None
     p90_months: Annotated[PositiveMonths | None, D("months in which nine of ten are done")] = None
     done: Annotated[date | None, D("day it was done")] = None
-    after: Annotated[
-        list[str] | None, D("stages that must be done before it begins; the usual order where absent")
-    ] = None
+    after: Annotated[list[str] | None, D("stages that must be done before it begins; the usual order where absent")] = (
+        None
+    )

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from baseload.ports import BasisMeta, SearchMeta
-from baseload.report.model import FleetReport, Number, Part, Step, TenantReport
+from baseload.report.model import FleetReport, Number, Step, TenantReport
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=msgspec.Struct)
 
 NONE = "–"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
