@@ -16,7 +16,6 @@ QUARTERS_MAX = 80
 
 def capacity_verb(options: argparse.Namespace) -> int:
     """Print or write the ladder by quarter."""
-    from baseload.app.simulating import known_policies
     from baseload.app.verbs import say
     from baseload.fleet import check, load
     from baseload.report import capacity, capacity_text
@@ -29,9 +28,7 @@ def capacity_verb(options: argparse.Namespace) -> int:
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: is negative; write 0 or more")
     loaded = load.load(options.fleet, options.overrides)
-    check.require(loaded, policies=known_policies())
-    for warning in check.warnings(loaded):
-        say(f"warning: {warning}")
+    check.require_sites(loaded)
     report = capacity.capacity(loaded.fleet, today, quarters, seed=options.seed)
     if options.json:
         print(capacity_text.to_json(report))

@@ -42,6 +42,16 @@ def require(loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = 
         raise FleetError(found)
 
 
+def require_sites(loaded: Loaded) -> None:
+    """Raise FleetError with what is wrong with the sites on any day: for those who look at years, not at one day."""
+    notes = Notes(loaded)
+    _sizes(notes)
+    if not notes.problems:
+        check_sites.declared(notes)
+    if notes.problems:
+        raise FleetError(notes.problems)
+
+
 def _look(loaded: Loaded, policies: Mapping[str, Collection[str]] | None, day: date | None = None) -> Notes:
     notes = Notes(loaded)
     _sizes(notes)

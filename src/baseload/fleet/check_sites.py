@@ -21,17 +21,24 @@ _SLACK = 1e-9  # MW and m2 that rounding may add
 
 def look(notes: Notes, day: date) -> None:
     """Write down what is wrong with the sites, links, outages and the gateway on the day of the run."""
+    for at, site in declared(notes):
+        _power(notes, at, site, day)
+    for name in notes.fleet.regions:
+        notes.attempt(("regions", name), lambda name=name: resolve.region_location(notes.fleet, name))  # type: ignore[misc]
+    _ends(notes)
+
+
+def declared(notes: Notes) -> list[tuple[Path, Site]]:
+    """Write down what is wrong with sites on any day; return those whose racks are known."""
+    known: list[tuple[Path, Site]] = []
     for name, site in notes.fleet.sites.items():
         at: Path = ("sites", name)
         _place(notes, at, name, site)
         _series(notes, at, site)
         _order(notes, at, site)
-        known = [_rack(notes, (*at, "racks", rack), site, rack) for rack in site.racks]
-        if all(known):
-            _power(notes, at, site, day)
-    for name in notes.fleet.regions:
-        notes.attempt(("regions", name), lambda name=name: resolve.region_location(notes.fleet, name))  # type: ignore[misc]
-    _ends(notes)
+        if all([_rack(notes, (*at, "racks", rack), site, rack) for rack in site.racks]):
+            known.append((at, site))
+    return known
 
 
 def in_order(notes: Notes, at: Path, named: Sequence[tuple[str, date | None]]) -> None:

@@ -213,7 +213,8 @@ def _binding(one: _SiteDraws, site: Site, k: int, month: float) -> tuple[str, st
     if held:
         stage, _ = held.most_common(1)[0]
         waiting = sum(drawn.phase.power_mw * _open_share(drawn, month) for drawn in one.drawn) / one.pue_peak
-        return "power", stage, f"power: {megawatts(waiting)} announced wait, mostly for {stage}; {lacks}"
+        size = _size(mean["racked"] - mean["usable"])
+        return "power", f"{stage} {size}", f"power: {megawatts(waiting)} announced wait, mostly for {stage}; {lacks}"
     if site.redundancy != "N" and mean["energised"] > mean["racked"]:
         return "redundancy", "", f"redundancy {site.redundancy} keeps power spare; {lacks}"
     return "power", "none", f"power: nothing more is announced or it was given up; {lacks}"
