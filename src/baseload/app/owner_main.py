@@ -393,9 +393,16 @@ class House:
         except FleetError as error:
             self.reload_fault = str(error)
             return list(error.problems)
+        before = self.live
+        self.live = live
+        try:
+            self._write_tables()
+        except OSError as error:
+            self.live = before
+            self.reload_fault = f"{self.run}: tables.json cannot be written ({error.strerror}); make room, and reload"
+            return list(FleetError(self.reload_fault).problems)
         self.version += 1
-        self.loaded, self.live = loaded, live
-        self._write_tables()
+        self.loaded = loaded
         self.reload_fault = ""
         self.fixed = live_view.standing(live)
         self.tally.reload(live.tables)

@@ -135,12 +135,29 @@ def config_of(options: argparse.Namespace) -> ServeConfig:
     def beside(name: str | None) -> str | None:
         return None if name is None else str(loaded.base_folder / name)
 
+    _check_tls(beside(serve.tls_cert), beside(serve.tls_key))
     return ServeConfig(
         fleet=str(options.fleet), overrides=list(options.overrides), state=str(state), listen_host=listen[0],
         listen_port=listen[1], control_host=control[0], control_port=control[1], workers=workers,
         engines=options.engines, tls_cert=beside(serve.tls_cert), tls_key=beside(serve.tls_key),
         drain_s=serve.limits.drain_s,
     )  # fmt: skip
+
+
+def _check_tls(cert: str | None, key: str | None) -> None:
+    """Refuse a certificate and key that do not belong together, or are none, before anything is started."""
+    if cert is None or key is None:
+        return
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"serve.tls_cert {cert} with serve.tls_key {key}: cannot be used ({reason}); name a PEM certificate and its "
+            "key without a password"
+        ) from None
 
 
 def state_folder(path: Path | None) -> Path:
