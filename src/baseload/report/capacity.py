@@ -189,6 +189,8 @@ def _binding(one: _SiteDraws, site: Site, k: int, month: float) -> tuple[str, st
     mean = {name: float(values[:, k].mean()) for name, values in one.rungs.items()}
     if mean["racked"] <= mean["coolable"] + _EPS_MW:
         spare = mean["coolable"] - mean["racked"]
+        if mean["racked"] == 0.0 and spare <= _EPS_MW:
+            return "power", "no rack", "no power flows yet, and no rack is in service"
         if mean["racked"] == 0.0:
             return "racks", "none", f"no rack is in service, and {megawatts(spare)} could be powered and cooled"
         if spare <= 0.01 * mean["racked"]:

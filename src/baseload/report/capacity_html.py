@@ -69,6 +69,6 @@ def _headline(report: CapacityReport) -> str:
     low, middle, high = (megawatts(values[-1]) for values in (usable.p10_mw, usable.p50_mw, usable.p90_mw))
     band = "" if low == high else f" (P10 {low}, P90 {high})"
     return (
-        f"Of {megawatts(announced.p50_mw[-1])} announced by {report.quarters[-1]} (IT power, P50), {middle} will be "
-        f"usable{band}; by the end of {report.quarters[0]} it is {megawatts(usable.p50_mw[0])}."
+        f"Of {megawatts(announced.p50_mw[0])} announced in {report.quarters[0]} (IT power), {megawatts(usable.p50_mw[0])} "
+        f"is usable then, and {middle} by {report.quarters[-1]}{band}."
     )
