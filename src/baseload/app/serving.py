@@ -414,6 +414,8 @@ def _tell(config: ServeConfig, ready: dict[str, object], as_json: bool, say: Cal
         return
     say(f"gateway  {gateway}/v1     (keys: baseload keys create --tenant NAME --state {config.state})")
     say(f"control  {ready.get('control')}     (token in {ready.get('admin_token_file')})")
+    if config.control_host not in ("127.0.0.1", "::1", "localhost"):
+        say("warning: the control listener speaks plain HTTP and can be reached from other machines; put TLS in front")
     if ready.get("rehearsal"):
         say(
             "rehearsal: engines are emulated; what they answer is made up, and nothing measured here validates anything"
