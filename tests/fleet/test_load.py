@@ -217,3 +217,9 @@ def test_the_template_takes_any_name():
     """`baseload init` may be given any file name: what a fleet's name may not hold is replaced."""
     for name in ("my fleet", "é", "", "a" * 200, "../x", "-x"):
         assert loads(template(name)).fleet.name
+
+
+def test_a_place_in_a_list_and_a_month_may_be_set():
+    """`sites.x.grid[0].energised=2028-06` means the first entry and the first of June; elsewhere a month stays text."""
+    fleet = loads(template(), overrides=["sites.oslo.grid[0].energised=2028-06", "name=2028-06"]).fleet
+    assert str(fleet.sites["oslo"].grid[0].energised) == "2028-06-01" and fleet.name == "2028-06"

@@ -54,6 +54,19 @@ def test_own_stages_skip_what_is_not_declared():
     assert left.certainty == 0.9 and left.withdrawn_per_year == (0.0,)
 
 
+def test_what_was_skipped_is_not_blamed_on_the_stage_behind_it():
+    """An agreement declared alone tells nothing of how long agreements take; a transformer began with the contract, or
+    today where nobody says."""
+    stages = {"agreement": GridStage(done=date(2025, 10, 1)), "transformer": GridStage()}
+    long_ago = GridConnection(power_mw=1.0, announced=date(2020, 1, 1), stages=stages)
+    agreement, transformer = phases.left_of(long_ago, TODAY).stages
+    assert agreement.kind == "fixed" and transformer.after == ("agreement",)
+    alone = {"transformer": GridStage()}
+    (known,) = phases.left_of(GridConnection(power_mw=1.0, contracted=date(2025, 11, 21), stages=alone), TODAY).stages
+    (unknown,) = phases.left_of(GridConnection(power_mw=1.0, announced=date(2020, 1, 1), stages=alone), TODAY).stages
+    assert known.started_month == pytest.approx(-12.0, abs=0.1) and unknown.started_month == 0.0
+
+
 def test_every_prior_has_its_source():
     """Each prior names a source with a date, and says how far to trust it; the calibrated one says what it stands in for."""
     prior = phases.priors()

@@ -7,6 +7,7 @@ in `check.py`. `--set key=value` changes the tree before it is looked at, so its
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -17,7 +18,7 @@ from msgspec import inspect
 from baseload.errors import FleetError, Problem
 from baseload.fleet.model import Fleet
 from baseload.fleet.tree import MAX_BYTES, Node, Path, key_text, locate, parse, shorten
-from baseload.fleet.typed import choose, fleet_type, misfits, nearest, unknown_key
+from baseload.fleet.typed import bare, choose, fleet_type, misfits, nearest, unknown_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +103,13 @@ def _read(file: FilePath) -> str:
 
 
 def override_tree(root: Node, override: str) -> Node:
-    """Return the tree with one `key=value` put in, e.g. `sites.oslo.contracts.0.price_per_mwh=40`."""
+    """Return the tree with one `key=value` put in, e.g. `sites.oslo.contracts.0.price_per_mwh=40`.
+
+    A place in a list may also stand in brackets (`contracts[0]`), and a day may be a month, of which it is the first.
+    """
     source = f"--set {shorten(override, 200)}"
     key, equals, text = override.partition("=")
-    parts = tuple(key.strip().split("."))
+    parts = tuple(re.sub(r"\[(\d+)\]", r".\1", key.strip()).split("."))
     if not equals or not all(parts):
         raise FleetError(Problem(file=source, what="not of the form key=value", mend="e.g. --set demand.scale=2"))
     if not text.strip():
@@ -128,6 +132,15 @@ def replace_lines(node: Node) -> Node:
     return Node(value, None, node.file, size=node.size, plain=node.plain)
 
 
+def _whole_day(node: Node, kind: inspect.Type) -> Node:
+    """Return the first day of a month where a date is wanted and a month is given; anything else as it is."""
+    plain = bare(kind)
+    kinds = plain.types if isinstance(plain, inspect.UnionType) else (plain,)
+    dated = any(isinstance(bare(one), inspect.DateType) for one in kinds)
+    month = isinstance(node.value, str) and re.fullmatch(r"\d{4}-\d{2}", node.value)
+    return replace(node, value=f"{node.value}-01") if dated and month else node
+
+
 class _Setter:
     """Puts one node at a path; copies what lies above it, because an alias may share it."""
 
@@ -138,7 +151,7 @@ class _Setter:
     def put(self, node: Node, kind: inspect.Type, parts: Path, done: Path) -> Node:
         """Return a copy of `node` with the new value below it, `parts` further down."""
         if not parts:
-            return self.new
+            return _whole_day(self.new, kind)
         kind = choose(kind, None if node.value is None else node)
         if isinstance(kind, inspect.StructType):
             return self._in_record(node, kind, parts, done)

@@ -136,9 +136,9 @@ def _stages(phase: GridConnection, today: date) -> tuple[StageLeft, ...]:
         stage = declared[name]
         done = stage.done or settled.get(name)
         kind, low, middle, high, from_prior = _length(name, stage)
-        if stage.done is None and done is not None:  # the milestone says when, and nothing of how long
+        begun = _begun(name, phase, declared, settled)
+        if done is not None and (stage.done is None or begun is None):  # says when, and nothing of how long
             kind, low, middle, high = "fixed", 0.0, 0.0, 0.0
-        begun = 0.0 if phase.announced is None else months_between(today, phase.announced)
         left.append(
             StageLeft(
                 name=name,
@@ -148,11 +148,28 @@ def _stages(phase: GridConnection, today: date) -> tuple[StageLeft, ...]:
                 high=high,
                 after=before(name, declared),
                 done_month=None if done is None else months_between(today, done),
-                started_month=begun,
+                started_month=0.0 if begun is None else months_between(today, begun),
                 from_prior=from_prior,
             )
         )
     return tuple(left)
+
+
+def _begun(
+    name: str, phase: GridConnection, declared: Mapping[str, GridStage], settled: Mapping[str, date]
+) -> date | None:
+    """Return the day on which a stage with nothing declared before it began, as far as the phase says; None: unknown.
+
+    What was skipped before it took time that is not its own, so `announced` counts for land alone, or where the owner
+    says that nothing comes before it. Stages with others before them begin when those are done: the phase's own day
+    is not asked for.
+    """
+    own = declared[name].after
+    usual = priors().stages[name].after
+    if before(name, declared) or not usual or own is not None:
+        return phase.announced
+    days = [settled[earlier] for earlier in usual if earlier in settled]
+    return max(days) if len(days) == len(usual) else None
 
 
 def settled_days(phase: GridConnection) -> dict[str, date]:
