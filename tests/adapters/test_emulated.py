@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from baseload.adapters.engines.rehearsal import BadRequest, prefix_hashes, read
@@ -286,6 +286,18 @@ def test_an_emulated_engine_and_the_twin_agree_on_every_token(blocks: int, cachi
     assert (replica.preempted > 0) == (blocks == 90)
 
 
+@example(
+    [
+        (0.0, 1, 38, 0, False),
+        (0.0, 1, 1, 0, False),
+        (0.265625, 1, 10, 0, True),
+        (0.109375, 1, 17, 0, False),
+        (0.265625, 1, 1, 0, True),
+    ],
+    30,
+    1,
+    8,
+)  # left in the middle of the step that had taken its next block
 @settings(max_examples=60)
 @given(
     st.lists(

@@ -306,6 +306,7 @@ def test_an_engine_that_hangs_is_noticed_and_ended(gguf: Path, tmp_path: Path):
         provisioner = ProcessProvisioner(tmp_path)
         engine = await provisioner.start(embedded(gguf))
         os.kill(engine.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.3)  # all its threads
         started_s = time.monotonic()
         assert not await provisioner.probe(engine.name)
         await provisioner.stop(engine.name, drain_s=10.0)

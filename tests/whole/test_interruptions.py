@@ -45,7 +45,14 @@ def said(*arguments: object) -> tuple[int, str]:
 def started(out: Path, **options: object) -> subprocess.Popen[str]:
     """Start the run and wait until its folder is there."""
     process = subprocess.Popen(
-        simulate(out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        simulate(out),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it puts in the background deaf to Ctrl-C, and so would be our children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )  # type: ignore[call-overload]
     partial = out.with_name(out.name + ".partial")
     until = time.monotonic() + 240.0  # the twin may have to be compiled first

@@ -60,7 +60,7 @@ def size_bytes(n_replicas: int, n_sites: int, n_workers: int) -> int:
     """Return the size of a board's file.
 
     >>> size_bytes(16, 3, 2)
-    2432
+    2560
     """
     return CELL * (
         HEADER

@@ -145,7 +145,7 @@ class Replica:
             self.waiting.remove(job)
             job.state = ENDED
         elif job.state == DECODING:
-            self._stop_decoding(job)
+            self._stop_decoding(job, ahead=1 if self.step_end_s >= 0.0 else 0)  # the step under way has its block
             job.state = ENDED
             self.blocked = False
         elif job.state == PREFILLING:
@@ -251,14 +251,14 @@ class Replica:
         self.kv_sum += job.target
         self.window_sum += min(job.target, self.table.window_tokens)
 
-    def _stop_decoding(self, job: Job) -> None:
+    def _stop_decoding(self, job: Job, *, ahead: int = 0) -> None:
         del self.decoding[job]
         self.watched.pop(job, None)
         position = job.target + self.step_no - job.base_step
         self.residues[(job.target - job.base_step) % self.table.block_tokens] -= 1
         self.kv_sum -= position
         self.window_sum -= min(job.target, self.table.window_tokens)
-        self._release(job, position)
+        self._release(job, position + ahead)
 
     def _release(self, job: Job, position: int) -> None:
         """Give back the blocks of the first `position` tokens; shared ones stay cached while there is room."""
