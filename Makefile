@@ -8,6 +8,7 @@ DEMO_TRACE ?= azure-conv
 DEMO_OUT ?= runs/demo
 N ?= 100000
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 
 .PHONY: help venv venv-run demo test check bench accuracy fuzz docs lock clean
 
@@ -35,8 +36,8 @@ demo: venv-run
 	.venv/bin/baseload simulate $(DEMO_FLEET) --trace $(DEMO_TRACE) --out $(DEMO_OUT) --overwrite
 	@$(PY) -m baseload.app.live_demo
 
-test: venv
-	$(PY) -m pytest $(PYTEST_ARGS)
+test: venv  # in two processes where there are two cores
+	$(PY) -m pytest -n logical --maxprocesses $(PROCESSES) $(PYTEST_ARGS)
 
 check: venv  # all five, even when an early one fails
 	@failed=; \

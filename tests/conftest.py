@@ -1,5 +1,7 @@
 """What every test may lean on: one thread, seeded properties, and honest words about what was not run.
 
+In several processes (`make test` takes two): tests/parallel.py.
+
 Skips: with CI=true or STRICT_SKIPS=1 a skip is a failure, because there everything a test wants is installed.
 Data that may not ship is another matter: tests that name the fixture `data_folder` (or carry the mark
 `needs_data`) are left out, and listed as "not run", unless BASELOAD_DATA names the folder.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from baseload import jit
+from tests import parallel
 
 jit.enable()  # before any test imports a rule or the twin: what is imported earlier stays plain Python
 
@@ -65,6 +69,42 @@ def _same_terminal_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
 
+# ---- several processes -----------------------------------------------------------------------------------
+
+TURNS = pytest.StashKey[parallel.Turns]()
+TURNS_FOLDER = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let files stay together and the longest begin, whatever --dist says."""
+    return parallel.scheduler(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process where it waits for its turn."""
+    stash = node.config.stash
+    if TURNS_FOLDER not in stash:
+        stash[TURNS_FOLDER] = tempfile.mkdtemp(prefix="baseload-turns-")
+    node.workerinput["turns"] = stash[TURNS_FOLDER]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the folder of the locks."""
+    if TURNS_FOLDER in config.stash:
+        shutil.rmtree(config.stash[TURNS_FOLDER], ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Keep the other processes' tests away while one that is marked `alone` runs."""
+    if TURNS not in item.config.stash:
+        return (yield)
+    with item.config.stash[TURNS].turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 # ---- what was not run ------------------------------------------------------------------------------------
 
 
@@ -74,6 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if folder and not Path(folder).is_dir():
         raise pytest.UsageError(f"BASELOAD_DATA={folder}: no such folder; unset it, or name the data's folder")
     config.stash[NOT_RUN] = set()
+    workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if workerinput is not None:
+        config.stash[TURNS] = parallel.Turns(Path(workerinput["turns"]))
 
 
 NOT_RUN = pytest.StashKey[set[str]]()

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ import pytest
 from tests.chaos.stack import Gateway, MockEngine, fleet_text
 from tests.serve_hostile import cases
 
-HEADER_S, BODY_S = 1.0, 2.0
+HEADER_S, BODY_S = 0.6, 1.2
+AT_ONCE = 16
 RSS_GROWTH_MAX_BYTES = 32 << 20
 CANARY_PROMPT = "canary-prompt-6f1d0c5e"
 pytestmark = pytest.mark.skipif(
@@ -59,8 +61,8 @@ class Rig:
 
     def probe(self) -> int:
         """Return the status of an ordinary request."""
-        got = cases.run(cases.Case("probe", cases.post(cases.GOOD, self.key), frozenset((200,))), self.gateway.port)
-        return got.status
+        case = cases.Case("probe", cases.post(cases.GOOD, self.key), frozenset((200,)))
+        return cases.run(case, self.gateway.port, silence_s=0.0).status
 
     def end(self) -> None:
         """Stop all."""
@@ -78,17 +80,34 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def check(rig: Rig, found: list[cases.Case]) -> None:
-    """Run cases one after the other; after each, an ordinary request is served. Fails with all that was wrong."""
-    wrong = []
-    for case in found:
+    """Run cases, many at once; meanwhile and after, ordinary requests are served by the same worker.
+
+    Fails with all that was wrong; if a probe fails, with the cases that were under way.
+    """
+    worker, wrong, running = rig.gateway.part("serve.worker"), [], set()
+
+    def one(case: cases.Case) -> list[str]:
+        running.add(case.name)
         try:
-            got = cases.run(case, rig.gateway.port)
+            return [f"{case.name}: {what}" for what in cases.wrong(case, cases.run(case, rig.gateway.port))]
         except OSError as error:
-            wrong.append(f"{case.name}: {error!r}")
-            continue
-        wrong += [f"{case.name}: {what}" for what in cases.wrong(case, got)]
-        if rig.probe() != 200:
-            wrong.append(f"{case.name}: the next ordinary request fails")
+            return [f"{case.name}: {error!r}"]
+        finally:
+            running.discard(case.name)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = [pool.submit(one, case) for case in found]
+        while not all(future.done() for future in futures):
+            with_it = sorted(running)
+            if rig.probe() != 200:
+                wrong.append(f"an ordinary request fails beside {with_it}")
+            wait(futures, timeout=0.02)
+        for future in futures:
+            wrong += future.result()
+    if rig.probe() != 200:
+        wrong.append("the next ordinary request fails")
+    if rig.gateway.part("serve.worker") != worker:
+        wrong.append("the worker died")
     assert not wrong, "\n".join(wrong)
 
 
@@ -185,15 +204,14 @@ def test_a_forged_request_id_is_only_echoed(rig: Rig) -> None:
 
 def test_the_canary_sings_nowhere(rig: Rig) -> None:
     """A prompt and a key appear in no log, metric, page or ledger row, also when their request fails."""
+    wires = []
     for knob in ("", "@fault=500", "@fault=reset0", "@fault=cut", "@fault=garbage"):
         body = json.dumps({"model": "chat", "stream": bool(knob), "max_tokens": 3, "user": CANARY_PROMPT,
                            "messages": [{"role": "user", "content": f"{CANARY_PROMPT} {knob}"}]}).encode()  # fmt: skip
-        for wire in (
-            cases.post(body, rig.key),
-            cases.post(body[:-1], rig.key),
-            cases.post(body, rig.key + CANARY_PROMPT),
-        ):
-            cases.run(cases.Case("canary", wire, frozenset((200,)), within_s=4.0), rig.gateway.port)
+        wires += [cases.post(body, rig.key), cases.post(body[:-1], rig.key), cases.post(body, rig.key + CANARY_PROMPT)]
+    found = [cases.Case("canary", wire, frozenset((200,)), within_s=4.0) for wire in wires]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda case: cases.run(case, rig.gateway.port), found))
     time.sleep(1.2)  # group commits, scrapes
     control = str(rig.gateway.ready["control"])
     pages = {}
