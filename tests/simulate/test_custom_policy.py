@@ -45,15 +45,53 @@ def makes_a_list(ask, columns, allowed, tunables):
 number = 3
 '''
 
+KINDS_RULE = """
+def take(ask, columns, replica, tunables):
+    # within_slo, written by an operator
+    excess = columns.outstanding[replica] + 1 - columns.slots[replica]
+    slot_s = 0.0
+    if excess > 0:
+        slot_s = excess * ask.predicted_output_tokens * columns.decode_s_per_token[replica] / columns.slots[replica]
+    own_s = ask.input_tokens / columns.prefill_tokens_per_s[replica]
+    ttft_s = columns.rtt_s[replica] + slot_s + own_s * (1.0 + columns.waiting[replica]) + columns.decode_s_per_token[replica]
+    return 2 if ttft_s > tunables.admit_factor * ask.ttft_slo_s else 0
+
+def size(n_on, outstanding, slots, n_min, n_max, tunables):
+    wanted = outstanding / (slots * tunables.target_utilisation)
+    n = int(wanted)
+    if n < wanted:
+        n += 1
+    return min(max(n, n_min), n_max)
+
+def close(power_kw, idle_kw, limit_kw, lowest_open):
+    if power_kw > limit_kw:
+        return 1.0, max(-1, lowest_open - 1)
+    if power_kw < 0.9 * limit_kw:
+        return 1.0, min(9, lowest_open + 1)
+    return 1.0, lowest_open
+
+def wrong(power_kw, idle_kw, limit_kw, lowest_open):
+    return 1.0
+"""
+
 EQUAL = """
 import sys
 from dataclasses import replace
 from pathlib import Path
 from baseload import jit
 jit.enable()
+from baseload.errors import PolicyError
 from baseload.policies import custom
-custom.install("rule.py:fewest", Path(sys.argv[1]), {"rule.py": sys.argv[2]})
-custom.install("rule.py:fewest", Path(sys.argv[1]), {})  # the same again is no mistake
+folder = Path(sys.argv[1])
+custom.install("rule.py:fewest", folder, {"rule.py": sys.argv[2]})
+custom.install("rule.py:fewest", folder, {})  # the same again is no mistake
+for kind, rule in (("admit", "take"), ("scale", "size"), ("cap", "close")):
+    custom.install("kinds.py:" + rule, folder, {}, kind)
+try:
+    custom.install("kinds.py:wrong", folder, {}, "cap")
+except PolicyError as error:
+    assert "policy.cap: kinds.py:wrong answers with float64" in str(error), error
+    print("a wrong type is refused")
 from tests.simulate import specs
 for seed in range(3):
     spec, chunk = specs.random_system(specs.Switches(seed=seed, n_requests=80, two_sites=True, network=True, failures=True))
@@ -61,13 +99,24 @@ for seed in range(3):
     theirs, _ = specs.simulate(replace(spec, route=6), chunk)
     assert len(ours) == 80 and (ours["replica_i"] >= 0).any()
     assert ours.tobytes() == theirs.tobytes()
-from baseload.errors import PolicyError
-Path(sys.argv[1], "other.py").write_text("def rule(ask, columns, allowed, tunables):\\n    return 0\\n")
+print("routes are equal")
+seen = 0
+for seed in range(4):
+    switches = specs.Switches(seed=seed, n_requests=150, two_sites=True, network=True, scaling=True, cap=2)
+    spec, chunk = specs.random_system(switches)
+    spec = replace(spec, scrapes=True, slo=spec.slo * 0.1)
+    ours, _ = specs.simulate(replace(spec, admit=1, scale=1, cap=2), chunk)
+    theirs, _ = specs.simulate(replace(spec, admit=4, scale=2, cap=4), chunk)
+    assert ours.tobytes() == theirs.tobytes()
+    seen += int((ours["status"] == 1).sum())
+assert seen > 0
+print("the other kinds are equal")
+(folder / "other.py").write_text("def rule(ask, columns, allowed, tunables):\\n    return 0\\n")
 try:
-    custom.install("other.py:rule", Path(sys.argv[1]), {})
+    custom.install("other.py:rule", folder, {})
 except PolicyError as error:
     assert "new process" in str(error), error
-    print("equal")
+    print("a second rule is refused")
 """
 
 FOLDERS = """
@@ -127,14 +176,33 @@ def run(script: str, *args: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with an operator's rules, and the digest of the route rule's file."""
+    folder = tmp_path_factory.mktemp("rules")
+    (folder / "rule.py").write_text(RULE)
+    (folder / "kinds.py").write_text(KINDS_RULE)
+    return folder, hashlib.sha256(RULE.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def told(rules: tuple[Path, str]) -> list[str]:
+    """What a process says that compiles all four rules, once, and runs them beside the built-in ones."""
+    return run(EQUAL, str(rules[0]), rules[1]).splitlines()
+
+
 @pytest.mark.slow
-def test_the_operators_rule_runs_as_the_built_in_one_does(tmp_path: Path) -> None:
+def test_the_operators_rule_runs_as_the_built_in_one_does(rules: tuple[Path, str], told: list[str]) -> None:
     """The same rule from a file, its digest pinned, gives the very bytes of the built-in one; a second rule is refused."""
-    (tmp_path / "rule.py").write_text(RULE)
-    digest = hashlib.sha256(RULE.encode()).hexdigest()
-    assert run(EQUAL, str(tmp_path), digest) == "equal\n"
-    assert run(EQUAL, str(tmp_path), digest) == "equal\n"  # from the cache now
-    assert run(FOLDERS, str(tmp_path)) == "3\n"
+    assert {"routes are equal", "a second rule is refused"} <= set(told)
+    assert run(EQUAL, str(rules[0]), rules[1]).splitlines() == told  # from the cache now
+    assert run(FOLDERS, str(rules[0])) == "3\n"
+
+
+@pytest.mark.slow
+def test_own_rules_for_admission_scaling_and_power_caps_equal_the_built_in_ones(told: list[str]) -> None:
+    """The built-in rules written again by an operator decide every request alike; a wrong answer's type is refused."""
+    assert {"the other kinds are equal", "a wrong type is refused"} <= set(told)
 
 
 def test_what_is_wrong_with_a_rule_is_said_in_a_sentence(tmp_path: Path) -> None:
@@ -166,69 +234,3 @@ def test_what_is_wrong_with_a_rule_is_said_in_a_sentence(tmp_path: Path) -> None
 def test_the_file_that_the_digest_is_of_is_the_one_that_runs(tmp_path: Path) -> None:
     """Compiled code that lies beside a rule's file, of the same age and size, does not stand in for it."""
     assert run(STALE, str(tmp_path)) == "3\n"
-
-
-KINDS_RULE = """
-def take(ask, columns, replica, tunables):
-    # within_slo, written by an operator
-    excess = columns.outstanding[replica] + 1 - columns.slots[replica]
-    slot_s = 0.0
-    if excess > 0:
-        slot_s = excess * ask.predicted_output_tokens * columns.decode_s_per_token[replica] / columns.slots[replica]
-    own_s = ask.input_tokens / columns.prefill_tokens_per_s[replica]
-    ttft_s = columns.rtt_s[replica] + slot_s + own_s * (1.0 + columns.waiting[replica]) + columns.decode_s_per_token[replica]
-    return 2 if ttft_s > tunables.admit_factor * ask.ttft_slo_s else 0
-
-def size(n_on, outstanding, slots, n_min, n_max, tunables):
-    wanted = outstanding / (slots * tunables.target_utilisation)
-    n = int(wanted)
-    if n < wanted:
-        n += 1
-    return min(max(n, n_min), n_max)
-
-def close(power_kw, idle_kw, limit_kw, lowest_open):
-    if power_kw > limit_kw:
-        return 1.0, max(-1, lowest_open - 1)
-    if power_kw < 0.9 * limit_kw:
-        return 1.0, min(9, lowest_open + 1)
-    return 1.0, lowest_open
-
-def wrong(power_kw, idle_kw, limit_kw, lowest_open):
-    return 1.0
-"""
-
-KINDS_EQUAL = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from baseload import jit
-jit.enable()
-from baseload.errors import PolicyError
-from baseload.policies import custom
-folder = Path(sys.argv[1])
-for kind, rule in (("admit", "take"), ("scale", "size"), ("cap", "close")):
-    custom.install("kinds.py:" + rule, folder, {}, kind)
-try:
-    custom.install("kinds.py:wrong", folder, {}, "cap")
-except PolicyError as error:
-    assert "policy.cap: kinds.py:wrong answers with float64" in str(error), error
-from tests.simulate import specs
-seen = 0
-for seed in range(4):
-    switches = specs.Switches(seed=seed, n_requests=150, two_sites=True, network=True, scaling=True, cap=2)
-    spec, chunk = specs.random_system(switches)
-    spec = replace(spec, scrapes=True, slo=spec.slo * 0.1)
-    ours, _ = specs.simulate(replace(spec, admit=1, scale=1, cap=2), chunk)
-    theirs, _ = specs.simulate(replace(spec, admit=4, scale=2, cap=4), chunk)
-    assert ours.tobytes() == theirs.tobytes()
-    seen += int((ours["status"] == 1).sum())
-assert seen > 0
-print("equal")
-"""
-
-
-@pytest.mark.slow
-def test_own_rules_for_admission_scaling_and_power_caps_equal_the_built_in_ones(tmp_path: Path) -> None:
-    """The built-in rules written again by an operator decide every request alike; a wrong answer's type is refused."""
-    (tmp_path / "kinds.py").write_text(KINDS_RULE)
-    assert run(KINDS_EQUAL, str(tmp_path)).strip() == "equal"
