@@ -45,6 +45,7 @@ from baseload.fleet.kinds import (
     ZeroUpInt,
 )
 from baseload.fleet.live import Serve
+from baseload.fleet.planning import Plan
 
 
 class Series(Record, frozen=True):
@@ -473,3 +474,4 @@ class Fleet(Record, frozen=True):
     money: Annotated[Money, D("currency and capital")] = Money()
     gateway: Annotated[Gateway, D("the door")] = Gateway()
     serve: Annotated[Serve, D("the live side")] = Serve()
+    plan: Annotated[Plan | None, D("the coming years: what may be decided, and within which limits")] = None
