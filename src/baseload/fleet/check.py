@@ -1,7 +1,8 @@
 """What must hold between the records of a fleet file: names that exist, room for what is promised, dates in order.
 
 One record's own keys are checked by `load.py`. Rules about places, racks and power are in `check_sites.py`, those about
-models, deployments, tenants, demand and policies in `check_service.py`, those about the live side in `check_serve.py`.
+models, deployments, tenants, demand and policies in `check_service.py`, those about the live side in `check_serve.py`,
+those about the coming years in `check_plan.py`.
 Whether a model fits its accelerator's memory needs formulas: the twin says it.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Collection, Mapping
 from datetime import date
 
 from baseload.errors import FleetError, Problem
-from baseload.fleet import check_serve, check_service, check_sites, dates
+from baseload.fleet import check_plan, check_serve, check_service, check_sites, dates
 from baseload.fleet.load import Loaded
 from baseload.fleet.notes import Notes
 
@@ -52,6 +53,15 @@ def require_sites(loaded: Loaded) -> None:
         raise FleetError(notes.problems)
 
 
+def require_plannable(loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = None) -> None:
+    """Raise FleetError with all that stands in the way of a plan: what is wrong today, or may be served by nobody."""
+    notes = _look(loaded, policies)
+    if not notes.problems:
+        check_plan.plannable(notes)
+    if notes.problems:
+        raise FleetError(notes.problems)
+
+
 def _look(loaded: Loaded, policies: Mapping[str, Collection[str]] | None, day: date | None = None) -> Notes:
     notes = Notes(loaded)
     _sizes(notes)
@@ -61,6 +71,7 @@ def _look(loaded: Loaded, policies: Mapping[str, Collection[str]] | None, day: d
     check_sites.look(notes, day)
     check_service.look(notes, day, policies)
     check_serve.look(notes)
+    check_plan.look(notes)
     return notes
 
 
