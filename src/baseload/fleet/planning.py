@@ -112,9 +112,7 @@ class ColocationBlock(Record, frozen=True):
     site: Annotated[str, D("name under `sites`: where it is")]
     power_mw: Annotated[PositiveMegawatts, D("MW at the meter of one block")]
     blocks: Annotated[Natural, D("how many may be taken")] = 1
-    price_per_kw_month: Annotated[
-        NonNegative | None, D("beside what the site's racks pay; the site's own where absent")
-    ] = None
+    price_per_kw_month: Annotated[NonNegative, D("of the block, beside what the site's racks pay by their kW")] = 0.0
     take_or_pay_ratio: Annotated[Ratio, D("share of the block that is paid even when unused")] = 1.0
     months: Annotated[Annotated[float, Meta(ge=0, le=600)], D("from signing to power")] = 3.0
 

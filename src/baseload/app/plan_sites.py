@@ -1,0 +1,290 @@
+"""What each site can power and what an hour of it costs, quarter by quarter, as `baseload plan` needs it.
+
+Usable MW are MW at the meter after redundancy, recurring curtailment and the cooling plant in the hottest design hour;
+training holds its share. Energy, carbon and water are means over the hours of a calendar quarter, hour by hour with
+the PUE of its wet bulb. Physics is `formulas/`, dates are `fleet/dates.py`, chances of a phase `report/capacity.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from baseload.fleet import dates, phases, planning, resolve
+from baseload.fleet.catalog import Quantity
+from baseload.fleet.model import Fleet, GridConnection, Hourly, PowerContract, Series, Site
+from baseload.fleet.planning import Begin, ColocationBlock, Plan
+from baseload.formulas import cooling
+from baseload.formulas.power import usable_fraction
+from baseload.report.capacity import draw_phase
+from baseload.report.site_power import SitePlant, plant_of
+from baseload.units import HOURS_PER_YEAR
+
+Floats = npt.NDArray[np.float64]
+HOURS_PER_QUARTER = HOURS_PER_YEAR / 4.0
+MONTHS_PER_QUARTER = 3.0
+KW_PER_MW = 1000.0
+PHASE_DRAWS = 2000
+_EPS_MW = 1e-9
+_QUARTER_HOURS = (0, 2160, 4344, 6552, 8760)  # of a year of 365 days
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Power that is on its way or may be begun: a grid phase, or a block in somebody's building."""
+
+    name: str
+    site: str
+    index: int | None  # place in the site's `grid`; None: a new phase or a block
+    kind: str  # grid, colocation
+    meter_mw: float  # at the connection
+    usable_mw: float  # of it, after redundancy, curtailment and cooling
+    periods: int  # from begin to power
+    begun: bool  # under way already: it costs nothing more
+    first_period: int
+    after: int | None  # place in the list of all phases
+    cost_to_begin: float
+    cost_per_year: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteYears:
+    """One site over the periods; per MWh is per MWh of IT energy."""
+
+    name: str
+    plant: SitePlant
+    usable_share: float  # of installed power, by redundancy
+    usable_mw: Floats  # (T,) for racks that serve, before any phase
+    training_mw: float
+    energy_cost_per_mwh: Floats  # (T,)
+    carbon_t_per_mwh: Floats
+    carbon_market_t_per_mwh: Floats
+    water_m3_per_mwh: Floats
+    mean_pue: Floats
+    water_price_per_m3: float
+    demand_charge_per_mw_quarter: float
+    ratchet: float
+    minimum_bill: float  # of usable MW
+
+
+def site_years(fleet: Fleet, name: str, days: Sequence[date], base_folder: Path, plan: Plan) -> SiteYears:
+    """Return what a declared site can power and what its energy comes to, from the first day of each period."""
+    site = fleet.sites[name]
+    plant = plant_of(fleet, name, days[0])
+    share = usable_fraction(site.redundancy, site.power_modules)
+    training = _training_mw(site, plant.pue_peak)
+    cap = cap_mw(site, plant.pue_peak)
+    usable = np.array([min(_drawable_mw(site, day, plan) * share, cap) for day in days])
+    contract = dates.active_contract(site, days[0]) or max(site.contracts, key=lambda one: one.power_mw, default=None)
+    pue, water = _by_hour(fleet, name, plant, base_folder)
+    price = _price(fleet, name, days[0], base_folder)
+    carbon = _hours(site.carbon_g_per_kwh, site, "carbon_g_per_kwh", base_folder, f"sites.{name}.carbon_g_per_kwh")
+    green = _green_ratio(site, days[0])
+    return SiteYears(
+        name=name,
+        plant=plant,
+        usable_share=share,
+        usable_mw=np.maximum(0.0, usable - training),
+        training_mw=training,
+        energy_cost_per_mwh=_by_quarter(price * pue, days),
+        carbon_t_per_mwh=_by_quarter(carbon * pue, days) / 1000.0,
+        carbon_market_t_per_mwh=_by_quarter(carbon * pue * (1.0 - green), days) / 1000.0,
+        water_m3_per_mwh=_by_quarter(water, days),
+        mean_pue=_by_quarter(pue, days),
+        water_price_per_m3=site.cooling.water_price_per_m3,
+        demand_charge_per_mw_quarter=_charge(contract),
+        ratchet=contract.ratchet_ratio if contract else 0.0,
+        minimum_bill=min(1.0, contract.minimum_bill_ratio / share) if contract else 0.0,
+    )
+
+
+def cap_mw(site: Site, pue_peak: float) -> float:
+    """Return the MW at the meter beyond which no phase helps: cooling plant and recurring curtailment."""
+    curtailed = min((limit.power_mw for limit in site.power_limits if limit.every_h is not None), default=np.inf)
+    cool = np.inf if site.cooling.capacity_mw is None else site.cooling.capacity_mw * pue_peak
+    return float(min(curtailed, cool))
+
+
+def _charge(contract: PowerContract | None) -> float:
+    return contract.demand_charge_per_kw_month * KW_PER_MW * MONTHS_PER_QUARTER if contract else 0.0
+
+
+def _drawable_mw(site: Site, day: date, plan: Plan) -> float:
+    """Return what may be drawn on a day; contracts that end are renewed where the plan says so."""
+    ends = [contract.until for contract in site.contracts]
+    if plan.renew_contracts and ends and None not in ends:
+        last = max(end for end in ends if end is not None)
+        if day >= last:
+            before = dates.active_contracts(site, last - timedelta(days=1))
+            renewed = [msgspec.structs.replace(one, until=None) for one in before]
+            site = msgspec.structs.replace(site, contracts=renewed)
+    return dates.drawable_mw(site, day)
+
+
+def _training_mw(site: Site, pue_peak: float) -> float:
+    """Return the MW at the meter that training jobs hold at full load of their accelerators."""
+    total_kw = 0.0
+    for job in site.training.values():
+        wanted = resolve.accelerator_id(job.accelerator)
+        racks = [rack for rack in site.racks.values() if resolve.accelerator_id(rack.accelerator) == wanted]
+        accelerators = sum(rack.racks * rack.accelerators_per_rack for rack in racks)
+        kw = sum(rack.racks * resolve.rack_power_kw(rack) for rack in racks)
+        total_kw += kw * min(1.0, job.accelerators / accelerators) if accelerators else 0.0
+    return total_kw / KW_PER_MW * pue_peak
+
+
+def _by_hour(fleet: Fleet, name: str, plant: SitePlant, base_folder: Path) -> tuple[Floats, Floats]:
+    """Return the PUE, and cubic metres of water a MWh of IT, of each hour of a year."""
+    site = fleet.sites[name]
+    wetbulb = _hours(site.cooling.wetbulb_c, site, "wetbulb_c", base_folder, f"sites.{name}.cooling.wetbulb_c")
+    pue = cooling.pue(wetbulb, 1.0, plant.plant) if site.cooling.pue is None else np.full(8760, site.cooling.pue)
+    return np.asarray(pue, float), np.asarray(cooling.wue_l_per_kwh(wetbulb, 1.0, plant.plant), float)
+
+
+def _price(fleet: Fleet, name: str, day: date, base_folder: Path) -> Floats:
+    """Return the price of each hour: the mean of the contracts in force by their MW."""
+    site, key = fleet.sites[name], f"sites.{name}.contracts"
+    rate = fleet.money.usd_rate
+    active = dates.active_contracts(site, day) or site.contracts
+    if not active:
+        return _hours(None, site, "price_per_mwh", base_folder, key, rate)
+    total = sum(contract.power_mw for contract in active)
+    price = np.zeros(8760)
+    for contract in active:
+        hours = _hours(contract.price_per_mwh, site, "price_per_mwh", base_folder, key, rate)
+        price += contract.power_mw / total * hours
+    return price
+
+
+def _green_ratio(site: Site, day: date) -> float:
+    active = dates.active_contracts(site, day) or site.contracts
+    total = sum(contract.power_mw for contract in active)
+    return sum(one.power_mw * one.green_ratio for one in active) / total if total else 0.0
+
+
+def _hours(
+    value: Hourly | Series | None, site: Site, kind: Quantity, base_folder: Path, key: str, rate: float = 1.0
+) -> Floats:
+    if value is None and site.place is None:
+        return np.zeros(8760)
+    found = resolve.hourly(value, place=site.place, kind=kind, base_folder=base_folder, usd_rate=rate, key=key)
+    values = np.asarray(found.values, float)
+    return np.broadcast_to(values, (8760,)) if len(values) == 1 else values
+
+
+def _by_quarter(hourly: Floats, days: Sequence[date]) -> Floats:
+    """Return the mean over the hours of each period's calendar quarter."""
+    means = [float(hourly[a:b].mean()) for a, b in pairwise(_QUARTER_HOURS)]
+    return np.array([means[(day.month - 1) // 3] for day in days])
+
+
+# ---- phases ----------------------------------------------------------------------------------------------
+
+
+def site_phases(
+    fleet: Fleet, plan: Plan, today: date, days: Sequence[date], seed: int
+) -> tuple[list[Phase], list[str]]:
+    """Return what may add power at the declared sites, and what is worth knowing of it."""
+    made: list[Phase] = []
+    notes: list[str] = []
+    for name, site in fleet.sites.items():
+        plant = plant_of(fleet, name, days[0])
+        share = usable_fraction(site.redundancy, site.power_modules)
+        first = len(made)
+        room = cap_mw(site, plant.pue_peak) - _drawable_mw(site, days[-1], plan) * share
+        for one in _of_site(fleet, plan, name, today, days, seed):
+            usable = min(one.meter_mw * share, max(0.0, room))
+            room -= usable
+            if usable < one.meter_mw * share - _EPS_MW:
+                notes.append(f"{one.name}: cooling or curtailment leaves {usable:.3g} of {one.meter_mw * share:.3g} MW")
+            after = None if one.after is None else first + one.after
+            made.append(replace(one, usable_mw=usable, after=after))
+    return made, notes
+
+
+def _of_site(fleet: Fleet, plan: Plan, name: str, today: date, days: Sequence[date], seed: int) -> list[Phase]:
+    site = fleet.sites[name]
+    wanted = {one.phase: one for one in plan.begin or () if one.site == name and one.phase is not None}
+    found = []
+    for i, phase in enumerate(site.grid):
+        if phase.energised is not None and not (phase.stages and phase.energised > today):
+            continue  # a declared day is taken as it is: `dates` counts it
+        begun = _under_way(phase, today)
+        begin = wanted.get(i)
+        if begun or begin is not None or (plan.begin is None and phase.energised is None):
+            found.append(_phase(fleet, name, i, phase, begin or Begin(site=name, phase=i), begun, today, days, seed))
+    for n, begin in enumerate(one for one in plan.begin or () if one.site == name and one.phase is None):
+        phase = GridConnection(power_mw=begin.power_mw or 0.0)
+        found.append(_phase(fleet, name, len(site.grid) + n, phase, begin, False, today, days, seed, new=True))
+    found.sort(key=lambda one: one.periods)
+    for block in plan.colocation:
+        if block.site == name:
+            found += _blocks(block, len([one for one in found if one.kind == "colocation"]), len(found))
+    return found
+
+
+def _under_way(phase: GridConnection, today: date) -> bool:
+    """Say whether a phase has a grid agreement, or stages that are done beyond it: it goes on without a decision."""
+    agreement = phase.stages.get("agreement")
+    signed = phase.contracted or (agreement.done if agreement else None) or phase.energised
+    return (signed is not None and signed <= today) or phase.energised is not None
+
+
+def _phase(
+    fleet: Fleet, name: str, i: int, phase: GridConnection, begin: Begin, begun: bool, today: date,
+    days: Sequence[date], seed: int, *, new: bool = False,
+) -> Phase:  # fmt: skip
+    months = begin.months if not begun else None
+    if months is None:
+        ever = draw_phase(phase, today, n=PHASE_DRAWS, seed=[seed, i]).draws.energised_month
+        ever = ever[np.isfinite(ever)]
+        months = float(np.median(ever)) if len(ever) else 1e3
+    start = phases.months_between(today, days[0])  # months until the first period
+    wait = max(0.0, months - start) if begun else months
+    first = next((t for t, day in enumerate(days) if begin.not_before is None or day >= begin.not_before), len(days))
+    cost = begin.cost_to_begin
+    if cost is None:
+        cost = planning.GRID_COST_USD_PER_KW * phase.power_mw * KW_PER_MW * fleet.money.usd_rate
+    return Phase(
+        name=f"{name} grid {i}" + (" (new)" if new else ""),
+        site=name,
+        index=None if new else i,
+        kind="grid",
+        meter_mw=phase.power_mw,
+        usable_mw=0.0,
+        periods=ceil(wait / MONTHS_PER_QUARTER - 1e-9),
+        begun=begun,
+        first_period=0 if begun else first,
+        after=None,
+        cost_to_begin=0.0 if begun else cost,
+        cost_per_year=begin.cost_per_year,
+    )
+
+
+def _blocks(block: ColocationBlock, taken: int, before: int) -> list[Phase]:
+    price = block.price_per_kw_month
+    return [
+        Phase(
+            name=f"{block.site} colocation {taken + n}",
+            site=block.site,
+            index=None,
+            kind="colocation",
+            meter_mw=block.power_mw,
+            usable_mw=0.0,
+            periods=ceil(block.months / MONTHS_PER_QUARTER - 1e-9),
+            begun=False,
+            first_period=0,
+            after=before + n - 1 if n else None,
+            cost_to_begin=0.0,
+            cost_per_year=block.power_mw * KW_PER_MW * price * 12.0 * block.take_or_pay_ratio,
+        )
+        for n in range(block.blocks)
+    ]
