@@ -19,7 +19,24 @@ TOGETHER = {
     "tests/whole/test_partition.py": "network namespaces",
     "tests/whole/test_chaos.py": "network namespaces",
 }
-LONGEST_FIRST: tuple[str, ...] = ()
+LONGEST_FIRST = (
+    "tests/simulate/test_custom_policy.py",
+    "tests/whole/test_live_parity.py",
+    "tests/app/test_control_page.py",
+    "tests/whole/test_interruptions.py",
+    "tests/whole/test_ledger_faults.py",
+    "tests/app/test_control_api.py",
+    "tests/serve/test_truth.py",
+    "tests/whole/test_overload.py",
+    "tests/whole/test_chaos.py",
+    "tests/app/test_control_guard.py",
+    "tests/whole/test_live_demo.py",
+    "tests/app/test_fit_queues.py",
+    "tests/fuzz/test_fleet.py",
+    "tests/adapters/test_engine_process.py",
+    "tests/adapters/test_traces.py",
+    "tests/report/test_kpis.py",
+)
 
 
 def unit(nodeid: str) -> str:

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -74,13 +74,13 @@ class Listener(NamedTuple):
         form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.origin}
         return self.ask("POST", "/login", f"token={token}".encode(), headers=form)
 
-    def raw(self, sent: bytes, wait_s: float = 5.0) -> bytes:
-        """Send bytes, return all that comes until the other side closes or `wait_s` are over."""
+    def raw(self, sent: bytes, wait_s: float = 5.0, enough: Callable[[bytes], bool] = lambda got: False) -> bytes:
+        """Send bytes, return all that comes until the other side closes, it is `enough`, or `wait_s` are over."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait_s) as sock:
             got, until_s = b"", time.monotonic() + wait_s
             try:
                 sock.sendall(sent)
-                while chunk := sock.recv(65536):
+                while not enough(got) and (chunk := sock.recv(65536)):
                     got += chunk
                     sock.settimeout(max(0.001, until_s - time.monotonic()))
             except (TimeoutError, ConnectionError):

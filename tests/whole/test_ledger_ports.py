@@ -384,19 +384,23 @@ def test_a_closed_ledger_refuses_and_says_so(place: Place):
 
 @pytest.mark.slow
 def test_a_database_that_is_restarted_loses_and_doubles_nothing(cluster: postgres.Cluster, tmp_path: Path):
-    """Through three immediate restarts in the midst of appends, each row is stored exactly once, within five seconds each."""
+    """Through three immediate restarts in the midst of appends, each row is stored once, and again within five seconds."""
     import threading
     import time
 
     from baseload.adapters.ledger_postgres import PostgresLedger
 
     key = SigningKey.make()
-    slowest_s, stop = 0.0, threading.Event()
+    back_s: list[float] = []  # when the database took connections again
+    recovered_s: list[float] = []  # how long after that a row was stored
+    stop = threading.Event()
 
     def restarts() -> None:
-        for _ in range(3):
+        for i in range(3):
             cluster.restart("immediate")
-            time.sleep(0.1)
+            back_s.append(time.monotonic())
+            while len(recovered_s) <= i and time.monotonic() < back_s[-1] + 20.0:
+                time.sleep(0.02)
         stop.set()
 
     with PostgresLedger.open(cluster.url, key, schema="restarted", retry_s=20.0) as ledger:
@@ -405,10 +409,10 @@ def test_a_database_that_is_restarted_loses_and_doubles_nothing(cluster: postgre
         written = 0
         while not stop.is_set() or written < 200:
             first = ledger.next_request_id()
-            start_s = time.monotonic()
             control = row_in(ControlRow(at_ns=AT_NS, action="tick", note=str(first)))
             ledger.append([lease(first, 3), settle(first), settle(first + 1), void(first), control])
-            slowest_s = max(slowest_s, time.monotonic() - start_s)
+            if len(recovered_s) < len(back_s):
+                recovered_s.append(time.monotonic() - back_s[-1])
             written += 1
         thread.join()
         rows = list(ledger.rows())
@@ -418,7 +422,7 @@ def test_a_database_that_is_restarted_loses_and_doubles_nothing(cluster: postgre
     assert len([row for row in rows if row.kind == "control"]) == written
     verdict = verify.verify_ledger(tmp_path / "export.db", key=verify_notes.read_key(key.public_line))
     assert verdict.whole, verdict.lines()
-    assert slowest_s < 5.0
+    assert len(recovered_s) == 3 and max(recovered_s) < 5.0, recovered_s
 
 
 def test_a_database_that_stays_away_is_said_to(tmp_path: Path):
