@@ -20,6 +20,7 @@ from baseload.fleet.check_service import called_models
 from baseload.fleet.load import Loaded
 from baseload.fleet.model import Fleet, Slo, Tenant
 from baseload.fleet.planning import Plan, grown
+from baseload.plan.table import ReplicaTable
 from baseload.units import NS_PER_S, S_PER_HOUR, TOKENS_PER_MTOK
 
 Floats = npt.NDArray[np.float64]
@@ -105,27 +106,33 @@ def _peak(at_s: Floats, span_s: float, mean: float) -> float:
     return max(1.0, float(np.quantile(counts, PEAK_QUANTILE)) / width / mean) if len(counts) >= 4 else 1.0
 
 
-def services(fleet: Fleet) -> list[Service]:
-    """Return every model at every promise that somebody was given, in the file's order.
+def services(table: ReplicaTable) -> list[Service]:
+    """Return the table's services, in its order."""
+    first = {row.service: row for row in reversed(table.rows)}
+    return [
+        Service(
+            name=name,
+            model=first[name].model,
+            slo=Slo(
+                ttft_ms=first[name].ttft_ms,
+                tpot_ms=first[name].tpot_ms,
+                e2e_ms=first[name].e2e_ms,
+                attainment=first[name].attainment,
+            ),
+        )
+        for name in table.services
+    ]
 
-    The name is the model's where there is one promise, else the model's with a number by strictness of the TTFT.
-    """
-    found: dict[str, list[Slo]] = {}
-    for tenant in tenants(fleet).values():
-        if tenant.share <= 0.0:
-            continue
-        for model in called_models(tenant, fleet):
-            if tenant.slo not in found.setdefault(model, []):
-                found[model].append(tenant.slo)
-    made: list[Service] = []
-    for model in fleet.models:
-        slos = sorted(found.get(model, []), key=lambda one: (one.ttft_ms, one.tpot_ms, -one.attainment))
-        for slo in slos:
-            name = model if len(slos) == 1 else f"{model} within {slo.ttft_ms / 1000.0:g} s"
-            if sum(name == one.name for one in made):
-                name = f"{name}, {slo.tpot_ms:g} ms a token, {slo.attainment:g}"
-            made.append(Service(name=name, model=model, slo=slo))
-    return made
+
+def promises(fleet: Fleet) -> list[tuple[str, Slo, tuple[str, ...]]]:
+    """Return each model at each promise that somebody was given, with who: (model, promise, tenants)."""
+    found: dict[tuple[str, Slo], list[str]] = {}
+    deployed = {deployment.model for deployment in fleet.deployments.values()}
+    for name, tenant in tenants(fleet).items():
+        for model in called_models(tenant, fleet) if tenant.share > 0.0 else ():
+            if model in deployed:
+                found.setdefault((model, tenant.slo), []).append(name)
+    return [(model, slo, tuple(names)) for (model, slo), names in found.items()]
 
 
 def tenants(fleet: Fleet) -> dict[str, Tenant]:
@@ -145,10 +152,11 @@ def clients(fleet: Fleet) -> list[Client]:
 
 
 def peak_demand(
-    fleet: Fleet, plan: Plan, asked: Traffic, who: Sequence[Client], what: Sequence[Service], today: date,
+    fleet: Fleet, plan: Plan, asked: Traffic, who: Sequence[Client], table: ReplicaTable, today: date,
     ends: Sequence[date],
 ) -> Floats:  # fmt: skip
-    """Return requests a second at the peak, by client, service and period."""
+    """Return requests a second at the peak, by client, service of the table, and period."""
+    what = table.services
     everyone = tenants(fleet)
     total_share = sum(tenant.share for tenant in everyone.values())
     demand = np.zeros((len(who), len(what), len(ends)))
@@ -163,9 +171,10 @@ def peak_demand(
             continue
         part = tenant.share / total_share * here[client.region] / sum(here.values())
         growth = np.array([grown(plan, client.tenant, years_between(today, end)) for end in ends])
-        for m, service in enumerate(what):
-            if service.slo == tenant.slo and service.model in weights:
-                demand[r, m] = peak * part * weights[service.model] / sum(weights.values()) * growth
+        for model, weight in weights.items():
+            service = table.service_of(client.tenant, model)
+            if weight > 0.0 and service is not None:
+                demand[r, what.index(service)] += peak * part * weight / sum(weights.values()) * growth
     return demand
 
 

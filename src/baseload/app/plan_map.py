@@ -1,0 +1,112 @@
+"""What the axes of a planning problem stand for: the way from names to arrays and back, and undiscounted prices.
+
+`plan_problem.py` makes it beside the arrays; `plan_fleet.py` turns an answer back into a fleet file with it, and
+`plan_report.py` into money, carbon and words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+
+from baseload.app.plan_demand import Client, Service, Traffic
+from baseload.app.plan_sites import Phase, SiteYears
+from baseload.fleet.model import Fleet
+from baseload.fleet.planning import Plan, Rent
+from baseload.plan.table import ReplicaRow
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A rack of an accelerator, as it stands or may be bought."""
+
+    name: str
+    accelerator: str  # the catalogue's id
+    per_rack: int
+    rack_kw: float | None  # a limit of its own
+    area_m2: float
+    liquid_ratio: float | None
+    can_buy: bool
+    lead_weeks: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSite:
+    """A site of the problem: a declared one, a hall of it, or where accelerators are rented."""
+
+    name: str
+    declared: str  # name in the fleet file with offers (`with_rent`)
+    rented: bool
+    years: SiteYears | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """A kind of rental contract: offers that share kind, term and useful share."""
+
+    name: str
+    kind: str
+    term_periods: int
+    useful: float
+    offers: tuple[Rent, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """Cash of a period before discounting and tax, in the fleet's currency; shapes as in plan/problem.py."""
+
+    buy_it: Floats  # (S,A,T) a rack with its share of server and network
+    buy_facility: Floats  # (S,A,T) building and plant for it
+    owned_energy: Floats  # (S,A,T) a rack, idle
+    owned_space: Floats  # (S,A,T) rent of space
+    owned_upkeep: Floats  # (S,A,T)
+    owned_water: Floats
+    owned_carbon: Floats  # price of carbon, where paid
+    put_energy: Floats  # (S,A,M,T) beyond idle, at mean load
+    put_water: Floats
+    put_carbon: Floats
+    carbon_market_owned: Floats  # (S,A,T) t, market-based
+    carbon_market_put: Floats  # (S,A,M,T)
+    demand_charge: Floats  # (S,T) a MW billed
+    rent: Floats  # (S,A,K,T) a rack for a period
+    begin: Floats  # (P,)
+    live: Floats  # (P,) a period
+    income: Floats  # (R,M) a request a second at the peak, over a period
+    fixed: Floats  # (T,) people, offices, racks that are rented already, whatever is decided
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanMap:
+    """All that the arrays do not say."""
+
+    fleet: Fleet  # with a site for each place of rent
+    plan: Plan
+    today: date
+    days: tuple[date, ...]  # first day of each period
+    seed: int
+    asked: Traffic
+    load_ratio: float  # mean over peak
+    sites: tuple[PlanSite, ...]
+    kinds: tuple[Kind, ...]
+    services: tuple[Service, ...]
+    clients: tuple[Client, ...]
+    phases: tuple[Phase, ...]
+    terms: tuple[Terms, ...]
+    rows: Mapping[tuple[int, int], ReplicaRow]  # (kind, service): what a replica carries
+    replicas_per_rack: Floats  # (A,M)
+    prices: Prices
+    discount: Floats  # (T,) mid-period
+    discount_begin: Floats  # (T,) first day of the period
+    money_unit: float  # currency units in one unit of the problem's money
+    notes: tuple[str, ...]  # what was assumed, in sentences
+
+    @property
+    def currency(self) -> str:
+        """The fleet's currency."""
+        return self.fleet.money.currency

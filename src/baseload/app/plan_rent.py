@@ -1,0 +1,102 @@
+"""Offers of rent: as sites of their own in the fleet, and as kinds of contract with what an hour costs.
+
+An offer's accelerators stand in somebody else's building, with its power and cooling in the price: they are a site
+apart, that can be lost apart. Offers of one operator in one place are one site.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+import msgspec
+
+from baseload.app.plan_map import Terms
+from baseload.fleet import catalog, resolve
+from baseload.fleet.check_plan import list_price_usd
+from baseload.fleet.model import Cooling, Fleet, PowerContract, Site
+from baseload.fleet.planning import TERM_MONTHS, Plan, Rent
+from baseload.formulas.money import spot_useful_ratio
+
+CLOUD_LAW = "US"  # whose law reaches an operator that the file does not name
+MOST_POWER_MW = 100_000.0
+
+
+def offers(fleet: Fleet, plan: Plan) -> list[Rent]:
+    """Return the offers: declared ones, or where the plan says nothing the list prices, at each site's place."""
+    if plan.rent is not None:
+        return plan.rent
+    used = dict.fromkeys(
+        catalog.accelerator(rack.accelerator).accelerator_id
+        for site in fleet.sites.values()
+        for rack in site.racks.values()
+    )
+    places = dict.fromkeys(catalog.place(site.place).place_id for site in fleet.sites.values() if site.place)
+    return [
+        Rent(accelerator=name, place=place)
+        for place in places
+        for name in used
+        if catalog.accelerator(name).rental_usd_h is not None
+    ]
+
+
+def site_of(offer: Rent) -> str:
+    """Return the name of the site that an offer stands in."""
+    return f"{offer.operator}-{catalog.place(offer.place).place_id}"
+
+
+def with_rent(fleet: Fleet, found: list[Rent]) -> Fleet:
+    """Return the fleet with a site for each place of rent; power and cooling there are in the price."""
+    sites = dict(fleet.sites)
+    for offer in found:
+        name = site_of(offer)
+        sites.setdefault(
+            name,
+            Site(
+                place=offer.place,
+                operator=offer.operator,
+                operator_jurisdiction=offer.operator_jurisdiction or CLOUD_LAW,
+                contracts=[PowerContract(power_mw=MOST_POWER_MW, price_per_mwh=0.0)],
+                cooling=Cooling(pue=1.0, type="direct_to_chip"),
+                chain_efficiency=1.0,
+                parked_power_ratio=0.0,
+            ),
+        )
+    return msgspec.structs.replace(fleet, sites=sites)
+
+
+def terms(found: list[Rent]) -> list[Terms]:
+    """Return the kinds of contract among the offers."""
+    groups: dict[tuple[str, int, float], list[Rent]] = {}
+    for offer in found:
+        months = offer.term_months or TERM_MONTHS[offer.kind]
+        key = (offer.kind, max(1, ceil(months / 3.0 - 1e-9)), round(useful_ratio(offer), 6))
+        groups.setdefault(key, []).append(offer)
+    return [
+        Terms(
+            name=f"{kind.replace('_', ' ')}, {periods * 3} months",
+            kind=kind,
+            term_periods=periods,
+            useful=useful,
+            offers=tuple(group),
+        )
+        for (kind, periods, useful), group in groups.items()
+    ]
+
+
+def useful_ratio(offer: Rent) -> float:
+    """Return the share of rented time that serves: spot is taken away, and another must be started."""
+    return spot_useful_ratio(offer.interruptions_per_hour, 0.0, offer.restart_s) if offer.kind == "spot" else 1.0
+
+
+def price_per_hour(offer: Rent, fleet: Fleet) -> float:
+    """Return the price of an accelerator-hour in the fleet's currency."""
+    if offer.price_per_accelerator_hour is not None:
+        return offer.price_per_accelerator_hour
+    listed = list_price_usd(offer)
+    assert listed is not None, offer  # check_plan says it before
+    return listed * fleet.money.usd_rate
+
+
+def law_of(fleet: Fleet, site: str) -> str:
+    """Return the country where a site's data sits."""
+    return resolve.site_facts(fleet, site).jurisdiction
