@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from baseload.app import plan_demand, plan_kinds, plan_prices, plan_rent, plan_sites
-from baseload.app.plan_demand import Client
 from baseload.app.plan_map import Kind, PlanMap, PlanSite, Prices
 from baseload.app.plan_prices import Frame
 from baseload.errors import RunError
@@ -137,20 +137,12 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         whole=_whole(f, rack_mw, power),
         power_mw=power,
         floor_m2=floor,
-        phase_site=np.array([[s.name for s in f.sites].index(one.site) for one in f.phases], np.int64).reshape(P),
-        phase_mw=np.array([one.usable_mw for one in f.phases]).reshape(P),
-        phase_delay=np.array([one.periods for one in f.phases], np.int64).reshape(P),
-        phase_after=np.array([-1 if one.after is None else one.after for one in f.phases], np.int64).reshape(P),
-        begin_from=np.array([one.first_period for one in f.phases], np.int64).reshape(P),
-        begin_by=np.array([0 if one.begun else T for one in f.phases], np.int64).reshape(P),
+        **_phase_arrays(f),
         ratchet=np.array([one.years.ratchet if one.years else 0.0 for one in f.sites]),
         minimum_bill=np.array([one.years.minimum_bill if one.years else 0.0 for one in f.sites]),
         supply=supply_racks,
         shared_use=shared_use,
         shared=shared,
-        term=np.array([one.term_periods for one in f.terms], np.int64).reshape(len(f.terms)),
-        useful=np.array([one.useful for one in f.terms]).reshape(len(f.terms)),
-        on_site=np.zeros(len(f.terms), bool),
         sign_max=_sign_max(f, cash, rate, demand),
         group_of=group_of,
         share_max=share_max,
@@ -169,6 +161,22 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         ),
     )
     return problem, unit, [*why, *trimmed]
+
+
+def _phase_arrays(f: Frame) -> dict[str, Any]:
+    """Return the arrays of phases and of kinds of contract."""
+    T, P, K = len(f.days), len(f.phases), len(f.terms)
+    return {
+        "phase_site": np.array([[s.name for s in f.sites].index(one.site) for one in f.phases], np.int64).reshape(P),
+        "phase_mw": np.array([one.usable_mw for one in f.phases]).reshape(P),
+        "phase_delay": np.array([one.periods for one in f.phases], np.int64).reshape(P),
+        "phase_after": np.array([-1 if one.after is None else one.after for one in f.phases], np.int64).reshape(P),
+        "begin_from": np.array([one.first_period for one in f.phases], np.int64).reshape(P),
+        "begin_by": np.array([0 if one.begun else T for one in f.phases], np.int64).reshape(P),
+        "term": np.array([one.term_periods for one in f.terms], np.int64).reshape(K),
+        "useful": np.array([one.useful for one in f.terms]).reshape(K),
+        "on_site": np.zeros(K, bool),
+    }
 
 
 def quarter(day: date) -> str:
@@ -415,13 +423,3 @@ def _assumed(f: Frame, loaded: Loaded) -> list[str]:
             f"lead times and price curves of {', '.join(guessed)} are shipped figures unless declared (modelled)"
         )
     return said
-
-
-def site_index(f: Sequence[PlanSite], name: str) -> int:
-    """Return the place of a site."""
-    return [one.name for one in f].index(name)
-
-
-def client_of(clients: Sequence[Client], tenant: str) -> list[int]:
-    """Return the places of a tenant's clients."""
-    return [r for r, one in enumerate(clients) if one.tenant == tenant]

@@ -7,7 +7,7 @@ Heavy imports happen here, not at the top of the CLI. What the twin does is `sim
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,9 @@ def say_compiling(say: Say) -> None:
 def prepare(wish: Wish) -> Prepared:
     """Read, check and describe; raises InputError where the user's files are wrong."""
     loaded = load.load(wish.fleet, wish.overrides)
-    check.require(loaded, policies=known_policies())
+    check.require(loaded, policies=known_policies(), day=wish.day)
+    if wish.day is not None and wish.scale is None and wish.replay is None:
+        loaded = replace(loaded, fleet=dates.demand_on(loaded.fleet, wish.day))
     warnings = tuple(str(problem) for problem in check.warnings(loaded))
     fleet = loaded.fleet
     jit.enable()  # before any rule is imported: what was imported before stays plain

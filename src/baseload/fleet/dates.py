@@ -11,7 +11,8 @@ from datetime import date
 
 import msgspec
 
-from baseload.fleet.model import Fleet, GridConnection, PowerContract, Site
+from baseload.fleet import planning
+from baseload.fleet.model import Fleet, GridConnection, PowerContract, Site, Tenant
 
 DEFAULT_DAY = date(2023, 6, 15)
 STAGES = ("announced", "permitted", "contracted", "energised")
@@ -43,6 +44,25 @@ def on(fleet: Fleet, day: date) -> Fleet:
         if holds(day, deployment.start, deployment.until)
     }
     return msgspec.structs.replace(fleet, sites=sites, deployments=deployments)
+
+
+def demand_on(fleet: Fleet, day: date) -> Fleet:
+    """Return the fleet with the demand of a day: grown from `plan.start` on, by tenant, as the plan section says.
+
+    A fleet without a plan section, or without a start, asks for the same on every day.
+    """
+    plan = fleet.plan
+    years = 0.0 if plan is None else planning.years_after(plan, day)
+    if plan is None or years == 0.0:
+        return fleet
+    tenants = fleet.tenants or {"anyone": Tenant()}
+    grown = {name: one.share * planning.grown(plan, name, years) for name, one in tenants.items()}
+    before, after = sum(one.share for one in tenants.values()), sum(grown.values())
+    if before <= 0.0:
+        return fleet
+    replaced = {name: msgspec.structs.replace(one, share=grown[name]) for name, one in fleet.tenants.items()}
+    demand = msgspec.structs.replace(fleet.demand, scale=fleet.demand.scale * after / before)
+    return msgspec.structs.replace(fleet, tenants=replaced, demand=demand)
 
 
 def site_on(site: Site, day: date) -> Site:

@@ -198,6 +198,11 @@ def grown(plan: Plan, tenant: str, years: float) -> float:
     return factor
 
 
+def years_after(plan: Plan, day: date) -> float:
+    """Return the years from the plan's start to a day; 0 before it, or where it has no start."""
+    return 0.0 if plan.start is None else max(0.0, (day - plan.start).days / 365.25)
+
+
 def quarters_from(day: date, n: int) -> list[date]:
     """Return the first days of `n` quarters, the first one on or after `day`.
 
