@@ -15,6 +15,7 @@ from tests.chaos.client import Outcome, Request, Wire, ask
 from tests.chaos.stack import Gateway, MockEngine, fleet_text
 
 CAPACITY_RPS = 40.0
+CALM_S, STORM_S = 8.0, 5.0
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("baseload.serve.worker") is None, reason="not run: the gateway is not built"
 )
@@ -100,26 +101,23 @@ def answered(outcomes: list[Outcome]) -> int:
 @pytest.mark.alone
 def test_ten_times_the_load_keeps_nine_tenths_of_the_goodput(rig: Rig) -> None:
     """At ten times the load goodput stays at 90 % of its peak; who behaves waits twice as long at most; others hear 429."""
-    calm = offer(rig, {"acme": 6.0, "crowd": CAPACITY_RPS * 0.75}, 5.0)
-    peak = answered(calm["acme"]) + answered(calm["crowd"])
+    calm = offer(rig, {"acme": 12.0, "crowd": CAPACITY_RPS * 0.9 - 12.0}, CALM_S)  # long: its p99 is the measure
+    peak_rps = min((answered(calm["acme"]) + answered(calm["crowd"])) / CALM_S, CAPACITY_RPS)
     assert all(o.kind == "answer" for o in calm["acme"])
     for _ in range(3):  # whatever else the machine does can only slow a storm down: one of three has to be fine
-        storm = offer(rig, {"acme": 6.0, "crowd": CAPACITY_RPS * 10 - 6.0}, 5.0, seed=6)
+        storm = offer(rig, {"acme": 12.0, "crowd": CAPACITY_RPS * 10 - 12.0}, STORM_S, seed=6)
         wrong = [o for group in storm.values() for o in group if o.kind not in ("answer", "envelope")]
         assert not wrong, wrong[:3]
         refused = [o for group in storm.values() for o in group if o.kind == "envelope"]
         assert all(o.status in (429, 503) for o in refused) and all("retry-after" in o.headers for o in refused)
-        good = answered(storm["acme"]) + answered(storm["crowd"])
-        slow = [
-            f"{good} answered in the storm, {peak} in the calm" * (good < 0.9 * min(peak, CAPACITY_RPS * 5)),
-            f"acme: {answered(storm['acme'])} of {len(storm['acme'])}"
-            * (answered(storm["acme"]) < 0.95 * len(storm["acme"])),
-            f"p99 {p99_s(storm['acme']):.3f} s, {p99_s(calm['acme']):.3f} s in the calm"
-            * (p99_s(storm["acme"]) > 2.0 * p99_s(calm["acme"]) + 0.1),
-        ]
-        if not any(slow):
+        good_rps = (answered(storm["acme"]) + answered(storm["crowd"])) / STORM_S
+        served = answered(storm["acme"]) / len(storm["acme"])
+        slower = p99_s(storm["acme"]) - (2.0 * p99_s(calm["acme"]) + 0.1)
+        if good_rps >= 0.9 * peak_rps and served >= 0.95 and slower <= 0.0:
             return
-    raise AssertionError(slow)
+    raise AssertionError(
+        f"{good_rps:.1f} of {peak_rps:.1f} a second, acme {served:.2f} served, {slower:.3f} s too slow"
+    )
 
 
 def test_retries_add_at_most_a_tenth(rig: Rig) -> None:
