@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 from pathlib import Path
+
+from tests.chaos.stack import lasting_port
 
 
 def bindir() -> Path | None:
@@ -39,9 +40,7 @@ class Cluster:
         assert found is not None
         self.bin, self.folder = found, folder
         self.data = folder / "data"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = lasting_port()
 
     @property
     def url(self) -> str:

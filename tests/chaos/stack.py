@@ -58,13 +58,23 @@ def children_of(pid: int) -> dict[int, str]:
     return found
 
 
+GIVEN_PORTS: set[int] = set()
+
+
 def lasting_port() -> int:
-    """Return a free port below the range from which the kernel takes ports of clients: it is still free after a restart."""
+    """Return a free port below the range from which the kernel takes ports of clients: it is still free after a restart.
+
+    Each is given out once, and tests in other processes have a range of their own.
+    """
+    one = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    many = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = random.SystemRandom().randrange(12_000, 31_000)
+        port = random.SystemRandom().randrange(12_000, 31_000 - many) // many * many + one
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in GIVEN_PORTS:
+                GIVEN_PORTS.add(port)
+                return port
 
 
 @dataclass
