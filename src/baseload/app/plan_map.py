@@ -17,6 +17,7 @@ from baseload.app.plan_demand import Client, Service, Traffic
 from baseload.app.plan_sites import Phase, SiteYears
 from baseload.fleet.model import Fleet
 from baseload.fleet.planning import Plan, Rent
+from baseload.plan.money import Prices
 from baseload.plan.table import ReplicaRow
 
 Floats = npt.NDArray[np.float64]
@@ -55,30 +56,6 @@ class Terms:
     term_periods: int
     useful: float
     offers: tuple[Rent, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prices:
-    """Cash of a period before discounting and tax, in the fleet's currency; shapes as in plan/problem.py."""
-
-    buy_it: Floats  # (S,A,T) a rack with its share of server and network
-    buy_facility: Floats  # (S,A,T) building and plant for it
-    owned_energy: Floats  # (S,A,T) a rack, idle
-    owned_space: Floats  # (S,A,T) rent of space
-    owned_upkeep: Floats  # (S,A,T)
-    owned_water: Floats
-    owned_carbon: Floats  # price of carbon, where paid
-    put_energy: Floats  # (S,A,M,T) beyond idle, at mean load
-    put_water: Floats
-    put_carbon: Floats
-    carbon_market_owned: Floats  # (S,A,T) t, market-based
-    carbon_market_put: Floats  # (S,A,M,T)
-    demand_charge: Floats  # (S,T) a MW billed
-    rent: Floats  # (S,A,K,T) a rack for a period
-    begin: Floats  # (P,)
-    live: Floats  # (P,) a period
-    income: Floats  # (R,M) a request a second at the peak, over a period
-    fixed: Floats  # (T,) people, offices, racks that are rented already, whatever is decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

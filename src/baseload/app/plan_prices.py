@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from baseload.app import plan_demand, plan_kinds, plan_rent
 from baseload.app.plan_demand import Client, Traffic
-from baseload.app.plan_map import Kind, PlanSite, Prices, Terms
+from baseload.app.plan_map import Kind, PlanSite, Terms
 from baseload.app.plan_sites import HOURS_PER_QUARTER, Phase
 from baseload.fleet import catalog
 from baseload.fleet.model import Fleet
 from baseload.fleet.planning import Plan
+from baseload.plan.money import Prices
 from baseload.plan.table import ReplicaRow
 
 Floats = npt.NDArray[np.float64]
@@ -93,6 +94,8 @@ def prices(f: Frame) -> Prices:
         owned_upkeep=np.broadcast_to((unit[:, :1] * money.maintenance_ratio_per_year / 4.0)[None], (S, A, T)).copy(),
         owned_water=idle_mwh[:, :, None] * water[:, None, :] * water_price,
         owned_carbon=owned_t * money.carbon_price_per_t,
+        owned_mwh=np.broadcast_to(idle_mwh[:, :, None], (S, A, T)).copy(),
+        put_mwh=np.broadcast_to(put_mwh[..., None], (S, A, M, T)).copy(),
         put_energy=put_mwh[..., None] * cost[:, None, None, :],
         put_water=put_mwh[..., None] * water[:, None, None, :] * water_price[..., None],
         put_carbon=put_t * money.carbon_price_per_t,

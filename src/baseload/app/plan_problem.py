@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baseload.app import plan_demand, plan_kinds, plan_prices, plan_rent, plan_sites
-from baseload.app.plan_map import Kind, PlanMap, PlanSite, Prices
+from baseload.app.plan_map import Kind, PlanMap, PlanSite
 from baseload.app.plan_prices import Frame
 from baseload.errors import RunError
 from baseload.fleet import catalog, planning, resolve, supply
@@ -24,6 +24,7 @@ from baseload.fleet.check_plan import grid_zone
 from baseload.fleet.check_service import may_serve
 from baseload.fleet.load import Loaded
 from baseload.fleet.planning import Plan
+from baseload.plan.money import Prices
 from baseload.plan.problem import Problem
 from baseload.plan.table import ReplicaRow, ReplicaTable
 from baseload.simulate.setup import _Rtt
@@ -114,6 +115,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
     supply_racks, shared_use, shared = _supply(f)
     group_names, group_of, share_max = _groups(f)
     P = len(f.phases)
+    arrays: dict[str, Any] = {**values, **physical, **_phase_arrays(f)}
     problem = Problem(
         name=f.fleet.name,
         sites=tuple(one.name for one in f.sites),
@@ -137,7 +139,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         whole=_whole(f, rack_mw, power),
         power_mw=power,
         floor_m2=floor,
-        **_phase_arrays(f),
+        **arrays,
         ratchet=np.array([one.years.ratchet if one.years else 0.0 for one in f.sites]),
         minimum_bill=np.array([one.years.minimum_bill if one.years else 0.0 for one in f.sites]),
         supply=supply_racks,
@@ -149,11 +151,9 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         survive_ratio=np.full(M, f.plan.survive.ratio),
         host_min=None,
         cost_host=np.zeros((S, M, T)),
-        **values,
         spend_begin=np.broadcast_to((cash.begin / unit)[:, None], (P, T)).copy(),
         spend_buy=(cash.buy_it + cash.buy_facility) / unit,
         capex_budget=_budget(f, f.plan.budgets.capex_by_year) / unit,
-        **physical,
         carbon_budget=_budget(f, f.plan.budgets.carbon_t_by_year),
         water_budget=_budget(f, f.plan.budgets.water_m3_by_year),
         slack_price=_slack_prices(
