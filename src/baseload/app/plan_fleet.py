@@ -23,7 +23,7 @@ from baseload.app.plan_map import PlanMap
 from baseload.app.plan_problem import quarter
 from baseload.app.plan_rent import price_per_hour, site_of
 from baseload.app.plan_whole import Whole, whole
-from baseload.fleet import resolve
+from baseload.fleet import catalog, resolve
 from baseload.fleet.load import Loaded
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaRow
@@ -35,7 +35,10 @@ def planned_fleet(loaded: Loaded, problem: Problem, answer: Answer, plan_map: Pl
     """Return the fleet file of an answer."""
     keeper = YAML()  # the round-trip reader: knows no tags that make objects
     keeper.preserve_quotes = True
-    keeper.width = 120
+    keeper.width = 4096
+    keeper.representer.ignore_aliases = lambda *_: True  # each place has its own copy
+    if _indented_lists(loaded.text):
+        keeper.indent(mapping=2, sequence=4, offset=2)
     document = keeper.load(loaded.text.removeprefix("\ufeff"))
     _unshare(document, set())
     for override in loaded.overrides:
@@ -60,6 +63,12 @@ def _head(loaded: Loaded, problem: Problem, answer: Answer, plan_map: PlanMap) -
         f"{problem.periods[0]} to {problem.periods[-1]}; at most {100.0 * answer.gap:.2f} % from the best."
         f"{meets}{stopped.get(answer.status, '')}\n"
     )
+
+
+def _indented_lists(text: str) -> bool:
+    """Say whether the owner sets the dashes of lists further in than the key above them."""
+    found = re.search(r"^( *)[\w.-]+:[^\n\[{]*\n(?: *#[^\n]*\n)*( *)- ", text, re.MULTILINE)
+    return found is not None and len(found[2]) > len(found[1])
 
 
 def _unshare(node: Any, seen: set[int]) -> None:
@@ -214,7 +223,7 @@ class _Writer:
             if not site.rented or not rented.any():
                 continue
             record = self.map.fleet.sites[site.declared]
-            each_mw = [float(self.problem.rack_mw[s, a]) for a in range(len(self.map.kinds))]
+            each_mw = [float(self.problem.rack_mw[s, a]) / kind.per_rack for a, kind in enumerate(self.map.kinds)]
             entry = CommentedMap(
                 place=record.place,
                 operator=record.operator,
@@ -230,7 +239,9 @@ class _Writer:
             entry.yaml_set_start_comment("rented: power and cooling are in the price", indent=4)
             for a, kind in enumerate(self.map.kinds):
                 for first, last, n in runs(rented[a].tolist()):
-                    rack = self._rack(a, n)
+                    size = min(n, catalog.accelerator(kind.accelerator).per_server)
+                    rack = self._rack(a, n // size)
+                    rack["accelerators_per_rack"] = size
                     rack["in_service"] = self.days[first]
                     if last + 1 < self.n_periods:
                         rack["until"] = self.days[last + 1]

@@ -1,6 +1,6 @@
 """From an answer's racks to whole things: racks, rented racks and replicas by site and period, never more than there is.
 
-An answer may rent part of a rack or put part of one to work; a fleet file cannot. Rented racks are rounded up, replicas
+An answer may rent part of a rack or put part of one to work; a fleet file cannot. Rented accelerators are rounded up, replicas
 down to what the accelerators of a site carry, and what is left over goes to the services that lost most.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baseload.app.plan_map import PlanMap
+from baseload.fleet import catalog
 from baseload.plan.problem import Answer, Problem
 
 Floats = npt.NDArray[np.float64]
@@ -25,7 +26,7 @@ class Whole:
 
     bought: Ints  # (S,A,T) racks ordered
     owned: Ints  # (S,A,T) racks in service that were bought or stood there, free for serving
-    rented: Ints  # (S,A,T) racks in force
+    rented: Ints  # (S,A,T) rented accelerators in force
     replicas: Ints  # (S,A,M,T)
     live: Ints  # (P,) period of power; T: never
     begun: Ints  # (P,) period of begin; T: never
@@ -36,13 +37,16 @@ def whole(problem: Problem, answer: Answer, plan_map: PlanMap) -> Whole:
     S, A, M, _, T = problem.shape
     bought = np.diff(np.floor(np.cumsum(answer.buy, axis=2) + _EPS), axis=2, prepend=0.0).astype(np.int64)
     owned = np.floor(problem.existing + _EPS).astype(np.int64) + in_service(bought, problem)
-    rented = np.ceil(rented_racks(answer.sign, problem) - _EPS).astype(np.int64)
+    per_rack = np.array([kind.per_rack for kind in plan_map.kinds], np.int64)[None, :, None]
+    rented = np.ceil(rented_racks(answer.sign, problem) * per_rack - _EPS).astype(np.int64)
+    for a, kind in enumerate(plan_map.kinds):
+        rented[:, a] = whole_servers(rented[:, a], catalog.accelerator(kind.accelerator).per_server)
     replicas = np.zeros((S, A, M, T), np.int64)
     size = np.array([[_size(plan_map, a, m) for m in range(M)] for a in range(A)])
     for s in range(S):
         for a in range(A):
             for t in range(T):
-                there = int(owned[s, a, t] + rented[s, a, t]) * plan_map.kinds[a].per_rack
+                there = int(owned[s, a, t]) * plan_map.kinds[a].per_rack + int(rented[s, a, t])
                 want = answer.put[s, a, :, t] * plan_map.replicas_per_rack[a]
                 replicas[s, a, :, t] = share_out(want, size[a], there)
     begun = np.array([_first(row) for row in answer.w], np.int64).reshape(len(problem.phases))
@@ -80,6 +84,16 @@ def rented_racks(sign: Floats, problem: Problem) -> Floats:
         for t in range(T):
             there[:, :, t : t + int(problem.term[k])] += sign[:, :, k, t][:, :, None]
     return there
+
+
+def whole_servers(accelerators: Ints, per_server: int) -> Ints:
+    """Return accelerators rounded up to whole servers, where they are more than one server has.
+
+    >>> whole_servers(np.array([0, 3, 9]), 8)
+    array([ 0,  3, 16])
+    """
+    servers = -(-accelerators // per_server) * per_server
+    return np.where(accelerators > per_server, servers, accelerators)
 
 
 def share_out(want: Floats, size: Ints, accelerators: int) -> Ints:
