@@ -8,6 +8,7 @@ FUZZ_SERVE ?= 1000000
 chaos: venv  # kills, faults and partitions over a whole gateway, with SQLite and, where it is installed, PostgreSQL
 	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS)
 	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS) --postgres
+	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS) --spare
 
 clients: venv  # eight clients, directly at an engine and through the gateway
 	$(PY) -m tests.clients.run $(if $(ONLY),--only $(ONLY))

@@ -5,7 +5,8 @@
 Kills the gateway whole, its owner and its workers, engines, the database; fills the disk; freezes, degrades and partitions;
 meanwhile some requests ask their engine for a fault of its own. Then: every request ended in one of four ways, ledger and
 ground truth agree by request id, no row twice, no reservation leaked, Merkle proofs hold, recovery took less than 5 s. A
-failing run prints the command that repeats it. What the machine does not allow is told as `not run`.
+failing run prints the command that repeats it. Prompts and keys stand in no file and on no page of the gateway, and its idle
+processes hold no more files and memory than before the storm. What the machine does not allow is told as `not run`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import invariants, postgres, schedule
+from tests.chaos import invariants, leaks, postgres, schedule
 from tests.chaos.client import Request, Wire, ask
 from tests.chaos.faultproxy import FaultProxy
 from tests.chaos.invariants import Seen, Window
@@ -51,6 +52,7 @@ class Storm:
     workers: int = 2
     use_postgres: bool = False
     faulty_ratio: float = 0.12
+    spared: bool = False
     say: Any = print
     engines: list[MockEngine] = field(default_factory=list)
     proxies: list[FaultProxy] = field(default_factory=list)
@@ -67,6 +69,9 @@ class Storm:
     sent: int = 0
     restarting: set[int] = field(default_factory=set)
     engine_deaths: Counter[int] = field(default_factory=Counter)
+    before: dict[str, tuple[int, int]] = field(default_factory=dict)
+    after: dict[str, tuple[int, int]] = field(default_factory=dict)
+    pages: dict[str, bytes] = field(default_factory=dict)
 
     # ---- begin and end -----------------------------------------------------------------------------------
 
@@ -85,6 +90,8 @@ class Storm:
             else:
                 urls.append(engine.url)
         env, more = self._database()
+        if self.spared:
+            self.not_run |= dict.fromkeys(("gateway", "owner", "worker"), "spared, so that what leaks adds up")
         fleet = self.folder / "fleet.yaml"
         half = (len(urls) + 1) // 2
         fleet.write_text(fleet_text(urls[:half], urls[half:], workers=self.workers, serve_more=more))
@@ -93,6 +100,9 @@ class Storm:
         for tenant in schedule.TENANTS:
             self.keys[tenant] = await asyncio.to_thread(self.gateway.key, tenant)
         self.gate.set()
+        await self._recovered(time.monotonic())
+        self.recoveries_s.clear()  # nothing had happened yet
+        self.before = leaks.footprint(self.gateway)
 
     def _mount(self, state: Path) -> None:
         done = subprocess.run(
@@ -305,7 +315,9 @@ class Storm:
         wrong += invariants.billed_as_delivered(self.seen, rows, truth, n_lost=N_LOST)
         wrong += [f"recovery took {s:.1f} s" for s in self.recoveries_s if s > RECOVERY_S]
         wrong += self.verified()
-        return wrong
+        assert self.gateway is not None
+        written = [self.kept, self.ledger, self.gateway.log]
+        return wrong + leaks.found([leaks.CANARY, *self.keys.values()], written, self.pages)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the ledger's rows."""
@@ -316,13 +328,17 @@ class Storm:
         """Return the ledger file; the tmpfs is gone by now, so its copy."""
         if self.cluster is not None:
             return self.folder / "ledger.db"
-        state = self.folder / ("state-kept" if self.mounted else "state")
-        return state / "ledger.db"
+        return self.kept / "ledger.db"
+
+    @property
+    def kept(self) -> Path:
+        """Return the state folder, or what was kept of it."""
+        return self.folder / ("state-kept" if self.mounted else "state")
 
     def verified(self) -> list[str]:
         """Return nothing where `baseload verify` finds the ledger whole."""
         assert self.gateway is not None
-        witness = self.folder / ("state-kept" if self.mounted else "state") / "witness.log"
+        witness = self.kept / "witness.log"
         words = ["--witness", str(witness)] if witness.exists() else []
         done = self.gateway.baseload("verify", str(self.ledger), *words)
         return [] if done.returncode == 0 else [f"verify: {(done.stdout + done.stderr).strip()[-300:]}"]
@@ -342,6 +358,14 @@ class Storm:
             await asyncio.sleep(0.2)
         if any(running.values()):
             wrong.append(f"engines still compute for clients that are gone: {running}")
+        return wrong + await asyncio.to_thread(self._left_over)
+
+    def _left_over(self) -> list[str]:
+        """Return what the gateway, idle now, still holds; and keep what it shows."""
+        assert self.gateway is not None
+        wrong = leaks.grown(self.gateway, self.before, idle_files=8 * self.n_engines, within_s=8.0)
+        self.after = leaks.footprint(self.gateway)
+        self.pages = leaks.pages(self.gateway, (self.gateway.state / "admin.token").read_text().strip())
         return wrong
 
 
@@ -359,7 +383,7 @@ async def storm_of(options: argparse.Namespace, folder: Path, say: Any = print) 
     """Run one storm; return it with its violations."""
     storm = Storm(
         seed=options.seed, n_requests=options.requests, folder=folder, users=options.users, workers=options.workers,
-        use_postgres=options.postgres, say=say,
+        use_postgres=options.postgres, spared=options.spare, say=say,
     )  # fmt: skip
     wrong: list[str] = []
     try:
@@ -397,6 +421,9 @@ def tell(storm: Storm, wrong: list[str], took_s: float) -> None:
     if storm.recoveries_s:
         worst = sorted(storm.recoveries_s)
         print(f"  recovery: median {worst[len(worst) // 2]:.2f} s, worst {worst[-1]:.2f} s of {len(worst)}")
+    for part, (files, rss) in storm.after.items():
+        files_were, rss_was = storm.before[part]
+        print(f"  {part}: {files_were} open files before, {files} after; {rss_was >> 20} MiB before, {rss >> 20} after")
     for what, why in storm.not_run.items():
         print(f"  not run: {what}: {why}")
     for fault, counts in sorted(invariants.tally(storm.seen).items()):
@@ -414,6 +441,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--users", type=int, default=32)
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--postgres", action="store_true", help="keep the ledger in PostgreSQL, and restart that too")
+    p.add_argument("--spare", action="store_true", help="kill no process of the gateway, so that what leaks adds up")
     p.add_argument("--keep", type=Path, help="keep all files in this folder")
     p.add_argument("--json", type=Path, help="write the violations here")
     return p.parse_args(argv)

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 from tests.chaos.client import Request
+from tests.chaos.leaks import CANARY
 
 REQUEST_FAULTS = (
     "hang", "stall", "reset", "reset0", "fin", "cut", "halfbody", "garbage", "badchunk", "badjson", "errchunk", "clte",
@@ -67,6 +68,6 @@ def request(
     stream = dice.random() < 0.7
     hangs_up = stream and dice.random() < 0.06
     return Request(
-        prompt=f"request {i} of {seed} {knobs}", n=n, stream=stream, key=keys[tenant], tenant=tenant,
+        prompt=f"{CANARY} request {i} of {seed} {knobs}", n=n, stream=stream, key=keys[tenant], tenant=tenant,
         usage=dice.random() < 0.6, cancel_after=dice.randrange(0, n) if hangs_up else -1, deadline_s=deadline_s,
     )  # fmt: skip

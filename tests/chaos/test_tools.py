@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import invariants, schedule
+from tests.chaos import invariants, leaks, schedule
 from tests.chaos.client import Outcome, Request, Wire, ask
 from tests.chaos.faultproxy import FaultProxy
 from tests.chaos.invariants import Seen
@@ -138,3 +138,17 @@ def test_books_that_do_not_balance_are_found(tmp_path: Path) -> None:
     assert invariants.one_end_each([Seen(out, "", 1)], [])
     assert invariants.one_end_each([Seen(out, "", 1)], [invariants.Window(4.5, 6.0)]) == []
     assert invariants.one_end_each([Seen(Outcome(kind="lie"), "", 1)], [invariants.Window(0, 9)])
+
+
+def test_a_word_that_leaked_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    """A prompt in a log, a key within the bytes of a ledger, and one on a page are each told by name; else nothing is."""
+    (tmp_path / "state" / "run").mkdir(parents=True)
+    (tmp_path / "state" / "run" / "worker.log").write_text(f"body: {leaks.CANARY} request 3")
+    (tmp_path / "state" / "ledger.db").write_bytes(b"\0\xff" + b"bl-0123456789abcdef" + b"\0")
+    pages = {"/metrics": b'key="bl-0123456789abcdef"', "/healthz": b"ok"}
+
+    wrong = leaks.found([leaks.CANARY, "bl-0123456789abcdef"], [tmp_path / "state"], pages)
+
+    assert [line.rsplit("/", 1)[1] for line in sorted(wrong)] == ["ledger.db", "metrics", "worker.log"], wrong
+    assert not any("0123456789" in line for line in wrong), "a finding does not leak in its turn"
+    assert leaks.found(["another-word"], [tmp_path / "state"], pages) == []
