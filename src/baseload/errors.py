@@ -6,6 +6,7 @@
         TraceError                a trace file or generator
         CatalogError              a name that the catalogue does not know
         PolicyError               a policy name, or an operator's own policy file
+        PlanError                 a planning problem without a plan
         RunError                  a run folder: missing, partial, or of another version
         LedgerError               a ledger, its key or its witness: missing, damaged, or not one of ours
       LedgerUnavailable           exit code 1: the ledger cannot store now (disk full, connection lost); nothing half-written
@@ -72,6 +73,10 @@ class CatalogError(InputError):
 
 class PolicyError(InputError):
     """A policy name that does not exist, or an operator's own policy that cannot be loaded."""
+
+
+class PlanError(InputError):
+    """A planning problem that has no plan, or asks for something impossible; the message says what stands in the way."""
 
 
 class RunError(InputError):

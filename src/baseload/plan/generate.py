@@ -3,8 +3,8 @@
 The shapes are those of an operator of several sites who grows over five years: sites of about a megawatt over a continent's
 distances, each with up to three grid phases that take two to six quarters; rack kinds that get dearer, denser and faster;
 services that a kind serves well or badly; clients (a tenant in a region) who may be served from a bit under half of the sites
-(latency, law); demand that grows about 8 % a quarter, each service at its own pace. Rent on demand costs about twice what
-owning does, a reserved year one and a half times. Nothing here is measured: levels follow published prices and powers of 2026
+(latency, law); demand that grows about 8 % a quarter, each service at its own pace. Rent on demand costs nearly three times what
+owning does, a reserved year nearly twice. Nothing here is measured: levels follow published prices and powers of 2026
 (a rack of eight accelerators at about 0.4 million dollars and 15 kW, 120 to 190 dollars a kW and month of space, 40 to 140
 dollars a MWh).
 Money is in thousands of dollars of present value, so that no coefficient is far from 1.
@@ -116,12 +116,12 @@ def instance(
     rentals = ("on-demand", "reserved year")
     term = np.array([1, max(1, round(4 / quarters))], dtype=np.int64)
     own_rate = price * 0.25 / 4.0 * quarters  # about what owning costs a period
-    premium = np.array([2.0, 1.5]) * rng.uniform(0.95, 1.05, 2)
+    premium = np.array([2.8, 1.9]) * rng.uniform(0.95, 1.05, 2)
     running = np.array([[worth[t : t + n].sum() for t in range(periods)] for n in term])  # [K,T]
     cost_sign = own_rate[None, :, None, None] * premium[None, None, :, None] * running[None, None]
     cost_sign = cost_sign * rng.uniform(0.9, 1.15, (sites, 1, 1, 1))
     sign_max = np.where(
-        may_place[:, :, None], np.maximum(2.0, 0.15 * need_mw * share[:, None, None] / rack_mw[:, :, None]), 0.0
+        may_place[:, :, None], np.maximum(2.0, 0.08 * need_mw * share[:, None, None] / rack_mw[:, :, None]), 0.0
     )
     sign_max = np.repeat(sign_max, 2, axis=2)
 

@@ -1,0 +1,191 @@
+"""The whole planning problem as one programme: every row of `problem.py`, flows included, in arrays for `highs.py`.
+
+The columns and rows that the projected master of `project.py` has too are made there; here come the flows, who is left
+unserved, and the Hall rows of survival. `answer_of` reads decisions from a solution; its slacks are what is truly missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from baseload.plan import project, transport
+from baseload.plan.problem import SLACKS, Answer, Bools, Floats, Ints, Problem, Status
+from baseload.plan.project import INF, Columns, Program, Sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hall:
+    """When site `lost` is gone, what `clients` need of a service in a period is carried by `sites`, or short."""
+
+    lost: int
+    m: int
+    t: int
+    clients: Bools  # [R]
+    sites: Bools  # [S]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The programme of a problem, with its columns and rows by name (numbers in the variable's shape, -1 where none)."""
+
+    problem: Problem
+    program: Program
+    columns: Columns
+    rows: Columns
+
+    def value(self, name: str, x: Floats) -> Floats:
+        """Return a variable of a solution, 0 where it has no column."""
+        number = self.columns[name]
+        return np.where(number >= 0, x[number], 0.0) if number.size else np.zeros(number.shape)
+
+
+def build(problem: Problem, halls: Iterable[Hall] = ()) -> Model:
+    """Return the programme of `problem` with the survival rows `halls`."""
+    sheet = Sheet()
+    at: Columns = {}
+    project._columns(problem, sheet, at, projected=False)
+    _flow_columns(problem, sheet, at)
+    rows = _flow_rows(problem, sheet, at)
+    project._rack_rows(problem, sheet, at)
+    project._power_rows(problem, sheet, at)
+    project._policy_rows(problem, sheet, at)
+    for hall in halls:
+        index, value, lower = hall_row(problem, at, hall)
+        row = sheet.rows(np.ones(1, bool), lower, INF)
+        sheet.cells(np.broadcast_to(row, index.shape), index, value)
+    columns = {name: number for name, number in at.items() if not name.endswith(" row")}
+    rows |= {name.removesuffix(" row"): number for name, number in at.items() if name.endswith(" row")}
+    return Model(problem=problem, program=sheet.program(), columns=columns, rows=rows)
+
+
+def _flow_columns(problem: Problem, sheet: Sheet, at: Columns) -> None:
+    """Add who is served from where, and who is not."""
+    asked = problem.demand > 0.0
+    goes = problem.allowed[..., None] & asked[:, None] & (at["carry"] >= 0)[None]
+    at["flow"] = sheet.columns(goes, problem.cost_flow, 0.0, INF)
+    at["unserved"] = sheet.columns(asked, problem.cost_unserved, 0.0, problem.demand)
+
+
+def _flow_rows(problem: Problem, sheet: Sheet, at: Columns) -> Columns:
+    """Add that all demand is served or not, within what sites carry; return the rows by name."""
+    serve = sheet.rows(problem.demand > 0.0, problem.demand, problem.demand)
+    sheet.cells(serve[:, None], at["flow"], 1.0)
+    sheet.cells(serve, at["unserved"], 1.0)
+    carry = sheet.rows(at["carry"] >= 0, -INF, 0.0)
+    sheet.cells(carry[None], at["flow"], 1.0)
+    sheet.cells(carry, at["carry"], -1.0)
+    return {"serve": serve, "carry": carry}
+
+
+def hall_row(problem: Problem, at: Columns, hall: Hall) -> tuple[Ints, Floats, float]:
+    """Return (columns, values, least) of a survival row."""
+    ratio, m, t = float(problem.survive_ratio[hall.m]), hall.m, hall.t
+    short = np.atleast_1d(at["short_survive"][m, t])
+    unserved, carry = at["unserved"][hall.clients, m, t], at["carry"][hall.sites, m, t]
+    index = np.concatenate([short, unserved, carry])
+    value = np.concatenate([[1.0], np.full(len(unserved), ratio), np.ones(len(carry))])
+    keep = index >= 0
+    return index[keep], value[keep], ratio * float(problem.demand[hall.clients, m, t].sum())
+
+
+def first_halls(problem: Problem) -> list[Hall]:
+    """Return the survival rows to begin with: all clients of a service that have two sites or more, each site lost."""
+    found = []
+    for m in np.flatnonzero(problem.survive_ratio > 0.0):
+        clients = problem.allowed[:, :, m].sum(axis=1) >= 2
+        if not clients.any():
+            continue
+        reach = problem.allowed[clients][:, :, m].any(axis=0)
+        for k in np.flatnonzero(reach):
+            sites = reach.copy()
+            sites[k] = False
+            for t in range(len(problem.periods)):
+                needs = clients & (problem.demand[:, m, t] > 0.0)
+                found.append(Hall(lost=int(k), m=int(m), t=t, clients=needs, sites=sites))
+    return found
+
+
+def missing_halls(
+    problem: Problem, carry: Floats, unserved: Floats, short: Floats, tolerance: float = 1e-7
+) -> tuple[list[Hall], Floats]:
+    """Return the survival rows that an answer breaks by more than `short` [M,T], and what is truly short [M,T].
+
+    `carry` is [S,M,T], `unserved` [R,M,T]. The rows are the tightest cuts of largest flows, so that none is missed.
+    """
+    n_sites, _, n_services, _, n_periods = problem.shape
+    truly = np.zeros((n_services, n_periods))
+    found: list[Hall] = []
+    if not (problem.survive_ratio > 0.0).any():
+        return found, truly
+    multi = problem.allowed.sum(axis=1) >= 2  # [R,M]
+    need = problem.survive_ratio[None, :, None] * (problem.demand - unserved) * multi[:, :, None]
+    need_mtr = np.ascontiguousarray(np.maximum(need, 0.0).transpose(1, 2, 0))
+    carry_mts = np.ascontiguousarray(carry.transpose(1, 2, 0))
+    of = transport.blocks(problem)
+    scale = np.maximum(1.0, need_mtr.sum(axis=2))
+    for k in range(n_sites):
+        if not (problem.allowed[:, k].any(axis=0) & (problem.survive_ratio > 0.0)).any():
+            continue
+        missing, clients, sites = transport.shortfalls(of, carry_mts, need_mtr, k)
+        truly = np.maximum(truly, missing)
+        for m, t in np.argwhere(missing > short + tolerance * scale):
+            # the row speaks of all clients that have no way round these sites, needed or not today
+            found.append(Hall(lost=k, m=int(m), t=int(t), clients=clients[m, t], sites=sites[m, t]))
+    return found, truly
+
+
+def rows_of(model: Model, halls: Iterable[Hall]) -> tuple[Floats, Ints, Ints, Floats]:
+    """Return (least, start, column, value) of survival rows, to be added to a programme that is held already."""
+    parts = [hall_row(model.problem, model.columns, hall) for hall in halls]
+    start = np.concatenate([[0], np.cumsum([len(index) for index, _, _ in parts])]).astype(np.int64)
+    index = np.concatenate([index for index, _, _ in parts]) if parts else np.zeros(0, dtype=np.int64)
+    value = np.concatenate([value for _, value, _ in parts]) if parts else np.zeros(0)
+    return np.array([least for _, _, least in parts]), start, index, value
+
+
+def carried(model: Model, x: Floats) -> Floats:
+    """Return [S,M,T]: what the working racks of a solution carry."""
+    carry: Floats = np.einsum("am,samt->smt", model.problem.rate, np.maximum(0.0, model.value("put", x)))
+    return carry
+
+
+def true_cost(model: Model, x: Floats, short: Floats) -> float:
+    """Return the cost of a solution with `short` [M,T] for what cannot survive; inf where that has no price."""
+    price = np.broadcast_to(model.problem.slack_price.get("short_survive", np.float64(INF)), short.shape)
+    said = model.value("short_survive", x)
+    if (~np.isfinite(price) & (short > 1e-6)).any():
+        return INF
+    more = np.where(np.isfinite(price), price, 0.0) * (short - said)
+    return float(model.program.cost @ x + more.sum())
+
+
+def answer_of(model: Model, x: Floats, *, bound: float, status: Status, method: str, cpu_s: float) -> Answer:
+    """Return the answer that a solution of the whole programme is; what cannot survive is recomputed from the decisions."""
+    get: dict[str, Floats] = {name: np.maximum(0.0, model.value(name, x)) for name in model.columns}
+    problem = model.problem
+    _, short = missing_halls(problem, carried(model, x), get["unserved"], np.zeros(problem.demand.shape[1:]))
+    slack = {name: get[name] for name in SLACKS} | {"short_survive": short}
+    whole = problem.whole[:, :, None]
+    return Answer(
+        w=_rounded(get["w"]),
+        buy=np.where(whole, _rounded(get["buy"]), get["buy"]),
+        sign=get["sign"],
+        put=get["put"],
+        host=_rounded(get["host"]) if problem.host_min is not None else None,
+        flow=get["flow"],
+        unserved=get["unserved"],
+        billed=get["billed"],
+        slack=slack,
+        cost=true_cost(model, x, short),
+        bound=bound,
+        status=status,
+        method=method,
+        cpu_s=cpu_s,
+    )
+
+
+def _rounded(values: Floats) -> Floats:
+    return np.round(values).astype(np.float64)

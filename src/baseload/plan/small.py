@@ -1,0 +1,210 @@
+"""A problem solved exactly: branch and bound on the whole programme, survival rows added until no loss of a site breaks one.
+
+Every round is a relaxation (rows may still be missing), so its bound holds; its solution, with what truly cannot survive paid
+for, is a plan. Both meet when no row is missing. The linear relaxation finds most rows first, because it is cheap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from baseload.errors import PlanError
+from baseload.plan import build as building
+from baseload.plan.build import Model
+from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.problem import Answer, Floats, Problem, Status
+from baseload.plan.project import rented_in
+
+Told = Callable[[float, float], None]  # (bound, cost of the best plan)
+_ROUNDS = 60
+
+
+def solve_small(
+    problem: Problem,
+    *,
+    gap: float = 1e-6,
+    cpu_limit_s: float = 60.0,
+    progress: Told | None = None,
+    stop: Stop | None = None,
+    warm: Answer | None = None,
+    fix: dict[tuple[int, int], int] | None = None,
+) -> Answer:
+    """Return the best plan within `gap`, or the best found when time or `stop` ends it.
+
+    Args:
+        problem: what is asked.
+        gap: relative gap at which to end.
+        cpu_limit_s: CPU seconds that it may take.
+        progress: told (bound, cost) now and then.
+        stop: asked now and then; True ends it with the best plan so far.
+        warm: an earlier answer to begin with.
+        fix: values of w by (phase, period) that are not to be decided.
+    """
+    began_s = time.process_time()
+
+    def left_s() -> float:
+        return cpu_limit_s - (time.process_time() - began_s)
+
+    model = building.build(problem, building.first_halls(problem))
+    lp = Lp(model.program)
+    _fix(model, lp, fix or {})
+    search = _Search(model=model, lp=lp, gap=gap, progress=progress, stop=stop)
+    lp.set_whole(False)
+    search.survive(left_s)
+    lp.set_whole(True)
+    if warm is not None:
+        search.start = columns_of(model, warm)
+    status = search.branch(left_s)
+    if search.best is None:
+        search.nothing()
+    if search.best is None:
+        raise PlanError(
+            f"{problem.name}: no plan meets the rows that have no slack; give every slack a price, or see which phases, "
+            "racks and supply are fixed"
+        )
+    bound = min(search.bound, search.best_cost)
+    if status != "interrupted" and search.best_cost - bound <= gap * max(1e-9, abs(search.best_cost)):
+        status = "optimal" if gap <= 1e-6 else "within_gap"
+    spent_s = time.process_time() - began_s
+    return building.answer_of(model, search.best, bound=bound, status=status, method="branch and bound", cpu_s=spent_s)
+
+
+class _Search:
+    """The state of a search: best plan, bound, and the programme with all rows found so far."""
+
+    def __init__(self, *, model: Model, lp: Lp, gap: float, progress: Told | None, stop: Stop | None) -> None:
+        self.model, self.lp, self.gap, self.progress, self.stop = model, lp, gap, progress, stop
+        self.best: Floats | None = None
+        self.best_cost = INF
+        self.bound = -INF
+        self.start: Floats | None = None
+
+    def told(self, bound: float, _cost: float = INF) -> None:
+        """Pass on how far the search is; what the solver has found still wants its survival checked."""
+        if self.progress is not None:
+            self.progress(max(self.bound, bound), self.best_cost)
+
+    def survive(self, left_s: Callable[[], float]) -> None:
+        """Find survival rows by the linear relaxation; its cost is a bound."""
+        for _ in range(_ROUNDS):
+            found = self.lp.solve(cpu_limit_s=max(0.05, left_s()), stop=self.stop)
+            if found.state == "infeasible":
+                return
+            if found.state != "optimal" or found.x is None:
+                return
+            self.bound = max(self.bound, found.cost)
+            self.told(self.bound)
+            if self._add_missing(found.x) == 0 or left_s() <= 0:
+                return
+
+    def branch(self, left_s: Callable[[], float]) -> Status:
+        """Branch and bound, round by round, until no survival row is missing."""
+        for _ in range(_ROUNDS):
+            found = self.lp.solve(
+                gap=self.gap, cpu_limit_s=max(0.1, left_s()), start=self.start, stop=self.stop, progress=self.told
+            )
+            if np.isfinite(found.bound):
+                self.bound = max(self.bound, found.bound)
+            if found.x is None:
+                return self._ended(found)
+            added = self._add_missing(found.x)
+            self._take(found.x, left_s)
+            self.told(self.bound)
+            closed = self.best_cost - self.bound <= self.gap * max(1e-9, abs(self.best_cost))
+            if closed or (added == 0 and found.state == "optimal"):
+                return "optimal"
+            if found.state != "optimal" or left_s() <= 0:
+                return self._ended(found)
+        return "stopped"
+
+    def _ended(self, found: Solution) -> Status:
+        return "interrupted" if self.stop is not None and self.stop() else "stopped"
+
+    def _add_missing(self, x: Floats) -> int:
+        """Add the survival rows that a solution breaks; return how many."""
+        model = self.model
+        short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
+        halls, _ = building.missing_halls(model.problem, building.carried(model, x), unserved, short)
+        least, start, index, value = building.rows_of(model, halls)
+        self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
+        return len(halls)
+
+    def _take(self, x: Floats, left_s: Callable[[], float]) -> None:
+        """Keep a plan if it is the best: whole columns made exactly whole, the rest solved anew for them."""
+        model = self.model
+        whole = np.flatnonzero(model.program.whole)
+        exact = np.round(x[whole])
+        if np.abs(x[whole] - exact).max(initial=0.0) > 0.0:
+            self.lp.set_whole(False)
+            self.lp.set_bounds(whole, exact, exact)
+            clean = self.lp.solve(cpu_limit_s=max(1.0, left_s()))
+            self.lp.set_bounds(whole, model.program.lower[whole], model.program.upper[whole])
+            self.lp.set_whole(True)
+            if clean.state == "optimal" and clean.x is not None:
+                x = clean.x
+                x[whole] = exact
+                self._add_missing(x)
+        self.keep(x)
+
+    def keep(self, x: Floats) -> None:
+        """Remember a plan with its true cost, if it is the best so far."""
+        model = self.model
+        unserved = np.maximum(0.0, model.value("unserved", x))
+        none = np.zeros(model.problem.demand.shape[1:])
+        _, short = building.missing_halls(model.problem, building.carried(model, x), unserved, none)
+        cost = building.true_cost(model, x, short)
+        if cost < self.best_cost:
+            self.best, self.best_cost, self.start = x, cost, x
+
+    def nothing(self) -> None:
+        """Take the plan that orders, begins and serves as little as it may, where nothing better was found in time."""
+        model = self.model
+        for name in ("buy", "sign", "host"):
+            if name in model.columns:
+                columns = model.columns[name][model.columns[name] >= 0]
+                self.lp.set_bounds(columns, np.zeros(len(columns)), np.zeros(len(columns)))
+        w = model.columns["w"].ravel()
+        self.lp.set_whole(False)
+        self.lp.set_bounds(w, model.program.lower[w], model.program.lower[w])
+        found = self.lp.solve(cpu_limit_s=60.0)
+        if found.state == "optimal" and found.x is not None:
+            self.keep(found.x)
+
+
+def _fix(model: Model, lp: Lp, fix: dict[tuple[int, int], int]) -> None:
+    for (p, t), value in fix.items():
+        column = model.columns["w"][p, t]
+        model.program.lower[column] = model.program.upper[column] = float(value)
+        lp.set_bounds(np.array([column]), np.array([float(value)]), np.array([float(value)]))
+
+
+def columns_of(model: Model, answer: Answer) -> Floats:
+    """Return the decisions of an answer as a start; HiGHS works out the columns that follow from them."""
+    x = np.zeros(len(model.program.cost))
+    parts = {"w": answer.w, "buy": answer.buy, "sign": answer.sign, "put": answer.put, "flow": answer.flow}
+    parts |= {"unserved": answer.unserved, "billed": answer.billed} | answer.slack
+    if answer.host is not None:
+        parts["host"] = answer.host
+    for name, values in parts.items():
+        number = model.columns.get(name)
+        if number is not None and number.shape == values.shape:
+            x[number[number >= 0]] = values[number >= 0]
+    problem = model.problem
+    carry = np.einsum("am,samt->smt", problem.rate, answer.put)
+    number = model.columns["carry"]
+    x[number[number >= 0]] = carry[number >= 0]
+    owned = problem.existing.copy()
+    n_periods = len(problem.periods)
+    for a, (lead, life) in enumerate(zip(problem.lead, problem.life, strict=True)):
+        for u in range(n_periods):
+            owned[:, a, u + lead : u + lead + life] += answer.buy[:, a, u : u + 1]
+    number = model.columns["own"]
+    x[number[number >= 0]] = owned[number >= 0]
+    for k, term in enumerate(problem.term):
+        rented = np.einsum("tu,sau->sat", rented_in(int(term), n_periods), answer.sign[:, :, k])
+        number = model.columns["rent"][:, :, k]
+        x[number[number >= 0]] = rented[number >= 0]
+    return np.clip(x, model.program.lower, model.program.upper)
