@@ -16,5 +16,5 @@ clients: venv  # eight clients, directly at an engine and through the gateway
 bench-serve: venv  # CPU time beside haproxy, vllm-router and LiteLLM
 	$(PY) -m bench.serve.run $(if $(QUICK),--quick)
 
-fuzz-serve: venv  # mutated requests and event streams, in process
-	$(PY) -m tests.serve_hostile.fuzz --count $(FUZZ_SERVE)
+fuzz-serve: venv  # mutated requests and event streams, in process; STATE=file goes on where the last run stopped
+	$(PY) -m tests.serve_hostile.fuzz --count $(FUZZ_SERVE) $(if $(STATE),--state $(STATE))

@@ -1,25 +1,29 @@
 """Fuzz of the gateway in process: real parsers, relays, doors and event scanners; pipes and purse are stand-ins.
 
-    python -m tests.serve_hostile.fuzz --count 1000000 [--seed 0] [--target request|sse|both]
+    python -m tests.serve_hostile.fuzz --count 1000000 [--seed 0] [--target request|sse|both] [--state FILE]
 
 A case of `request`: a hostile client's bytes in pieces, and hostile answers for whatever an engine is asked then. Nothing may
-escape as an exception; what the client gets is HTTP; every opened request is settled or cancelled once; no count of the
-door leaks; a stream never says `[DONE]` after an error. A case of `sse`: a stream in two fragmentations gives the same
-bytes, tokens and verdict.
+escape as an exception; what the client gets is HTTP, and what an engine gets is one whole request without the client's key;
+every opened request is settled or cancelled once; no count of the door leaks; a stream never says `[DONE]` after an error. A
+case of `sse`: a stream in two fragmentations gives the same bytes, tokens and verdict.
+
+A long run goes in slices, each told with the memory held; with --state it goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
+import os
 import random
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +41,9 @@ from tests.serve.fleet import tables as make_tables
 from tests.serve_hostile import cases, mutations
 
 N_REPLICAS = 4
+SLICE = 20_000
+FINDINGS_MAX = 10
+MEMORY_GROWTH_MAX_BYTES = 32 << 20
 
 
 class Pipe:
@@ -190,6 +197,7 @@ class Bench:
         pipe.end(ConnectionResetError() if dice.random() < 0.3 else None)
         for other in self.asked:
             other.end()
+            one_request(bytes(other.written))
         await asyncio.sleep(0)
         self.check(bytes(pipe.written))
         statuses = cases.split_answers(bytes(pipe.written))
@@ -199,7 +207,8 @@ class Bench:
         """Let every engine that was asked and has not answered yet say something hostile."""
         for pipe in self.asked[n:]:
             n += 1
-            for piece in mutations.answer(seed * 31 + n):
+            streamed = b'"stream":true' in pipe.written or b'"stream": true' in pipe.written
+            for piece in mutations.answer(seed * 31 + n, streamed=streamed):
                 if pipe.closed:
                     break
                 pipe.protocol.data_received(piece)
@@ -226,6 +235,17 @@ class Bench:
         assert self.gateway.faults == 0
 
 
+def one_request(written: bytes) -> None:
+    """An engine is asked once on a connection: one head, one length, that many bytes; and never sees a client's key."""
+    assert mutations.KEY.encode() not in written, written[:300]
+    head, _, content = written.partition(b"\r\n\r\n")
+    names = [line.partition(b":")[0].strip().lower() for line in head.split(b"\r\n")[1:]]
+    lengths = [line.partition(b":")[2] for line in head.split(b"\r\n")[1:] if line[:15].lower() == b"content-length:"]
+    assert head.startswith(b"POST /v1/") and b"\n" not in head.replace(b"\r\n", b""), head[:300]
+    assert len(lengths) == 1 and int(lengths[0]) == len(content) and b"transfer-encoding" not in names, written[:300]
+    json.loads(content)
+
+
 def _endpoint_cell() -> int:
     from baseload.serve.board import H_ENDPOINTS
 
@@ -247,20 +267,22 @@ def scan(kind: int, parts: list[bytes], *, strip: bool) -> tuple[Any, ...]:
 
 
 def sse(seed: int) -> str:
-    """One stream in its pieces and byte by byte: the same tokens; never `ended` without an end."""
+    """One stream in its pieces and in others, often of a byte each: the same tokens; never `ended` without an end."""
     parts, whole = mutations.stream(seed)
     wire = b"".join(parts)
     kind = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)[seed % 4] if seed % 5 == 0 else CHAT
     strip = seed % 2 == 0
     found = scan(kind, parts, strip=strip)
-    one = scan(kind, [wire[i : i + 1] for i in range(len(wire))], strip=strip)
+    dice = random.Random(seed)
+    others = [wire[i : i + 1] for i in range(len(wire))] if seed % 4 == 0 else mutations.pieces(dice, wire)
+    one = scan(kind, others, strip=strip)
     if found[1] == "broken" or one[1] == "broken":
         return "broken"  # where it breaks may depend on the pieces: what is whole before it is passed on
     if kind == CHAT:
         assert not found[3] or b"[DONE]" in wire, "ended without [DONE]"
         if whole and found[4]:
             assert found[3], "a whole stream is not seen to end"
-    assert found[1] == one[1] or found[3] or not found[4], f"tokens {found[1]} in pieces, {one[1]} byte by byte"
+    assert found[1] == one[1] or found[3] or not found[4], f"tokens {found[1]} in pieces, {one[1]} in others"
     return "whole" if found[3] else ("error" if not found[4] else "open")
 
 
@@ -273,7 +295,7 @@ def run(target: str, first: int, count: int, say: Callable[[str], None] = print)
         nonlocal findings
         bench = Bench(folder)
         for seed in range(first, first + count):
-            if seed % 500 == 0:
+            if seed % 50 == 0:
                 bench = Bench(folder)  # circuits and ejections of engines that only ever fail
             try:
                 outcomes[await bench.one(seed)] += 1
@@ -281,7 +303,7 @@ def run(target: str, first: int, count: int, say: Callable[[str], None] = print)
                 findings += 1
                 tell(seed)
                 bench = Bench(folder)
-                if findings >= 10:
+                if findings >= FINDINGS_MAX:
                     return
 
     def tell(seed: int) -> None:
@@ -299,12 +321,35 @@ def run(target: str, first: int, count: int, say: Callable[[str], None] = print)
             except Exception:
                 findings += 1
                 tell(seed)
-                if findings >= 10:
+                if findings >= FINDINGS_MAX:
                     break
     n = sum(outcomes.values())
     rate = n / max(1e-9, time.process_time() - began_s)
     say(f"{target}: {n:,} cases, {rate:,.0f} a CPU second, {findings} findings; {dict(outcomes.most_common(14))}")
     return findings
+
+
+def campaign(targets: Sequence[str], first: int, count: int, state: Path | None, say: Callable[[str], None]) -> int:
+    """Run slices until all seeds are through, from where `state` says the last run came; return the first slice's findings."""
+    saved: dict[str, int] = json.loads(state.read_text()) if state and state.exists() else {}
+    rss = 0
+    for target in targets:
+        at = max(first, saved.get(target, first))
+        while at < first + count:
+            n = min(SLICE, first + count - at)
+            findings = run(target, at, n, say)
+            if findings:
+                return findings
+            saved[target] = at = at + n
+            if state is not None:
+                state.write_text(json.dumps(saved))
+            now = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            rss = rss or now
+            say(f"  {target}: seeds below {at:,} are through; {now >> 20} MiB held, {rss >> 20} after the first slice")
+            if now > rss + MEMORY_GROWTH_MAX_BYTES:
+                say("  memory grows from slice to slice")
+                return 1
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -313,9 +358,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--target", choices=("request", "sse", "both"), default="both")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--count", type=int, default=10_000)
+    p.add_argument("--state", type=Path, help="keep in this file how far the run came, and go on from there")
     options = p.parse_args(argv)
     targets = ("request", "sse") if options.target == "both" else (options.target,)
-    return 1 if sum(run(target, options.seed, options.count) for target in targets) else 0
+    return (
+        1 if campaign(targets, options.seed, options.count, options.state, functools.partial(print, flush=True)) else 0
+    )
 
 
 if __name__ == "__main__":

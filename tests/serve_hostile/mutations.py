@@ -144,7 +144,7 @@ def body(dice: random.Random) -> bytes:
     """Return a request body: mostly JSON, mostly near a right one."""
     told: dict[str, object] = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     told |= {"prompt": "hello", "input": "hello", "stream": dice.random() < 0.5}  # for whichever path
-    for _ in range(dice.choice((0, 0, 0, 1, 2, 3))):
+    for _ in range(dice.choice((0, 0, 0, 0, 0, 0, 1, 2, 3))):
         name = dice.choice(FIELDS)
         if dice.random() < 0.3:
             told.pop(name, None)
@@ -153,7 +153,7 @@ def body(dice: random.Random) -> bytes:
     encoded = json.dumps(
         told, ensure_ascii=dice.random() < 0.7, separators=dice.choice(((",", ":"), (", ", ": ")))
     ).encode("utf-8", "surrogatepass")
-    return mutate(dice, encoded) if dice.random() < 0.25 else encoded
+    return mutate(dice, encoded) if dice.random() < 0.12 else encoded
 
 
 def mutate(dice: random.Random, data: bytes) -> bytes:
@@ -182,13 +182,13 @@ def request(seed: int) -> list[bytes]:
     """Return the pieces of what a hostile client sends: one request, or several, or none."""
     dice = random.Random(f"request {seed}")
     kind = dice.random()
-    if kind < 0.15:
+    if kind < 0.1:
         wire = mutate(dice, dice.choice(wires()))
-    elif kind < 0.95:
+    elif kind < 0.97:
         wire = built(dice)
         if dice.random() < 0.25:
             wire += built(dice)
-        if dice.random() < 0.15:
+        if dice.random() < 0.08:
             wire = mutate(dice, wire)
     else:
         wire = dice.randbytes(dice.randrange(1, 400))
@@ -198,13 +198,13 @@ def request(seed: int) -> list[bytes]:
 def built(dice: random.Random) -> bytes:
     """Return a request that is nearly right."""
     content = body(dice)
-    verb = b"POST" if dice.random() < 0.85 else dice.choice(VERBS)
-    path = PATHS[dice.randrange(5)] if dice.random() < 0.8 else dice.choice(PATHS)
-    key = KEY.encode() if dice.random() < 0.85 else dice.choice((b"", b"x", b"' or 1=1", b"\xff"))
+    verb = b"POST" if dice.random() < 0.95 else dice.choice(VERBS)
+    path = PATHS[dice.randrange(5)] if dice.random() < 0.9 else dice.choice(PATHS)
+    key = KEY.encode() if dice.random() < 0.94 else dice.choice((b"", b"x", b"' or 1=1", b"\xff"))
     head = b"%b %b HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\n" % (verb, path, key)
     if dice.random() < 0.2:
         head += b"x-api-key: %b\r\nanthropic-version: 2023-06-01\r\n" % key
-    if dice.random() < 0.15:
+    if dice.random() < 0.06:
         head += dice.choice(TOKENS)
     if dice.random() < 0.75:
         n = len(content) if dice.random() < 0.93 else dice.choice((0, 1, len(content) + 3, 10**9, -1))
@@ -276,11 +276,12 @@ def stream(seed: int) -> tuple[list[bytes], bool]:
     return pieces(dice, wire) if wire else [], whole
 
 
-def answer(seed: int) -> list[bytes]:
-    """Return the pieces of an engine's HTTP answer: a head, and a body or a chunked stream, often wounded."""
+def answer(seed: int, *, streamed: bool) -> list[bytes]:
+    """Return the pieces of an engine's HTTP answer: a head, and a body or a chunked stream, mostly the one that was asked
+    for, often wounded."""
     dice = random.Random(f"answer {seed}")
     status = 200 if dice.random() < 0.8 else dice.choice((100, 101, 103, 204, 302, 400, 404, 429, 500, 503, 999, 0))
-    if dice.random() < 0.6:
+    if streamed == (dice.random() < 0.85):
         sse, _ = events(dice)
         cuts = sorted(dice.randrange(len(sse) + 1) for _ in range(dice.randrange(4)))
         parts = [sse[a:b] for a, b in zip([0, *cuts], [*cuts, len(sse)]) if a < b]
