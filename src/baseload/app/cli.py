@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     _report(verbs)
     _compare(verbs)
     _capacity(verbs)
+    _plan(verbs)
     _calibrate(verbs)
     _catalog(verbs)
     _serve(verbs)
@@ -46,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 VERBS = "baseload.app.verbs"
 VERB_MODULES = dict.fromkeys(("serve", "keys", "usage", "verify", "ledger"), "baseload.app.live_verbs") | {
-    "capacity": "baseload.app.capacity_verb"
+    "capacity": "baseload.app.capacity_verb",
+    "plan": "baseload.app.plan_verb",
 }
 """Where a verb's function is, if not in VERBS; imported when it is asked for."""
 
@@ -134,6 +136,34 @@ def _capacity(verbs: Verbs) -> None:  # type: ignore[type-arg]
     sub.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument("--html", type=Path, help="write one self-contained HTML file")
+    _set_option(sub)
+
+
+def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser("plan", help="what to build, buy or rent, where and when, with the proof")
+    sub.add_argument("fleet", type=Path, help="fleet file; its `plan` section says what may be decided")
+    sub.add_argument("--horizon", help="years, quarters or months, e.g. 5y, 20q, 18m; plan.horizon (5y) where absent")
+    sub.add_argument("--date", help="the day to plan from (YYYY-MM or YYYY-MM-DD); plan.start, or today, where absent")
+    sub.add_argument("--out", type=Path, default=Path("plan"), help="folder to write (plan)")
+    sub.add_argument(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="plan with one key of the fleet file otherwise too, and say what changed; may be repeated",
+    )
+    sub.add_argument("--risk", choices=["expected", "cvar95"], help="hold against late power, late shipments, demand")
+    sub.add_argument("--scenarios", type=int, default=20, metavar="N", help="with --risk: how many are drawn (20)")
+    sub.add_argument("--gap", default="1%", help="how far from the best possible the plan may be, e.g. 1%% (1%%)")
+    sub.add_argument("--cpu-limit", type=float, default=60.0, metavar="S", help="CPU seconds for the solver (60)")
+    sub.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    sub.add_argument(
+        "--table",
+        default="measured",
+        help="what a replica carries: `measured` in the twin, `modelled` by formulas, or a file (measured)",
+    )
+    sub.add_argument("--quick", action="store_true", help="the plan alone: no alternatives, no prices of limits")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     _set_option(sub)
 
 

@@ -1,0 +1,253 @@
+"""`baseload plan`: what to build, buy or rent, where and when, with the proof. Heavy parts are imported inside."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from baseload.app.capacity_verb import horizon_quarters
+from baseload.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from baseload.app.plan_map import PlanMap
+    from baseload.app.plan_report import Findings
+    from baseload.fleet.load import Loaded
+    from baseload.plan.problem import Answer, Problem
+    from baseload.plan.table import ReplicaTable
+    from baseload.report.plan_model import PlanReport
+
+FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the user asked of one plan."""
+
+    fleet: Path
+    overrides: tuple[str, ...]
+    what_if: tuple[str, ...]
+    horizon: str | None
+    day: date | None
+    out: Path
+    gap: float
+    cpu_limit_s: float
+    seed: int
+    risk: str | None
+    scenarios: int
+    table: str  # measured, modelled, or a file
+    quick: bool  # the answer alone
+    as_json: bool
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question with its answer."""
+
+    loaded: Loaded
+    problem: Problem
+    plan_map: PlanMap
+    table: ReplicaTable
+    answer: Answer | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_verb(options: argparse.Namespace) -> int:
+    """Plan, write the files, print the table; exit code 130 where Ctrl-C ended it, with the best plan so far written."""
+    from baseload.app.plan_files import write_all
+    from baseload.app.verbs import say
+    from baseload.report import plan_text
+
+    wish = wish_of(options)
+    asked, findings = solved(wish, say)
+    report, planned = reported(asked, findings)
+    write_all(report, planned, asked.table, wish.out)
+    if wish.as_json:
+        print(plan_text.to_json(report))
+    else:
+        columns = shutil.get_terminal_size((80, 24)).columns if "COLUMNS" in os.environ or os.isatty(1) else 80
+        print(plan_text.to_text(report, width=max(80, min(columns, 120))), end="")
+    say(f"{', '.join(FILES)} written to {wish.out}")
+    if report.status == "interrupted":
+        raise Interrupted(f"interrupted; the best plan so far is in {wish.out}")
+    return 0
+
+
+def wish_of(options: argparse.Namespace) -> Wish:
+    """Return what was asked, or raise InputError."""
+    from baseload.app.verbs import _day
+
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: is negative; write 0 or more")
+    if not 0.0 < options.cpu_limit <= 1e6:
+        raise InputError(f"--cpu-limit {options.cpu_limit}: write seconds above 0")
+    if options.scenarios < 2 or options.scenarios > 1000:
+        raise InputError(f"--scenarios {options.scenarios}: write 2 to 1000")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out}: is a file; name a folder")
+    if options.horizon is not None:
+        horizon_quarters(options.horizon)
+    return Wish(
+        fleet=options.fleet,
+        overrides=tuple(options.overrides),
+        what_if=tuple(options.what_if),
+        horizon=options.horizon,
+        day=_day(options.date),
+        out=options.out,
+        gap=gap_of(options.gap),
+        cpu_limit_s=options.cpu_limit,
+        seed=options.seed,
+        risk=options.risk,
+        scenarios=options.scenarios,
+        table=options.table,
+        quick=options.quick,
+        as_json=options.json,
+    )
+
+
+def gap_of(text: str) -> float:
+    """Return a gap such as `1%` or `0.01` as a share.
+
+    >>> gap_of("1%"), gap_of("0.02")
+    (0.01, 0.02)
+    """
+    match = re.fullmatch(r"([0-9.]+)\s*(%?)", text.strip())
+    try:
+        value = float(match[1]) / (100.0 if match[2] else 1.0) if match else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1.0:
+        raise InputError(f"--gap {text}: is no share below 100 %; write e.g. 1% or 0.01")
+    return value
+
+
+# ---- asking ----------------------------------------------------------------------------------------------
+
+
+def ask(wish: Wish, overrides: tuple[str, ...], say: Callable[[str], None], table: ReplicaTable | None = None) -> Asked:
+    """Read and check the fleet file, get the table of replicas, and put the question."""
+    from baseload.app import plan_problem, simulating
+    from baseload.fleet import check, load
+    from baseload.fleet.planning import Plan
+
+    loaded = load.load(wish.fleet, overrides)
+    check.require_plannable(loaded, policies=simulating.known_policies())
+    plan = loaded.fleet.plan or Plan()
+    today = wish.day or plan.start or date.today()
+    found = table or table_of(wish, loaded, say)
+    quarters = horizon_quarters(wish.horizon or plan.horizon)
+    problem, plan_map = plan_problem.plan_problem(loaded, found, quarters=quarters, today=today, seed=wish.seed)
+    return Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=found)
+
+
+def table_of(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaTable:
+    """Return the table of replicas: measured in the twin, modelled by formulas, or read from a file."""
+    import msgspec
+
+    from baseload.app import plan_demand, plan_rows
+    from baseload.fleet.planning import Plan
+    from baseload.plan.table import ReplicaTable
+
+    if wish.table == "modelled":
+        return plan_rows.modelled_table(
+            loaded.fleet, plan_demand.traffic(loaded, loaded.fleet.plan or Plan(), wish.seed)
+        )
+    if wish.table != "measured":
+        try:
+            return ReplicaTable.from_json(Path(wish.table).read_bytes())
+        except OSError as error:
+            raise InputError(f"--table {wish.table}: cannot be read ({error.strerror}); name a file") from None
+        except msgspec.DecodeError as error:
+            raise InputError(f"--table {wish.table}: is no table of replicas ({error}); name replicas.json") from None
+    return _measured(wish, loaded, say)
+
+
+def _measured(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaTable:
+    from baseload.app import plan_demand, plan_rows
+    from baseload.fleet.planning import Plan
+
+    return plan_rows.modelled_table(loaded.fleet, plan_demand.traffic(loaded, loaded.fleet.plan or Plan(), wish.seed))
+
+
+def solved(wish: Wish, say: Callable[[str], None]) -> tuple[Asked, Findings]:
+    """Return the question with its answer, and what was found out beside it."""
+    from baseload.app.plan_report import Findings
+    from baseload.plan import solve
+
+    asked = ask(wish, wish.overrides, say)
+    with _stoppable() as stop, _progress(wish.as_json, asked) as progress:
+        asked.answer = solve.solve(
+            asked.problem, gap=wish.gap, cpu_limit_s=wish.cpu_limit_s, progress=progress, stop=stop
+        )
+    return asked, Findings()
+
+
+def reported(asked: Asked, findings: Findings) -> tuple[PlanReport, str]:
+    """Return the report of an answer and its fleet file."""
+    from baseload.app import plan_fleet, plan_report
+
+    assert asked.answer is not None
+    planned = plan_fleet.planned_fleet(asked.loaded, asked.problem, asked.answer, asked.plan_map)
+    report = plan_report.plan_report(
+        asked.loaded, asked.problem, asked.answer, asked.plan_map, asked.table, planned, findings
+    )
+    return report, planned
+
+
+# ---- waiting for it --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Give a `stop` that is true once Ctrl-C was pressed; a second Ctrl-C ends at once."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: object) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+        print("baseload: stopping; once more to end at once", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, press)
+    except ValueError:  # not in the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(quiet: bool, asked: Asked) -> Iterator[Callable[[float, float], None]]:
+    """Give a function that shows bound, best plan and gap on one line of a terminal; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda bound, cost: None
+        return
+    from baseload.report.plan_charts import short
+
+    unit, currency, began = asked.plan_map.money_unit, asked.plan_map.currency, time.monotonic()
+
+    def show(bound: float, cost: float) -> None:
+        known = cost < float("inf")
+        gap = f", gap {100.0 * (cost - bound) / max(1e-9, abs(cost)):.2f} %" if known else ""
+        best = f"{short(cost * unit)} {currency}" if known else "none yet"
+        low = f"{short(bound * unit)} {currency}" if bound > float("-inf") else "none yet"
+        line = f"planning {time.monotonic() - began:.0f} s: best {best}, bound {low}{gap}"
+        print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,187 @@
+"""A plan for a terminal, from 80 columns on; as JSON; and its decisions as rows for CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from textwrap import fill
+
+import msgspec
+
+from baseload.report.plan_model import Alternative, Decision, PlanReport, Quarter
+from baseload.report.text import lay_out
+from baseload.report.words import megawatts, money, number, percent, printable, scaled
+
+DECISIONS_MAX = 40  # in the terminal; the files have all
+YEARLY_FROM = 9
+STATUS = {
+    "optimal": "proven best",
+    "within_gap": "within the gap that was asked for",
+    "stopped": "the best found when the limit of CPU time was reached",
+    "interrupted": "INTERRUPTED: the best plan so far",
+}
+QUARTER_HEAD = ("", "demand/s", "served/s", "accelerators", "rented", "busy", "at the meter", "cost/Mtok", "CO2/Mtok")
+
+
+def to_json(report: PlanReport) -> str:
+    """Return the report as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+
+
+def to_text(report: PlanReport, width: int = 80) -> str:
+    """Return the report as text."""
+    report = printable(report)
+    lines = [f"{report.fleet}: plan from {report.from_day}, {report.quarters[0]} to {report.quarters[-1]}", ""]
+    lines += [fill(one, width) for one in verdict(report)]
+    for title, said in (
+        ("Does not meet", [one.words for one in report.misses]),
+        ("Cannot hold together", report.conflict),
+        ("What to relax", report.relax),
+        ("What changed", report.changes),
+    ):
+        lines += _list(title, said, width)
+    lines += ["", "What to do", *_todo(report, width)]
+    shown = shown_quarters(report)
+    lines += ["", *lay_out(QUARTER_HEAD, [quarter_row(report.by_quarter[k], report.currency) for k in shown], width)]
+    lines += ["", f"Money ({report.currency}, not discounted)", *lay_out(*money_table(report), width)]
+    lines.append(fill(worth_line(report), width))
+    lines += _list("What binds", [one.words for one in report.binding], width)
+    lines += _list("Plans that cost nearly the same", [alternative_line(one) for one in report.alternatives], width)
+    lines += _list("What the cost depends on", swing_lines(report), width)
+    lines += _list("In the twin", [f"round {one.number}: {one.words}" for one in report.rounds], width)
+    if report.risk is not None:
+        lines += _list(f"Risk ({report.risk.measure}, {report.risk.scenarios} scenarios)", report.risk.lines, width)
+    lines += _list("Assumed", report.assumptions, width)
+    return "\n".join(lines) + "\n"
+
+
+def _list(title: str, said: Sequence[str], width: int) -> list[str]:
+    if not said:
+        return []
+    return ["", title, *(fill(f"- {one}", width, subsequent_indent="  ") for one in said)]
+
+
+def verdict(report: PlanReport) -> list[str]:
+    """Return the answer in a few sentences."""
+    capex = sum(sum(values) for values in report.years.capex.values())
+    running = sum(sum(values) for values in report.years.running.values())
+    last = report.by_quarter[-1]
+    said = [
+        f"{'Meets every limit' if report.meets else 'DOES NOT MEET every limit'}: costs "
+        f"{money(report.cost, report.currency)} in present value; no plan can cost less than "
+        f"{money(report.bound, report.currency)} (gap {percent(report.gap, 2)}; {STATUS[report.status]}; "
+        f"{report.method}, {number(report.cpu_s, 's')} CPU).",
+        f"It spends {money(capex, report.currency)} on racks, buildings and grid and {money(running, report.currency)} "
+        f"to run them, and serves {number(last.served_per_s)} of {number(last.demand_per_s)} requests/s at the peak of "
+        f"{last.name} with {last.accelerators:,} accelerators, {last.rented:,} of them rented.",
+    ]
+    return said
+
+
+def _todo(report: PlanReport, width: int) -> list[str]:
+    rows = [decision_row(one, report.currency) for one in report.decisions if one.action != "serve"]
+    if not rows:
+        return ["Nothing: what stands, and what is on its way, is enough."]
+    lines = lay_out(DECISION_HEAD, rows[:DECISIONS_MAX], width)
+    if len(rows) > DECISIONS_MAX:
+        lines.append(f"and {len(rows) - DECISIONS_MAX} more: decisions.csv")
+    return lines
+
+
+DECISION_HEAD = ("when", "what", "where", "amount", "of", "cash", "then")
+
+
+def decision_row(one: Decision, currency: str) -> list[str]:
+    """Return a decision as a row."""
+    amount = megawatts(one.amount) if one.unit == "MW" else number(_plain(one.amount), one.unit)
+    cash = money(one.cash, "").strip() if one.cash else "–"
+    return [one.quarter, one.action, one.site, amount, one.what, cash, one.note]
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def shown_quarters(report: PlanReport) -> list[int]:
+    """Return which quarters a table shows: all of a short horizon, else the first, then every fourth, and the last."""
+    n = len(report.quarters)
+    return list(range(n)) if n < YEARLY_FROM else sorted({*range(0, n, 4), n - 1})
+
+
+def quarter_row(one: Quarter, currency: str) -> list[str]:
+    """Return a quarter as a row."""
+    return [
+        one.name,
+        number(one.demand_per_s),
+        number(one.served_per_s),
+        f"{one.accelerators:,}",
+        f"{one.rented:,}",
+        percent(one.busy_ratio, 0),
+        megawatts(one.draw_mw),
+        number(one.cost_per_mtok, currency),
+        "–" if one.carbon_kg_per_mtok is None else scaled(one.carbon_kg_per_mtok * 1000.0, "g"),
+    ]
+
+
+def money_table(report: PlanReport) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return head and rows of the money by year."""
+    years = report.years
+    rows = [["income", *_amounts(years.income)]]
+    rows += [[f"- {name}", *_amounts(values)] for name, values in years.capex.items() if any(values)]
+    rows += [[f"- {name}", *_amounts(values)] for name, values in years.running.items() if any(values)]
+    for name, values in (("- tax", years.tax), ("worth at the end", years.salvage)):
+        rows += [[name, *_amounts(values)]] if any(values) else []
+    rows.append(["cash", *_amounts(years.cash)])
+    return ("", *years.names), rows
+
+
+def _amounts(values: Sequence[float]) -> list[str]:
+    return [number(float(value)) for value in values]
+
+
+def worth_line(report: PlanReport) -> str:
+    """Return what the cash is worth, in a sentence."""
+    worth, currency = report.worth, report.currency
+    parts = [f"Net present value {money(worth.npv, currency)}"]
+    if worth.irr is not None:
+        parts.append(f"internal rate of return {percent(worth.irr)}")
+    if worth.payback_years is not None:
+        parts.append(f"paid back after {worth.payback_years:.1f} years" if worth.payback_years else "never in the red")
+    if worth.roi is not None:
+        parts.append(
+            f"return on what is invested {percent(worth.roi, 0)} ({percent(worth.roi_without_idle, 0)} were idle "
+            f"capacity free)"
+        )
+    parts.append(f"idle capacity costs {money(worth.idle_cost, currency)}")
+    return "; ".join(parts) + "."
+
+
+def alternative_line(one: Alternative) -> str:
+    """Return an alternative in a line."""
+    return f"{one.name}, {percent(one.more, 2)} more: {one.words}"
+
+
+def swing_lines(report: PlanReport) -> list[str]:
+    """Return the bars of the tornado in words."""
+    return [
+        f"{one.what}: {one.low_words} {money(one.low, report.currency)}, {one.high_words} "
+        f"{money(one.high, report.currency)}"
+        for one in report.swings
+    ]
+
+
+def to_csv(decisions: Sequence[Decision]) -> str:
+    """Return the decisions as CSV with a head."""
+    out = io.StringIO()
+    names = [one.name for one in msgspec.structs.fields(Decision)]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for one in decisions:
+        writer.writerow([_safe(getattr(one, name)) for name in names])
+    return out.getvalue()
+
+
+def _safe(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
