@@ -4,8 +4,9 @@
 
 A case of `request`: a hostile client's bytes in pieces, and hostile answers for whatever an engine is asked then. Nothing may
 escape as an exception; what the client gets is HTTP, and what an engine gets is one whole request without the client's key;
-every opened request is settled or cancelled once; no count of the door leaks; a stream never says `[DONE]` after an error. A
-case of `sse`: a stream in two fragmentations gives the same bytes, tokens and verdict.
+every opened request is settled or cancelled once; no count of the door leaks; a stream never says `[DONE]` after an error;
+and a request is understood alike in whatever pieces it comes. A case of `sse`: a stream in two fragmentations gives the same
+bytes, tokens and verdict.
 
 A long run goes in slices, each told with the memory held; with --state it goes on where it was stopped.
 """
@@ -203,6 +204,28 @@ class Bench:
         statuses = cases.split_answers(bytes(pipe.written))
         return str(statuses[0]) if statuses else ("cut" if pipe.written else "nothing")
 
+    async def understood(self, pieces: list[bytes]) -> list[int]:
+        """Return the statuses of what comes in these pieces while every engine is slow, and then dies; 500 for what was read.
+
+        All is read before anything is answered: what follows a request waits for its turn.
+        """
+        self.asked = []
+        client = Client(self.gateway)
+        pipe = Pipe(client)
+        client.connection_made(pipe)  # type: ignore[arg-type]
+        for piece in pieces:
+            if not pipe.closed:
+                client.data_received(piece)
+                await asyncio.sleep(0)
+        n = 0
+        while n < len(self.asked):
+            self.asked[n].end()
+            n += 1
+            await asyncio.sleep(0)
+        pipe.end()
+        await asyncio.sleep(0)
+        return [min(status, 500) for status in cases.split_answers(bytes(pipe.written))]
+
     def answer(self, seed: int, n: int) -> int:
         """Let every engine that was asked and has not answered yet say something hostile."""
         for pipe in self.asked[n:]:
@@ -229,7 +252,7 @@ class Bench:
         assert not any(self.gateway.board.outstanding[0]), list(self.gateway.board.outstanding[0])
         if written:
             assert written.startswith(b"HTTP/1.1 "), written[:80]
-            for part in written.split(b"HTTP/1.1 200 OK")[1:]:
+            for part in written.split(b"HTTP/1.1 ")[1:]:
                 if b"text/event-stream" in part[:400] and b'data: {"error"' in part:
                     assert b"data: [DONE]" not in part.split(b'data: {"error"', 1)[1], part[-300:]
         assert self.gateway.faults == 0
@@ -293,16 +316,23 @@ def run(target: str, first: int, count: int, say: Callable[[str], None] = print)
 
     async def requests(folder: Path) -> None:
         nonlocal findings
-        bench = Bench(folder)
+        (folder / "alike").mkdir()
+        bench = alike = None
         for seed in range(first, first + count):
-            if seed % 50 == 0:
-                bench = Bench(folder)  # circuits and ejections of engines that only ever fail
+            if (
+                bench is None or alike is None or seed % 50 == 0
+            ):  # circuits and ejections of engines that only ever fail
+                bench, alike = Bench(folder), Bench(folder / "alike")
             try:
                 outcomes[await bench.one(seed)] += 1
+                if seed % 4 == 0:
+                    pieces = mutations.request(seed)
+                    whole, cut = await alike.understood([b"".join(pieces)]), await alike.understood(pieces)
+                    assert whole == cut, f"in one piece {whole}, in {len(pieces)} {cut}"
             except Exception:
                 findings += 1
                 tell(seed)
-                bench = Bench(folder)
+                bench = None
                 if findings >= FINDINGS_MAX:
                     return
 
