@@ -90,6 +90,7 @@ async def stream(url: str, prompt: str, n_tokens: int) -> Streamed:
     return seen
 
 
+@pytest.mark.alone
 def test_a_request_alone_takes_what_its_steps_take(tmp_path: Path):
     """TTFT is the prompt's chunks, TPOT the decode step with its growing context, within 3 % and the timer's millisecond."""
     table = LIKE_A_CARD
@@ -105,6 +106,7 @@ def test_a_request_alone_takes_what_its_steps_take(tmp_path: Path):
     assert min(seen.tpot_s for seen in tries) == pytest.approx(decode_s, rel=0.03)
 
 
+@pytest.mark.alone
 def test_many_at_once_share_steps(tmp_path: Path):
     """Sixteen streams decode together, each as fast as a step of sixteen; the seventeenth waits for a seat."""
     table = LIKE_A_CARD
@@ -128,6 +130,7 @@ def test_many_at_once_share_steps(tmp_path: Path):
     assert late.ttft_s > 0.5
 
 
+@pytest.mark.alone
 def test_a_fixed_rate_is_kept(tmp_path: Path):
     """An engine of 100 requests a second serves 100 a second when ten times as many come, and says how many wait."""
 
