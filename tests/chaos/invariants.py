@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def number(rid: str) -> int:
 
 def ledger_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a SQLite ledger in their order, read without any code of ours."""
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
         tables = [name for (name,) in base.execute("select name from sqlite_master where type = 'table'")]
         for table in tables:
             columns = [row[1] for row in base.execute(f'pragma table_info("{table}")')]

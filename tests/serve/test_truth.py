@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Rig:
         """Return the row of a request, when it is there."""
         number, until_s = int(rid.removeprefix("req-"), 16), time.monotonic() + 5.0
         while time.monotonic() < until_s:
-            with sqlite3.connect(f"file:{self.gateway.state / 'ledger.db'}?mode=ro", uri=True) as base:
+            with closing(sqlite3.connect(f"file:{self.gateway.state / 'ledger.db'}?mode=ro", uri=True)) as base:
                 names = [name for (name,) in base.execute("select name from sqlite_master where type = 'table'")]
                 for table in names:
                     columns = {row[1] for row in base.execute(f'pragma table_info("{table}")')}
