@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from baseload.errors import PlanError
 from baseload.plan.highs import Stop
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.small import Told, solve_small
@@ -50,11 +51,28 @@ def solve(
     Raises:
         PlanError: no plan meets the rows that have no slack.
     """
-    way = _way(problem)
-    answer = way(problem, gap=gap, cpu_limit_s=cpu_limit_s, progress=progress, stop=stop, warm=warm, fix=fix)
+    _refuse(problem)
+    answer = _way(problem)(problem, gap=gap, cpu_limit_s=cpu_limit_s, progress=progress, stop=stop, warm=warm, fix=fix)
     if progress is not None:
         progress(answer.bound, answer.cost)
     return answer
+
+
+def _refuse(problem: Problem) -> None:
+    """Raise where what is decided already contradicts itself."""
+    n_periods = len(problem.periods)
+    for p, name in enumerate(problem.phases):
+        first, last = int(problem.begin_from[p]), int(problem.begin_by[p])
+        before = int(problem.phase_after[p])
+        if last < n_periods and first > last:
+            raise PlanError(
+                f"{name}: begun by {problem.periods[last]} at the latest, but not before "
+                f"{problem.periods[first] if first < n_periods else 'the end'}; change one of the two"
+            )
+        if last < n_periods and before >= 0 and int(problem.begin_from[before]) > last:
+            raise PlanError(
+                f"{name}: begun by {problem.periods[last]}, but {problem.phases[before]} comes first and may only begin later"
+            )
 
 
 def _way(problem: Problem) -> Callable[..., Answer]:
