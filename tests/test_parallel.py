@@ -28,25 +28,38 @@ def test_files_stay_whole_and_the_longest_begin() -> None:
 
 def test_one_alone_has_nobody_beside_it_and_waits_for_no_more_than_who_was_there(tmp_path: Path) -> None:
     """Many run beside each other, one that is alone beside none; and those who come later do not push in before it."""
-    running: list[str] = []
-    beside: list[tuple[str, list[str]]] = []
     order: list[str] = []
+    together, over = threading.Barrier(3), threading.Event()
 
-    def run(name: str, *, alone: bool, seconds: float) -> None:
-        with parallel.Turns(tmp_path).turn(alone=alone):
+    def beside(name: str) -> None:
+        with parallel.Turns(tmp_path).turn(alone=False):
             order.append(name)
-            running.append(name)
-            time.sleep(seconds)
-            beside.append((name, [other for other in running if other != name]))
-            running.remove(name)
+            together.wait(10.0)  # for the other, and for the test
+            assert over.wait(10.0)
+            order.append(f"{name} left")
 
-    threads = []
-    for name, alone in (("a", False), ("b", False), ("one", True), ("c", False), ("d", False)):
-        threads.append(threading.Thread(target=run, args=(name,), kwargs={"alone": alone, "seconds": 0.2}))
-        threads[-1].start()
-        time.sleep(0.05)
+    def alone() -> None:
+        with parallel.Turns(tmp_path).turn(alone=True):
+            order.append("one")
+            time.sleep(0.1)
+            order.append("one left")
+
+    def later() -> None:
+        with parallel.Turns(tmp_path).turn(alone=False):
+            order.append("later")
+
+    threads = [threading.Thread(target=beside, args=(name,)) for name in ("a", "b")]
+    threads += [threading.Thread(target=alone), threading.Thread(target=later)]
+    for thread in threads[:2]:
+        thread.start()
+    together.wait(10.0)
+    for thread in threads[2:]:
+        thread.start()
+        time.sleep(0.2)
+    assert set(order) == {"a", "b"}
+    over.set()
     for thread in threads:
         thread.join()
 
-    assert order.index("one") == 2, order
-    assert dict(beside)["one"] == [] and dict(beside)["a"] == ["b"] and dict(beside)["c"] == ["d"], beside
+    at = order.index("one")
+    assert set(order[:at]) == {"a", "b", "a left", "b left"} and order[at:] == ["one", "one left", "later"], order
