@@ -14,15 +14,15 @@ PROCESSES ?= 2
 
 help:
 	@echo 'make demo               simulate examples/three-sites on a real trace (runs/demo/report.html), then run it live'
-	@echo 'make test               run the tests; says at the end what was skipped and why'
+	@echo 'make test               run the tests, in two processes; says at the end what was skipped and why'
 	@echo 'make check              ruff, mypy --strict, import contract, house rules'
 	@echo 'make bench              speed, in CPU seconds and as ratios (QUICK=1 for a short look)'
 	@echo 'make accuracy [DATA=D]  errors against measured data; D holds the data that may not ship'
 	@echo 'make fuzz [N=100000]    mutated fleet files and traces: an error or a run, never a traceback'
 	@echo 'make clients            eight client libraries, at an engine and through the gateway'
-	@echo 'make chaos [SEED=1]     kills, faults and partitions over a whole gateway; nothing may be lost'
+	@echo 'make chaos [SEED=1]     kills, faults, partitions over a whole gateway: nothing may be lost, leak or be left over'
 	@echo 'make bench-serve        CPU time a request beside haproxy, vllm-router, LiteLLM (QUICK=1)'
-	@echo 'make fuzz-serve         mutated requests and event streams'
+	@echo 'make fuzz-serve         a million mutated requests and event streams (STATE=file: go on where it stopped)'
 	@echo 'make docs               write docs/reference from the code'
 	@echo 'make venv               only set up .venv        make lock   resolve the two lock files anew'
 
