@@ -20,6 +20,7 @@ def random_blocks(
     cost[dice.random(shape) < 0.4] = FAR
     demand = np.where(dice.random(shape[:3]) < 0.15, 0.0, dice.random(shape[:3]) * 10.0)
     carry = np.where(dice.random((*shape[:2], n_sites)) < 0.3, 0.0, dice.random((*shape[:2], n_sites)) * 25.0)
+    carry = np.where(dice.random(carry.shape) < 0.2, 1e-6 * carry, carry)
     unserved_cost = 5.0 + dice.random(shape[:3]) * 20.0
     return Blocks(demand=demand, cost=cost, unserved_cost=unserved_cost), carry
 

@@ -38,6 +38,7 @@ def cheapest_flows(
     mover: np.ndarray,  # (s + 1, s + 1) scratch: which client that is
     dist: np.ndarray,  # (s + 1,) scratch: cheapest cost of making room at i
     after: np.ndarray,  # (s + 1,) scratch: where the path goes from i
+    hops: np.ndarray,  # (s + 1,) scratch: how long that path is
     is_open: np.ndarray,  # (s + 1,) scratch
 ) -> float:
     """Fill `flow` and `price`; return the cost. Prices are exact: cost = sum of demand times worth, less price times carry."""
@@ -47,11 +48,13 @@ def cheapest_flows(
     for i in range(n_sites + 1):
         dist[i] = 0.0
         after[i] = -1
+        hops[i] = 0
         for j in range(n_sites + 1):
             move[i, j] = FAR
             mover[i, j] = -1
-    total_demand = 0.0
+    total_demand, tie = 0.0, 0.0
     for r in range(n_clients):
+        tie = max(tie, 1e-12 * unserved_cost[r])
         total_demand += demand[r]
         for i in range(n_sites + 1):
             flow[r, i] = 0.0
@@ -67,20 +70,21 @@ def cheapest_flows(
     for r in range(n_clients):
         left = demand[r]
         while left > small:
-            best, best_cost = off, unserved_cost[r]
+            best_cost = unserved_cost[r]
             for i in range(n_sites):
-                if cost[r, i] < FAR and dist[i] < FAR and cost[r, i] + dist[i] < best_cost:
-                    best, best_cost = i, cost[r, i] + dist[i]
+                if cost[r, i] < FAR and dist[i] < FAR:
+                    best_cost = min(best_cost, cost[r, i] + dist[i])
+            # Of equal costs the shortest path: a longer one may move the client's own flow, and so get nowhere.
+            best, best_hops = off, n_sites + 1 if unserved_cost[r] > best_cost + tie else 0
+            for i in range(n_sites):
+                if cost[r, i] < FAR and dist[i] < FAR and cost[r, i] + dist[i] <= best_cost + tie:
+                    if hops[i] < best_hops:
+                        best, best_hops = i, hops[i]
             amount = left
             node = best
-            hops = 0
-            while after[node] >= 0 and hops <= n_sites:
+            while after[node] >= 0:
                 amount = min(amount, flow[mover[node, after[node]], node])
                 node = after[node]
-                hops += 1
-            if hops > n_sites:  # rounding closed a ring of equal costs: rather unserved than wrong
-                best, node = off, off
-                amount = left
             if node != off:
                 amount = min(amount, room[node])
             stale = False
@@ -115,7 +119,7 @@ def cheapest_flows(
                         move[node, j] = FAR
                         mover[node, j] = -1
                     for q in range(n_clients):
-                        if flow[q, node] > 0.0:
+                        if flow[q, node] > small:
                             here = cost[q, node]
                             for j in range(n_sites):
                                 if j != node and cost[q, j] < FAR and cost[q, j] - here < move[node, j]:
@@ -130,19 +134,22 @@ def cheapest_flows(
                 for i in range(n_sites):
                     dist[i] = 0.0 if is_open[i] else FAR
                     after[i] = -1
+                    hops[i] = 0
                 changed = True
                 rounds = 0
-                while changed and rounds <= n_sites + 1:
+                while changed and rounds <= 2 * n_sites:
                     changed = False
                     rounds += 1
                     for i in range(n_sites):
                         if is_open[i] == 0:
                             for j in range(n_sites + 1):
-                                if mover[i, j] >= 0 and dist[j] < FAR:
+                                if mover[i, j] >= 0 and dist[j] < FAR and hops[j] < n_sites:
                                     d = move[i, j] + dist[j]
-                                    if d < dist[i] - 1e-12 * (1.0 + abs(d)):
+                                    shorter = d <= dist[i] + tie and hops[j] + 1 < hops[i]
+                                    if d < dist[i] - tie or shorter:
                                         dist[i] = d
                                         after[i] = j
+                                        hops[i] = hops[j] + 1
                                         changed = True
         # dust below `small` stays where most of it went
         if left > 0.0:
@@ -191,6 +198,7 @@ def all_flows(
     mover: np.ndarray,
     dist: np.ndarray,
     after: np.ndarray,
+    hops: np.ndarray,
     is_open: np.ndarray,
 ) -> None:
     """Solve every (service, period)."""
@@ -207,6 +215,7 @@ def all_flows(
                 mover,
                 dist,
                 after,
+                hops,
                 is_open,
             )
 
@@ -264,6 +273,7 @@ def serve(of: Blocks, carry: Floats) -> Served:
         np.empty(square),
         np.empty(square, dtype=np.int64),
         np.empty(n_sites + 1),
+        np.empty(n_sites + 1, dtype=np.int64),
         np.empty(n_sites + 1, dtype=np.int64),
         np.empty(n_sites + 1, dtype=np.int64),
     )
