@@ -144,6 +144,18 @@ class Lp:
                 len(self._whole), self._whole.astype(np.int32), np.array([kind] * len(self._whole))
             )
 
+    def basis(self) -> object:
+        """Return where the simplex method ended, for `set_basis` of a programme of the same size; None where nowhere."""
+        basis = self._highs.getBasis()
+        return basis if basis.valid else None
+
+    def set_basis(self, basis: object) -> None:
+        """Begin the next solve from another programme's end; one of another size is left out."""
+        assert isinstance(basis, highspy.HighsBasis)
+        lp = self._highs.getLp()
+        if (len(basis.col_status), len(basis.row_status)) == (lp.num_col_, lp.num_row_):
+            self._highs.setBasis(basis)
+
     # ---- solving -------------------------------------------------------------------------------------------------
     def solve(
         self,

@@ -173,6 +173,7 @@ class Answer:
     method: str
     cpu_s: float
     notes: tuple[str, ...] = ()
+    held: object | None = field(default=None, repr=False, compare=False)  # what a re-solve from here may use
 
     @property
     def gap(self) -> float:

@@ -1,0 +1,80 @@
+"""The plan that is always there: order, rent and begin nothing that is not decided already, serve nobody, and pay for it.
+
+Every policy row has a priced slack, so this plan stands whatever is asked; a search that is ended before it found another
+answers with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from baseload.plan.problem import Answer, Floats, Problem
+
+
+def least_begun(problem: Problem) -> Floats:
+    """Return w [P,T] with what is decided already, and what must come before it, begun as late as it may."""
+    w = (np.arange(len(problem.periods))[None] >= problem.begin_by[:, None]).astype(np.float64)
+    for _ in range(len(problem.phases)):
+        for p, before in enumerate(problem.phase_after):
+            if before >= 0:
+                w[before] = np.maximum(w[before], w[p])
+    return w
+
+
+def live(problem: Problem, w: Floats) -> Floats:
+    """Return [P,T]: phases energised, `phase_delay` periods after they are begun."""
+    energised = np.zeros_like(w)
+    n_periods = w.shape[1]
+    for p, delay in enumerate(problem.phase_delay):
+        energised[p, delay:] = w[p, : max(0, n_periods - delay)]
+    return energised
+
+
+def nothing(problem: Problem, *, bound: float = -np.inf) -> Answer:
+    """Return the plan that does nothing, priced."""
+    n_sites, n_kinds, n_services, _, n_periods = problem.shape
+    w = least_begun(problem)
+    is_live = live(problem, w)
+    grid = problem.power_mw.copy()
+    np.add.at(grid, problem.phase_site, problem.phase_mw[:, None] * is_live)
+    mw = problem.rack_mw[:, :, None] * problem.existing
+    draw = mw.sum(axis=1)
+    billed = np.maximum(draw, problem.minimum_bill[:, None] * grid)
+    for late in range(1, min(4, n_periods)):
+        billed[:, late:] = np.maximum(billed[:, late:], problem.ratchet[:, None] * draw[:, :-late])
+    begun = np.diff(w, axis=1, prepend=0.0)
+    grouped = np.einsum("gsa,sat->gt", problem.group_of.astype(np.float64), mw)
+    slack = {
+        "short_power": draw - grid,
+        "short_floor": np.einsum("a,sat->st", problem.rack_m2, problem.existing) - problem.floor_m2,
+        "short_survive": np.zeros((n_services, n_periods)),
+        "over_share": grouped - problem.share_max[:, None] * draw.sum(axis=0),
+        "over_capex": (problem.spend_begin * begun).sum(axis=0) - problem.capex_budget,
+        "over_carbon": (problem.carbon_owned * problem.existing).sum(axis=(0, 1)) - problem.carbon_budget,
+        "over_water": (problem.water_owned * problem.existing).sum(axis=(0, 1)) - problem.water_budget,
+    }
+    slack = {name: np.maximum(0.0, short) for name, short in slack.items()}
+    cost = (problem.cost_begin * begun).sum() + (problem.cost_live * is_live).sum()
+    cost += (problem.cost_owned * problem.existing).sum() + (problem.cost_unserved * problem.demand).sum()
+    cost += (problem.cost_billed * billed).sum()
+    for name, short in slack.items():
+        if short.any():
+            price = np.broadcast_to(problem.slack_price.get(name, np.float64(np.inf)), short.shape)
+            cost += float((price[short > 0.0] * short[short > 0.0]).sum())
+    host = np.zeros((n_sites, n_services, n_periods)) if problem.host_min is not None else None
+    return Answer(
+        w=w,
+        buy=np.zeros((n_sites, n_kinds, n_periods)),
+        sign=np.zeros((n_sites, n_kinds, len(problem.rentals), n_periods)),
+        put=np.zeros((n_sites, n_kinds, n_services, n_periods)),
+        host=host,
+        flow=np.zeros((*problem.allowed.shape, n_periods)),
+        unserved=problem.demand.copy(),
+        billed=billed,
+        slack=slack,
+        cost=float(cost),
+        bound=bound,
+        status="stopped",
+        method="nothing",
+        cpu_s=0.0,
+    )

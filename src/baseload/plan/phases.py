@@ -1,0 +1,296 @@
+"""Problems whose only whole decisions are the grid phases, up to about a hundred thousand columns: branching by warm LPs.
+
+The whole programme is relaxed once (interior point, then a vertex) and survival rows are added until none is missing. Rounding
+the phases at a few thresholds gives plans, each by one warm re-solve; then best-first branching on phases closes what is left. All
+bounds are prices evaluated anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis and
+survival rows: a changed price or date is solved from there (`warm`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from baseload.errors import PlanError
+from baseload.plan import build as building
+from baseload.plan.build import Hall, Model
+from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.nothing import least_begun, nothing
+from baseload.plan.problem import Answer, Floats, Problem, Status
+from baseload.plan.proof import safe_bound, upper_bounds
+
+Told = Callable[[float, float], None]  # (bound, cost of the best plan)
+_THRESHOLDS = (0.5, 0.3, 0.1, 0.7)
+_ROUNDS = 30
+_WHOLE = 1e-6  # nearer than this counts as whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a re-solve may begin with: where the relaxation ended, and the survival rows found."""
+
+    basis: object
+    halls: tuple[Hall, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Node:
+    """Bounds on the phases, and what is known of the plans within."""
+
+    lower: Floats
+    upper: Floats
+    bound: float
+    x: Floats | None  # of its relaxation; None where it was not solved to the end
+    reduced: Floats | None = None
+
+
+def solve_phases(
+    problem: Problem,
+    *,
+    gap: float = 0.01,
+    cpu_limit_s: float = 60.0,
+    progress: Told | None = None,
+    stop: Stop | None = None,
+    warm: Answer | None = None,
+    fix: dict[tuple[int, int], int] | None = None,
+) -> Answer:
+    """Return the best plan within `gap`, or the best found; the arguments are those of `solve.solve`."""
+    if problem.host_min is not None or problem.whole.any():
+        raise ValueError("phases alone may be whole here")
+    began_s = time.process_time()
+    held = warm.held if warm is not None and isinstance(warm.held, Held) else None
+    halls = list(held.halls) if held is not None else building.first_halls(problem)
+    search = _Search(problem, halls, gap=gap, until_s=began_s + cpu_limit_s, progress=progress, stop=stop)
+    status = search.run(held, warm, fix or {})
+    spent_s = time.process_time() - began_s
+    bound = min(search.bound, search.best_cost)
+    if status != "interrupted" and search.best_cost - bound <= gap * abs(search.best_cost):
+        status = "optimal" if gap <= 1e-6 else "within_gap"
+    if search.best is None:
+        answer = replace(nothing(problem), bound=bound, status=status, method="phases", cpu_s=spent_s)
+        if not np.isfinite(answer.cost) or (fix and not _keeps(answer.w, fix)):
+            raise PlanError(f"{problem.name}: no plan was found that meets the rows without a slack; give every slack a price")
+    else:
+        answer = building.answer_of(
+            search.model, search.best, bound=bound, status=status, method="phases", cpu_s=spent_s
+        )
+    return replace(answer, held=search.held)
+
+
+def _keeps(w: Floats, fix: dict[tuple[int, int], int]) -> bool:
+    return all(w[p, t] == value for (p, t), value in fix.items())
+
+
+class _Search:
+    """The programme with all rows found so far, the best plan and the bound."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        halls: list[Hall],
+        *,
+        gap: float,
+        until_s: float,
+        progress: Told | None,
+        stop: Stop | None,
+    ) -> None:
+        self.problem, self.halls, self.gap, self.until_s = problem, halls, gap, until_s
+        self.progress, self.stop = progress, stop
+        self.model: Model = building.build(problem, halls)
+        self.program = self.model.program
+        self.lp = Lp(self.program, relaxed=True)
+        self.w = self.model.columns["w"]
+        self.best: Floats | None = None
+        self.none_cost = nothing(problem).cost
+        self.best_cost = self.none_cost
+        self.bound = -INF
+        self.held: Held | None = None
+        self._tried: set[bytes] = set()
+
+    def run(self, held: Held | None, warm: Answer | None, fix: dict[tuple[int, int], int]) -> Status:
+        """Relax, round, branch; return how it ended."""
+        lower, upper = self.program.lower[self.w].copy(), self.program.upper[self.w].copy()
+        for at, value in fix.items():
+            lower[at] = upper[at] = float(value)
+        if fix and not _keeps(least_begun(self.problem), fix):
+            self.best_cost = self.none_cost = INF  # doing nothing is not what was asked
+        root = self._relax(_Node(lower=lower, upper=upper, bound=-INF, x=None), held)
+        self.bound = root.bound
+        self._tell()
+        if root.x is None:
+            if root.bound == INF:
+                raise PlanError(
+                    f"{self.problem.name}: no plan meets the rows that have no slack; give every slack a price, or see "
+                    "which phases are fixed"
+                )
+            return self._ended()
+        if held is None or self.held is None:
+            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
+        if warm is not None and warm.w.shape == lower.shape:
+            self._try(warm.w, root)
+        for threshold in _THRESHOLDS:
+            if self._closed() or self._over():
+                break
+            self._try(self.program_w(root.x) >= threshold, root)
+        if not self._closed() and not self._over():
+            self._branch(root)
+        return "optimal" if self._closed() else self._ended()
+
+    def program_w(self, x: Floats) -> Floats:
+        """Return the phases of a solution."""
+        return np.asarray(x[self.w], dtype=np.float64)
+
+    # ---- one node ------------------------------------------------------------------------------------------------
+    def _relax(self, node: _Node, held: Held | None = None, *, rounds: int = _ROUNDS) -> _Node:
+        """Solve a node's relaxation with its survival rows; the bound that comes back holds for all plans within."""
+        self.lp.set_bounds(self.w.ravel(), node.lower.ravel(), node.upper.ravel())
+        bound, first = node.bound, self.best is None and node.x is None and not np.isfinite(node.bound)
+        if held is not None:
+            self.lp.set_basis(held.basis)
+        found = self._solve("ipm" if first and held is None else "simplex")
+        for turn in range(rounds):
+            if found.state == "infeasible":
+                return replace(node, bound=INF, x=None)
+            bound = max(bound, self._safe(found, node))
+            if found.state != "optimal" or found.x is None:
+                return replace(node, bound=bound, x=None)
+            if first:
+                self.bound = bound
+                self._tell()
+            if turn == rounds - 1 or self._add_missing(found.x) == 0:
+                break
+            found = self._solve("simplex")
+        return replace(node, bound=bound, x=found.x, reduced=found.reduced_cost)
+
+    def _solve(self, method: str) -> Solution:
+        return self.lp.solve(
+            method="ipm" if method == "ipm" else "simplex",
+            cpu_limit_s=max(0.05, self.until_s - time.process_time()),
+            stop=self.stop,
+        )
+
+    def _safe(self, found: Solution, node: _Node) -> float:
+        """Return the bound that the prices of a solve prove within a node."""
+        lower, upper = self.program.lower.copy(), upper_bounds(self.model, self.best_cost)
+        lower[self.w], upper[self.w] = node.lower, node.upper
+        prices = found.row_dual if found.row_dual is not None else np.zeros(len(self.program.row_lower))
+        bound = safe_bound(self.program, prices, lower, upper)
+        return bound if np.isfinite(bound) or found.state != "optimal" else found.cost * (1.0 - 1e-6)
+
+    def _add_missing(self, x: Floats) -> int:
+        """Add the survival rows that a solution breaks; return how many."""
+        model = self.model
+        short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
+        halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
+        if halls:
+            least, start, index, value = building.rows_of(model, halls)
+            self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
+            self.program = self.program.with_rows(least, start, index, value)
+            self.halls.extend(halls)
+        return len(halls)
+
+    # ---- plans ---------------------------------------------------------------------------------------------------
+    def _try(self, w: Floats, root: _Node) -> None:
+        """Solve for given phases, made to keep their order and bounds, and keep the plan if it is the best."""
+        chosen = np.clip(np.asarray(w, dtype=np.float64), root.lower, root.upper)
+        for _ in range(2):
+            chosen = np.maximum.accumulate(chosen, axis=1)
+            for p, before in enumerate(self.problem.phase_after):
+                if before >= 0:
+                    chosen[p] = np.minimum(chosen[p], chosen[before])
+            chosen = np.maximum(chosen, root.lower)
+        if chosen.tobytes() in self._tried or (chosen > root.upper).any():
+            return
+        self._tried.add(chosen.tobytes())
+        solved = self._relax(_Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x), rounds=4)
+        if solved.x is not None:
+            self._keep(solved.x)
+
+    def _keep(self, x: Floats) -> None:
+        """Remember a plan with its true cost, if it is the best so far."""
+        unserved = np.maximum(0.0, self.model.value("unserved", x))
+        none = np.zeros(self.problem.demand.shape[1:])
+        _, short = building.missing_halls(self.problem, building.carried(self.model, x), unserved, none)
+        cost = building.true_cost(self.model, x, short)
+        if cost < self.best_cost:
+            self.best, self.best_cost = x, cost
+            self._tell()
+
+    # ---- branching -----------------------------------------------------------------------------------------------
+    def _branch(self, root: _Node) -> None:
+        """Search the phases best bound first, diving now and then; sets the bound that is proven."""
+        root = self._narrowed(root)
+        heap: list[tuple[float, int, _Node]] = [(root.bound, 0, root)]
+        number, dropped = 0, INF
+        while heap and not self._over():
+            self.bound = max(self.bound, min(heap[0][0], dropped, self.best_cost))
+            self._tell()
+            if self._closed():
+                break
+            _, _, node = heapq.heappop(heap)
+            if node.x is None:  # could not be solved: what is known of it stays its bound
+                dropped = min(dropped, node.bound)
+                continue
+            for child in self._children(node):
+                solved = self._relax(child, rounds=3)
+                if solved.x is None and solved.bound < INF:  # out of time
+                    heapq.heappush(heap, (solved.bound, number := number + 1, solved))
+                    continue
+                if solved.x is None or solved.bound >= self.best_cost:
+                    continue
+                if self._is_whole(solved.x):
+                    self._keep(solved.x)
+                    dropped = min(dropped, solved.bound)
+                    continue
+                if number % 4 == 0 or number < 8:
+                    self._try(self.program_w(solved.x) >= 0.4, root)
+                heapq.heappush(heap, (solved.bound, number := number + 1, solved))
+        self.bound = max(self.bound, min([self.best_cost, dropped] + [bound for bound, _, _ in heap]))
+
+    def _children(self, node: _Node) -> list[_Node]:
+        """Split a node on the phase that is least whole: begun by then, or not."""
+        assert node.x is not None
+        w = self.program_w(node.x)
+        loose = np.minimum(w, 1.0 - w) * (node.upper > node.lower)
+        weight = loose.sum(axis=1) * self.problem.phase_mw
+        p = int(np.argmax(np.where(loose.max(axis=1) > _WHOLE, weight, -1.0)))
+        t = int(np.argmax(loose[p]))
+        early, late = node.lower.copy(), node.upper.copy()
+        early[p, t:] = 1.0
+        late[p, : t + 1] = 0.0
+        up = replace(node, lower=early, upper=np.maximum(node.upper, early))
+        down = replace(node, upper=late)
+        return [up, down] if w[p, t] >= 0.5 else [down, up]
+
+    def _is_whole(self, x: Floats) -> bool:
+        w = self.program_w(x)
+        return bool(np.abs(w - np.round(w)).max(initial=0.0) <= _WHOLE)
+
+    def _narrowed(self, root: _Node) -> _Node:
+        """Fix phases that no better plan would move, by their reduced costs at the root."""
+        if root.reduced is None or root.x is None:
+            return root
+        reduced, w = root.reduced[self.w], self.program_w(root.x)
+        spare = self.best_cost - root.bound
+        lower, upper = root.lower.copy(), root.upper.copy()
+        upper[(reduced > spare) & (w < _WHOLE)] = lower[(reduced > spare) & (w < _WHOLE)]
+        lower[(reduced < -spare) & (w > 1.0 - _WHOLE)] = upper[(reduced < -spare) & (w > 1.0 - _WHOLE)]
+        return replace(root, lower=lower, upper=upper)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.bound, self.best_cost)
+
+    def _closed(self) -> bool:
+        return self.best_cost - self.bound <= self.gap * abs(self.best_cost)
+
+    def _over(self) -> bool:
+        return time.process_time() >= self.until_s or (self.stop is not None and self.stop())
+
+    def _ended(self) -> Status:
+        return "interrupted" if self.stop is not None and self.stop() else "stopped"
