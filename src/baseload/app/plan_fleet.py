@@ -81,11 +81,25 @@ def _unshare(node: Any, seen: set[int]) -> None:
     for key, child in pairs:
         if isinstance(child, CommentedMap | CommentedSeq):
             if id(child) in seen:
-                child = copy.deepcopy(child)
+                child = _bare(child)
                 node[key] = child
+                node.ca.items.pop(key, None)  # the alias brought its anchor's comment along, which would break the line
             seen.add(id(child))
             child.yaml_set_anchor(None, always_dump=False)
             _unshare(child, seen)
+
+
+def _bare(node: Any) -> Any:
+    """Return a copy without comments, which belong to the place where they were written."""
+    if isinstance(node, CommentedMap):
+        made: Any = CommentedMap((key, _bare(child)) for key, child in node.items())
+    elif isinstance(node, CommentedSeq):
+        made = CommentedSeq(_bare(child) for child in node)
+    else:
+        return node
+    if node.fa.flow_style():
+        made.fa.set_flow_style()
+    return made
 
 
 def _override(document: CommentedMap, override: str) -> None:

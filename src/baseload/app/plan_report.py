@@ -76,7 +76,7 @@ def plan_report(
     terms = terms_of(plan_map)
     kept = money.books(problem, answer, plan_map.prices, terms)
     worth = money.worth(kept, terms)
-    unit = plan_map.money_unit
+    unit, missed = plan_map.money_unit, misses(problem, answer, plan_map)
     return PlanReport(
         fleet=loaded.fleet.name,
         currency=plan_map.currency,
@@ -85,12 +85,12 @@ def plan_report(
         seed=plan_map.seed,
         status=answer.status,
         method=answer.method,
-        meets=answer.meets and not unserved_share(problem, answer) > 1e-4,
+        meets=answer.meets and not missed,
         cost=answer.cost * unit,
         bound=answer.bound * unit,
         gap=answer.gap,
         cpu_s=answer.cpu_s,
-        misses=misses(problem, answer, plan_map),
+        misses=missed,
         decisions=decisions(problem, answer, plan_map, numbers),
         years=_years(kept, worth, plan_map),
         worth=Worth(
@@ -138,11 +138,6 @@ def terms_of(plan_map: PlanMap) -> money.Terms:
             if tenant.committed_per_month > 0.0
         ),
     )
-
-
-def unserved_share(problem: Problem, answer: Answer) -> float:
-    """Return the share of all demand at the peak that nobody serves."""
-    return float(answer.unserved.sum() / max(problem.demand.sum(), _EPS))
 
 
 # ---- what is not met -------------------------------------------------------------------------------------
