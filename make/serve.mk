@@ -5,10 +5,11 @@ FUZZ_SERVE ?= 1000000
 
 .PHONY: chaos clients bench-serve fuzz-serve
 
-chaos: venv  # kills, faults and partitions over a whole gateway, with SQLite and, where it is installed, PostgreSQL
+chaos: venv  # kills, faults and partitions over a whole gateway, with SQLite and PostgreSQL; ten thousand ways to cheat after
 	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS)
 	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS) --postgres
 	$(PY) -m tests.chaos.run --seed $(SEED) --requests $(REQUESTS) --spare
+	$(PY) -m tests.chaos.tamper 10000 $(SEED)
 
 clients: venv  # eight clients, directly at an engine and through the gateway
 	$(PY) -m tests.clients.run $(if $(ONLY),--only $(ONLY))
