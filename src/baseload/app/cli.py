@@ -162,7 +162,14 @@ def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
         default="measured",
         help="what a replica carries: `measured` in the twin, `modelled` by formulas, or a file (measured)",
     )
-    sub.add_argument("--quick", action="store_true", help="the plan alone: no alternatives, no prices of limits")
+    sub.add_argument(
+        "--rounds",
+        type=int,
+        default=6,
+        metavar="N",
+        help="run the plan in the twin and correct it, at most N times (6)",
+    )
+    sub.add_argument("--quick", action="store_true", help="the plan alone: not run in the twin, limits not priced")
     sub.add_argument("--json", action="store_true", help="print JSON")
     _set_option(sub)
 

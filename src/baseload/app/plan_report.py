@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from baseload.app import plan_demand
+from baseload.app.plan_findings import Findings
 from baseload.app.plan_map import PlanMap
 from baseload.app.plan_prices import WEEKS_PER_QUARTER
 from baseload.app.plan_whole import Whole, whole
@@ -21,18 +19,13 @@ from baseload.plan.table import ReplicaTable
 from baseload.report import capacity
 from baseload.report.capacity_model import CapacityReport
 from baseload.report.plan_model import (
-    Alternative,
-    Binding,
     Carried,
     Decision,
     Miss,
     PlanReport,
     Quarter,
-    Risk,
-    Round,
     Serving,
     Standing,
-    Swing,
     Worth,
     Years,
 )
@@ -50,21 +43,6 @@ LIMITS = {
     "over_carbon": ("t", "{amount} of CO2 more than the budget"),
     "over_water": ("m3", "{amount} of water more than the budget"),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
-    """What was found out beside the answer itself."""
-
-    binding: Sequence[Binding] = ()
-    alternatives: Sequence[Alternative] = ()
-    swings: Sequence[Swing] = ()
-    conflict: Sequence[str] = ()
-    relax: Sequence[str] = ()
-    changes: Sequence[str] = ()
-    rounds: Sequence[Round] = ()
-    risk: Risk | None = None
-    notes: Sequence[str] = field(default_factory=tuple)
 
 
 def plan_report(

@@ -20,8 +20,9 @@ from baseload.app.capacity_verb import horizon_quarters
 from baseload.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
+    from baseload.app.loop import Planned
+    from baseload.app.plan_findings import Findings
     from baseload.app.plan_map import PlanMap
-    from baseload.app.plan_report import Findings
     from baseload.fleet.load import Loaded
     from baseload.plan.problem import Answer, Problem
     from baseload.plan.table import ReplicaTable
@@ -46,6 +47,7 @@ class Wish:
     risk: str | None
     scenarios: int
     table: str  # measured, modelled, or a file
+    rounds: int  # of the loop with the twin
     quick: bool  # the answer alone
     as_json: bool
 
@@ -93,6 +95,8 @@ def wish_of(options: argparse.Namespace) -> Wish:
         raise InputError(f"--cpu-limit {options.cpu_limit}: write seconds above 0")
     if options.scenarios < 2 or options.scenarios > 1000:
         raise InputError(f"--scenarios {options.scenarios}: write 2 to 1000")
+    if not 0 <= options.rounds <= 100:
+        raise InputError(f"--rounds {options.rounds}: write 0 to 100")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; name a folder")
     if options.horizon is not None:
@@ -110,6 +114,7 @@ def wish_of(options: argparse.Namespace) -> Wish:
         risk=options.risk,
         scenarios=options.scenarios,
         table=options.table,
+        rounds=0 if options.quick else options.rounds,
         quick=options.quick,
         as_json=options.json,
     )
@@ -144,7 +149,7 @@ def ask(wish: Wish, overrides: tuple[str, ...], say: Callable[[str], None], tabl
     check.require_plannable(loaded, policies=simulating.known_policies())
     plan = loaded.fleet.plan or Plan()
     today = wish.day or plan.start or date.today()
-    found = table or table_of(wish, loaded, say)
+    found = table_of(wish, loaded, say) if table is None else table
     quarters = horizon_quarters(wish.horizon or plan.horizon)
     problem, plan_map = plan_problem.plan_problem(loaded, found, quarters=quarters, today=today, seed=wish.seed)
     return Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=found)
@@ -154,42 +159,100 @@ def table_of(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaT
     """Return the table of replicas: measured in the twin, modelled by formulas, or read from a file."""
     import msgspec
 
-    from baseload.app import plan_demand, plan_rows
     from baseload.fleet.planning import Plan
     from baseload.plan.table import ReplicaTable
 
     if wish.table == "modelled":
-        return plan_rows.modelled_table(
-            loaded.fleet, plan_demand.traffic(loaded, loaded.fleet.plan or Plan(), wish.seed)
-        )
-    if wish.table != "measured":
-        try:
-            return ReplicaTable.from_json(Path(wish.table).read_bytes())
-        except OSError as error:
-            raise InputError(f"--table {wish.table}: cannot be read ({error.strerror}); name a file") from None
-        except msgspec.DecodeError as error:
-            raise InputError(f"--table {wish.table}: is no table of replicas ({error}); name replicas.json") from None
-    return _measured(wish, loaded, say)
+        from baseload.app import plan_demand, plan_rows
 
+        asked = plan_demand.traffic(loaded, loaded.fleet.plan or Plan(), wish.seed)
+        return plan_rows.modelled_table(loaded.fleet, asked)
+    if wish.table == "measured":
+        from baseload.app import replica_table, simulating
 
-def _measured(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaTable:
-    from baseload.app import plan_demand, plan_rows
-    from baseload.fleet.planning import Plan
-
-    return plan_rows.modelled_table(loaded.fleet, plan_demand.traffic(loaded, loaded.fleet.plan or Plan(), wish.seed))
+        simulating.say_compiling(say)
+        say("measuring in the twin what a replica carries ...")
+        return replica_table.replica_table(loaded, seed=wish.seed, cache=wish.out)
+    try:
+        return ReplicaTable.from_json(Path(wish.table).read_bytes())
+    except OSError as error:
+        raise InputError(f"--table {wish.table}: cannot be read ({error.strerror}); name a file") from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"--table {wish.table}: is no table of replicas ({error}); name replicas.json") from None
 
 
 def solved(wish: Wish, say: Callable[[str], None]) -> tuple[Asked, Findings]:
     """Return the question with its answer, and what was found out beside it."""
-    from baseload.app.plan_report import Findings
+    from baseload.app import plan_findings
+
+    findings = plan_findings.Findings()
+    with _stoppable() as stop:
+        asked = ask(wish, wish.overrides, say)
+        _solve(asked, wish, stop)
+        if wish.what_if:
+            before = asked
+            asked = ask(wish, (*wish.overrides, *wish.what_if), say, table=None)
+            _solve(asked, wish, stop, warm=before)
+            findings.changes = plan_findings.what_changed(before, asked)
+        if wish.rounds and not stop():
+            asked = _in_the_twin(asked, wish, findings, say, stop)
+        if not wish.quick and not stop():
+            plan_findings.look(asked, findings, wish, say, stop)
+    return asked, findings
+
+
+def _solve(asked: Asked, wish: Wish, stop: Callable[[], bool], warm: Asked | None = None) -> None:
     from baseload.plan import solve
 
-    asked = ask(wish, wish.overrides, say)
-    with _stoppable() as stop, _progress(wish.as_json, asked) as progress:
+    known = warm.answer if warm is not None and warm.problem.shape == asked.problem.shape else None
+    with _progress(wish.as_json, asked) as progress:
         asked.answer = solve.solve(
-            asked.problem, gap=wish.gap, cpu_limit_s=wish.cpu_limit_s, progress=progress, stop=stop
+            asked.problem, gap=wish.gap, cpu_limit_s=wish.cpu_limit_s, progress=progress, stop=stop, warm=known
         )
-    return asked, Findings()
+
+
+def _in_the_twin(
+    asked: Asked, wish: Wish, findings: Findings, say: Callable[[str], None], stop: Callable[[], bool]
+) -> Asked:
+    """Run the plan in the twin, correct the table where it breaks a promise, plan again; return the last plan."""
+    from baseload.app import plan_findings
+    from baseload.app.loop import close_loop
+
+    latest = asked
+
+    def plan_once(table: ReplicaTable) -> Planned:
+        nonlocal latest
+        if table is not asked.table:
+            latest = replan(latest, table)
+            _solve(latest, wish, stop)
+        return in_the_twin(latest)
+
+    result = close_loop(asked.table, plan_once, rounds=wish.rounds, seed=wish.seed, say=say, stop=stop)
+    findings.rounds = plan_findings.rounds_of(result)
+    latest.table = result.table
+    return latest
+
+
+def replan(asked: Asked, table: ReplicaTable) -> Asked:
+    """Return the question anew with another table."""
+    from baseload.app import plan_problem
+
+    known = asked.plan_map
+    problem, plan_map = plan_problem.plan_problem(
+        asked.loaded, table, quarters=len(known.days), today=known.today, seed=known.seed
+    )
+    return Asked(loaded=asked.loaded, problem=problem, plan_map=plan_map, table=table)
+
+
+def in_the_twin(asked: Asked) -> Planned:
+    """Return an answer as the loop takes it: its fleet file, read again."""
+    from baseload.app import loop, plan_fleet
+    from baseload.fleet import load
+
+    assert asked.answer is not None
+    text = plan_fleet.planned_fleet(asked.loaded, asked.problem, asked.answer, asked.plan_map)
+    loaded = load.loads(text, file="plan/fleet.yaml", base_folder=asked.loaded.base_folder)
+    return loop.planned_of(loaded, asked.problem, asked.answer, asked.plan_map)
 
 
 def reported(asked: Asked, findings: Findings) -> tuple[PlanReport, str]:

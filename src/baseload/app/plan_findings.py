@@ -1,0 +1,140 @@
+"""What is found out beside a plan: the smallest conflict, what binds, other plans, what the cost depends on, rounds, risk.
+
+Each part is `plan/`'s; this turns its figures into sentences with the units and names of the fleet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from baseload.app.plan_map import PlanMap
+from baseload.plan import conflict
+from baseload.plan.problem import Problem
+from baseload.report.plan_model import Alternative, Binding, Risk, Round, Swing
+from baseload.report.words import megawatts, number
+
+if TYPE_CHECKING:
+    from baseload.app.loop import LoopResult
+    from baseload.app.plan_verb import Asked, Wish
+
+CONFLICT_CPU_S = 10.0
+UNSERVED = 1e-6
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found out beside the answer itself."""
+
+    binding: list[Binding] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
+    swings: list[Swing] = field(default_factory=list)
+    conflict: list[str] = field(default_factory=list)
+    relax: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    risk: Risk | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def rounds_of(result: LoopResult) -> list[Round]:
+    """Return the rounds of the loop for the report."""
+    return [Round(number=one.number, words=one.sentence(), meets=not one.misses) for one in result.rounds]
+
+
+def look(asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+    """Find out what can be found out of an answer, as far as time allows."""
+    assert asked.answer is not None
+    if not asked.answer.meets or float(asked.answer.unserved.max(initial=0.0)) > UNSERVED:
+        say("looking for the smallest conflict ...")
+        find_conflict(asked.problem, asked.plan_map, into, stop)
+
+
+def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Callable[[], bool]) -> None:
+    """Write down the smallest set of demands and limits that cannot hold together, and what giving way would take."""
+    found = conflict.find(problem, cpu_limit_s=CONFLICT_CPU_S, stop=stop)
+    if found is None:
+        into.conflict.append(
+            "each demand and each limit can be kept, at a price above that of missing it or with parts of racks and phases"
+        )
+        return
+    into.conflict += [_side(side, plan_map) for side in found.sides]
+    if not found.proven:
+        into.conflict.append("found within its limit of time: a smaller set may do")
+    into.relax += [
+        f"{side.who}: {side.kind} would have to give way by {_amount(side.gives, side.unit, plan_map)}, by itself"
+        for side in found.sides
+        if side.gives is not None
+    ]
+
+
+def _side(side: conflict.Side, plan_map: PlanMap) -> str:
+    when = span(side.periods)
+    return f"{side.kind} of {side.who}, {when}" if side.who else f"{side.kind}, {when}"
+
+
+def _amount(value: float, unit: str, plan_map: PlanMap) -> str:
+    if unit == "MW":
+        return megawatts(value)
+    if unit == "money":
+        return number(value * plan_map.money_unit, plan_map.currency)
+    return number(value, unit)
+
+
+def span(periods: Sequence[str]) -> str:
+    """Return periods as a span.
+
+    >>> span(("2027-Q1", "2027-Q2")), span(("2027-Q1",))
+    ('2027-Q1 to 2027-Q2', '2027-Q1')
+    """
+    if not periods:
+        return "in no quarter"
+    return periods[0] if len(periods) == 1 else f"{periods[0]} to {periods[-1]}"
+
+
+def what_changed(first: Asked, second: Asked) -> list[str]:
+    """Return what a what-if changes: cost, and what is bought, rented and begun, in sentences."""
+    before, after, problem, other, plan_map = first.answer, second.answer, first.problem, second.problem, first.plan_map
+    assert before is not None and after is not None
+    currency, now_cost = plan_map.currency, after.cost * second.plan_map.money_unit
+    more = now_cost - before.cost * plan_map.money_unit
+    said = [
+        f"the cost {'rises' if more > 0 else 'falls'} by {number(abs(more), currency)} to "
+        f"{number(now_cost, currency)} in present value"
+    ]
+    for s, site in enumerate(problem.sites):
+        for a, kind in enumerate(problem.kinds):
+            if site not in other.sites or kind not in other.kinds:
+                continue
+            at, of = other.sites.index(site), other.kinds.index(kind)
+            was, now = float(before.buy[s, a].sum()), float(after.buy[at, of].sum())
+            if abs(was - now) > 0.5:
+                said.append(f"{site}: {now:.0f} racks of {kind} are bought, before {was:.0f}")
+            rented_was, rented_now = float(before.sign[s, a].sum()), float(after.sign[at, of].sum())
+            if abs(rented_was - rented_now) > 0.05 * max(1.0, rented_was):
+                per = plan_map.kinds[a].per_rack
+                said.append(
+                    f"{site}: {number(rented_now * per)} accelerators of {kind} are signed for over the horizon, before "
+                    f"{number(rented_was * per)}"
+                )
+    for p, name in enumerate(problem.phases):
+        if name not in other.phases:
+            continue
+        q = other.phases.index(name)
+        was_t, now_t = _begun(before.w[p]), _begun(after.w[q])
+        if was_t != now_t:
+            said.append(f"{name}: {_when(now_t, other)}, before {_when(was_t, problem)}")
+        elif int(problem.phase_delay[p]) != int(other.phase_delay[q]):
+            said.append(
+                f"{name}: {int(other.phase_delay[q])} quarters from begin to power, before {int(problem.phase_delay[p])}"
+            )
+    return said if len(said) > 1 else [*said, "what is bought, rented and begun stays the same"]
+
+
+def _begun(row: Sequence[float]) -> int:
+    return next((t for t, value in enumerate(row) if value > 0.5), len(row))
+
+
+def _when(t: int, problem: Problem) -> str:
+    return f"begun in {problem.periods[t]}" if t < len(problem.periods) else "not begun"
