@@ -70,10 +70,10 @@ def test_the_table_of_an_example_is_the_same_twice_and_kept_on_disk(tmp_path: Pa
     """Equal seeds give equal tables; the second time nothing runs; a damaged file is measured anew."""
     loaded = load.load(EDGE, ())
     first = replica_table(loaded, seed=0, cache=tmp_path)
-    kept = (tmp_path / "replicas.json").read_bytes()
+    kept = (tmp_path / "measured.json").read_bytes()
     assert replica_table(loaded, seed=0, cache=tmp_path) == first
-    assert (tmp_path / "replicas.json").read_bytes() == kept
-    (tmp_path / "replicas.json").write_bytes(b"{")
+    assert (tmp_path / "measured.json").read_bytes() == kept
+    (tmp_path / "measured.json").write_bytes(b"{")
     assert replica_table(loaded, seed=0, cache=tmp_path) == first
     for row in first.rows:
         assert row.requests_per_s > 0.0 and row.margin >= 0.0

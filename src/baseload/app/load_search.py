@@ -114,7 +114,7 @@ def judged(twin: Twin, rows: Rows, factor: float) -> Probe:
         good = kept(own, promise)
         share = float(good.mean())
         if worst is None or share - slo.attainment < worst[0]:
-            worst = (share - slo.attainment, name, share, slo.attainment, _cause(own[~good], promise, twin))
+            worst = (share - slo.attainment, name, share, slo.attainment, cause(own[~good], promise, twin))
     assert worst is not None, "a run without requests"
     return Probe(
         load_factor=factor,
@@ -128,7 +128,7 @@ def judged(twin: Twin, rows: Rows, factor: float) -> Probe:
     )
 
 
-def _cause(missed: Rows, promise: Promise, twin: Twin) -> str:
+def cause(missed: Rows, promise: Promise, twin: Twin) -> str:
     """Return what most of the missed requests suffered, and at which site."""
     if len(missed) == 0:
         return ""

@@ -36,7 +36,7 @@ LEAST_SAMPLE = 300  # of a service's own requests, below which those of its mode
 MOST_TOGETHER = 8
 ENOUGH_RATIO = 0.4  # of its limit that a replica carries with the promise kept: a larger one would gain little
 MOST_NETWORK_RATIO = 0.5  # of the promised TTFT that the round trip may take, unless nothing nearer may serve
-CACHE_FILE = "replicas.json"
+CACHE_FILE = "measured.json"
 WINDOW_S = 1.0  # in which short bursts are counted
 
 Say = Callable[[str], None]
@@ -64,7 +64,7 @@ class Settings:
 def replica_table(loaded: Loaded, *, seed: int = 0, cache: Path | None = None, say: Say | None = None) -> ReplicaTable:
     """Return a row for each promise and each accelerator that stands, may be bought or may be rented, where it fits.
 
-    `cache` is a folder: what was measured is read from and written to `replicas.json` there.
+    `cache` is a folder: what was measured is read from and written to `measured.json` there.
     """
     jit.enable()  # before the twin is imported
     from baseload.app import plan_demand, plan_rent
