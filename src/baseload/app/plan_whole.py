@@ -18,6 +18,7 @@ from baseload.plan.problem import Answer, Problem
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _EPS = 1e-6
+LEAST_REPLICA = 0.01  # of a rented replica: less is not rented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,24 +40,51 @@ def whole(problem: Problem, answer: Answer, plan_map: PlanMap) -> Whole:
     owned = np.floor(problem.existing + _EPS).astype(np.int64) + in_service(bought, problem)
     per_rack = np.array([kind.per_rack for kind in plan_map.kinds], np.int64)[None, :, None]
     rented = np.ceil(rented_racks(answer.sign, problem) * per_rack - _EPS).astype(np.int64)
-    for a, kind in enumerate(plan_map.kinds):
-        rented[:, a] = whole_servers(rented[:, a], catalog.accelerator(kind.accelerator).per_server)
+    most = np.floor(problem.sign_max.sum(axis=2) * per_rack[..., 0] + _EPS).astype(np.int64)  # (S,A)
     replicas = np.zeros((S, A, M, T), np.int64)
-    size = np.array([[_size(plan_map, a, m) for m in range(M)] for a in range(A)])
-    for s in range(S):
-        for a in range(A):
+    for a, kind in enumerate(plan_map.kinds):
+        groups, size = _groups(plan_map, a)
+        for s, site in enumerate(plan_map.sites):
             for t in range(T):
-                there = int(owned[s, a, t]) * plan_map.kinds[a].per_rack + int(rented[s, a, t])
                 want = answer.put[s, a, :, t] * plan_map.replicas_per_rack[a]
-                replicas[s, a, :, t] = share_out(want, size[a], there)
+                together = np.array([want[group].sum() for group in groups])
+                if site.rented:  # as many as whole replicas take, within the offer
+                    wanted = int((np.ceil(together - LEAST_REPLICA) * size).sum())
+                    rented[s, a, t] = min(most[s, a], max(rented[s, a, t], wanted))
+                there = int(owned[s, a, t]) * kind.per_rack + int(rented[s, a, t])
+                n = share_out(together, size, there)
+                for group, count in zip(groups, n.tolist(), strict=True):
+                    replicas[s, a, group, t] = split(want[group], count)
+        rented[:, a] = whole_servers(rented[:, a], catalog.accelerator(kind.accelerator).per_server)
     begun = np.array([_first(row) for row in answer.w], np.int64).reshape(len(problem.phases))
     live = np.minimum(T, begun + problem.phase_delay)
     return Whole(bought=bought, owned=owned, rented=rented, replicas=replicas, live=live, begun=begun)
 
 
-def _size(plan_map: PlanMap, a: int, m: int) -> int:
-    row = plan_map.rows.get((a, m))
-    return 1 if row is None else row.accelerators
+def _groups(plan_map: PlanMap, a: int) -> tuple[list[list[int]], Ints]:
+    """Return services that share a deployment on a kind, and the accelerators of a replica of each."""
+    found: dict[str, list[int]] = {}
+    for (kind, m), row in sorted(plan_map.rows.items()):
+        if kind == a:
+            found.setdefault(row.deployment or row.model, []).append(m)
+    size = [plan_map.rows[a, group[0]].accelerators for group in found.values()]
+    return list(found.values()), np.array(size, np.int64)
+
+
+def split(want: Floats, n: int) -> Ints:
+    """Return how many of `n` replicas that services share are counted for each, by what each wants.
+
+    >>> split(np.array([1.5, 0.5, 0.0]), 3)
+    array([2, 1, 0])
+    """
+    total = float(want.sum())
+    if total <= 0.0:
+        return np.zeros(len(want), np.int64)
+    exact = want / total * n
+    each = np.floor(exact + _EPS).astype(np.int64)
+    for m in np.argsort(each - exact, kind="stable")[: n - int(each.sum())]:
+        each[m] += 1
+    return each
 
 
 def _first(row: Floats) -> int:

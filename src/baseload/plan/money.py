@@ -119,8 +119,8 @@ class Worth:
     irr: float | None  # a year; None where there is none
     payback_years: float | None
     invested: float
-    roi: float | None  # over the horizon, undiscounted; None where nothing is invested
-    roi_without_idle: float | None  # were capacity that stands idle not paid for
+    roi: float | None  # income over all cost, capital of what stands already included, less 1
+    roi_without_idle: float | None  # the same, were capacity that stands idle free
     idle_cost: float
 
 
@@ -283,7 +283,8 @@ def worth(book: Books, terms: Terms) -> Worth:
     quarterly = money.irr(cash.tolist(), highest=10.0) if cash.min() < 0.0 < cash.max() else None
     payback = money.payback_years(cash.tolist(), per_quarter)
     invested = float(book.spent.sum())
-    gain = float((cash + book.spent).sum())
+    cost = float((book.opex + book.capital_charge).sum())
+    earned = float(book.income.sum())
     idle = float(((book.opex + book.capital_charge) * (1.0 - book.busy_ratio)).sum())
     return Worth(
         cash=cash,
@@ -293,8 +294,8 @@ def worth(book: Books, terms: Terms) -> Worth:
         irr=None if quarterly is None else (1.0 + quarterly) ** 4 - 1.0,
         payback_years=None if payback is None else payback / 4.0,
         invested=invested,
-        roi=money.return_on_investment(gain, invested) if invested > 0.0 else None,
-        roi_without_idle=money.return_on_investment(gain + idle, invested) if invested > 0.0 else None,
+        roi=money.return_on_investment(earned, cost) if cost > 0.0 else None,
+        roi_without_idle=money.return_on_investment(earned, cost - idle) if cost > idle else None,
         idle_cost=idle,
     )
 

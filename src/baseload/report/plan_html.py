@@ -21,10 +21,10 @@ from baseload.report.plan_text import (
     DECISION_HEAD,
     QUARTER_HEAD,
     alternative_line,
-    decision_row,
     money_table,
     quarter_row,
     swing_lines,
+    todo_rows,
     verdict,
     worth_line,
 )
@@ -63,14 +63,14 @@ def write(report: PlanReport, path: Path) -> None:
 
 
 def _parts(report: PlanReport) -> dict[str, Any]:
-    todo = [one for one in report.decisions if one.action != "serve"]
+    todo = todo_rows(report)
     head, rows = money_table(report)
     return {
         "r": report,
         "verdict": verdict(report),
         "cards": _cards(report),
         "decision_head": DECISION_HEAD,
-        "decision_rows": [decision_row(one, report.currency) for one in todo[:DECISIONS_MAX]],
+        "decision_rows": todo[:DECISIONS_MAX],
         "left_out": max(0, len(todo) - DECISIONS_MAX),
         **_where(report),
         **_money(report),

@@ -80,13 +80,32 @@ def verdict(report: PlanReport) -> list[str]:
 
 
 def _todo(report: PlanReport, width: int) -> list[str]:
-    rows = [decision_row(one, report.currency) for one in report.decisions if one.action != "serve"]
+    rows = todo_rows(report)
     if not rows:
         return ["Nothing: what stands, and what is on its way, is enough."]
     lines = lay_out(DECISION_HEAD, rows[:DECISIONS_MAX], width)
     if len(rows) > DECISIONS_MAX:
         lines.append(f"and {len(rows) - DECISIONS_MAX} more: decisions.csv")
     return lines
+
+
+def todo_rows(report: PlanReport) -> list[list[str]]:
+    """Return what to do as rows: each order and each phase, and what is rented of a kind at a site as one."""
+    rows = [decision_row(one, report.currency) for one in report.decisions if one.action in ("begin", "buy")]
+    rented: dict[tuple[str, str], list[Decision]] = {}
+    for one in report.decisions:
+        if one.action == "rent":
+            rented.setdefault((one.site, one.what), []).append(one)
+    for (site, what), signed in rented.items():
+        there = next((s.accelerators for s in report.standing if s.rented and (s.site, s.kind) == (site, what)), [])
+        used = [n for n in there if n > 0]
+        low, high = min(used, default=0), max(used, default=0)
+        count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        terms = " and ".join(dict.fromkeys(one.note for one in signed))
+        cash = money(sum(one.cash for one in signed), "").strip()
+        until = max(one.until for one in signed)
+        rows.append([signed[0].quarter, "rent", site, f"{count} accelerators", what, cash, f"to {until}; {terms}"])
+    return sorted(rows, key=lambda row: row[0])
 
 
 DECISION_HEAD = ("when", "what", "where", "amount", "of", "cash", "then")
@@ -150,8 +169,8 @@ def worth_line(report: PlanReport) -> str:
         parts.append(f"paid back after {worth.payback_years:.1f} years" if worth.payback_years else "never in the red")
     if worth.roi is not None:
         parts.append(
-            f"return on what is invested {percent(worth.roi, 0)} ({percent(worth.roi_without_idle, 0)} were idle "
-            f"capacity free)"
+            f"income is {percent(abs(worth.roi), 0)} {'above' if worth.roi >= 0.0 else 'below'} all cost, capital of what "
+            f"stands already included ({percent(worth.roi_without_idle, 0)} were idle capacity free)"
         )
     parts.append(f"idle capacity costs {money(worth.idle_cost, currency)}")
     return "; ".join(parts) + "."
