@@ -157,8 +157,11 @@ class Storm:
                     break
                 await asyncio.sleep(0.05)
             self.seen.append(Seen(out, schedule.fault_of(self.seed, i, self.faulty_ratio), len(request.body())))
-            if out.kind in ("broken", "envelope"):
-                await asyncio.sleep(0.05)
+            if out.kind in (
+                "broken",
+                "envelope",
+            ):  # who is told to come back later does not spend the run on being told so
+                await asyncio.sleep(0.4 if out.status == 503 else 0.05)
         wire.drop()
 
     async def run(self) -> None:
