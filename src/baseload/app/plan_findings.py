@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 CONFLICT_CPU_S = 10.0
 UNSERVED = 1e-6
+KINDS = {
+    "serve": "the demand of {who}",
+    "survive": "serving {who} with a site lost",
+    "power": "the power at {who}",
+    "floor": "the floor at {who}",
+    "share": "the largest share of {who}",
+    "capex": "the budget of capital",
+    "carbon": "the budget of carbon",
+    "water": "the budget of water",
+    "supply": "the supply of {who}",
+    "shared supply": "the supply that all share of {who}",
+    "rent": "the offer of rent, {who}",
+}
 
 
 @dataclass(slots=True)
@@ -63,7 +76,8 @@ def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Cal
     if not found.proven:
         into.conflict.append("found within its limit of time: a smaller set may do")
     into.relax += [
-        f"{side.who}: {side.kind} would have to give way by {_amount(side.gives, side.unit, plan_map)}, by itself"
+        f"{KINDS.get(side.kind, side.kind).format(who=side.who)}: {_amount(side.gives, side.unit, plan_map)} "
+        f"{'more' if side.kind not in ('serve', 'survive') else 'less'} would do, by itself"
         for side in found.sides
         if side.gives is not None
     ]
@@ -71,7 +85,7 @@ def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Cal
 
 def _side(side: conflict.Side, plan_map: PlanMap) -> str:
     when = span(side.periods)
-    return f"{side.kind} of {side.who}, {when}" if side.who else f"{side.kind}, {when}"
+    return f"{KINDS.get(side.kind, side.kind).format(who=side.who)}, {when}"
 
 
 def _amount(value: float, unit: str, plan_map: PlanMap) -> str:
@@ -97,8 +111,8 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
     """Return what a what-if changes: cost, and what is bought, rented and begun, in sentences."""
     before, after, problem, other, plan_map = first.answer, second.answer, first.problem, second.problem, first.plan_map
     assert before is not None and after is not None
-    currency, now_cost = plan_map.currency, after.cost * second.plan_map.money_unit
-    more = now_cost - before.cost * plan_map.money_unit
+    currency, now_cost = plan_map.currency, after.cost * second.plan_map.money_unit + second.plan_map.sunk
+    more = now_cost - before.cost * plan_map.money_unit - plan_map.sunk
     said = [
         f"the cost {'rises' if more > 0 else 'falls'} by {number(abs(more), currency)} to "
         f"{number(now_cost, currency)} in present value"

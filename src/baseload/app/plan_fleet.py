@@ -24,6 +24,7 @@ from baseload.app.plan_problem import quarter
 from baseload.app.plan_rent import price_per_hour, site_of
 from baseload.app.plan_whole import Whole, whole
 from baseload.fleet import catalog, resolve
+from baseload.fleet.check_service import SHIPPED_TRACES
 from baseload.fleet.load import Loaded
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaRow
@@ -33,12 +34,7 @@ _INDEX = re.compile(r"\[(\d+)\]")
 
 def planned_fleet(loaded: Loaded, problem: Problem, answer: Answer, plan_map: PlanMap) -> str:
     """Return the fleet file of an answer."""
-    keeper = YAML()  # the round-trip reader: knows no tags that make objects
-    keeper.preserve_quotes = True
-    keeper.width = 4096
-    keeper.representer.ignore_aliases = lambda *_: True  # each place has its own copy
-    if _indented_lists(loaded.text):
-        keeper.indent(mapping=2, sequence=4, offset=2)
+    keeper = _keeper(loaded.text)
     document = keeper.load(loaded.text.removeprefix("\ufeff"))
     _unshare(document, set())
     for override in loaded.overrides:
@@ -53,6 +49,54 @@ def planned_fleet(loaded: Loaded, problem: Problem, answer: Answer, plan_map: Pl
     out = io.StringIO()
     keeper.dump(document, out)
     return _head(loaded, problem, answer, plan_map) + out.getvalue()
+
+
+def moved(text: str, way: str) -> str:
+    """Return a fleet file for another folder, from which the old one is reached by `way`: files keep being found.
+
+    >>> moved("demand: {trace: day.csv}\\n", "../fleets")
+    'demand: {trace: ../fleets/day.csv}\\n'
+    """
+    if way in ("", "."):
+        return text
+    keeper = _keeper(text)
+    document = keeper.load(text)
+    demand, policy = document.get("demand") or {}, document.get("policy") or {}
+    for holder, key in ((demand, "trace"), (demand.get("generator") or {}, "lengths_from")):
+        if holder.get(key) and holder[key] not in SHIPPED_TRACES:
+            holder[key] = _by(way, holder[key])
+    for key in ("route", "admit", "scale", "cap"):
+        if ":" in str(policy.get(key) or ""):
+            policy[key] = _by(way, policy[key])
+    for site in (document.get("sites") or {}).values():
+        _move_series(site, way)
+    out = io.StringIO()
+    keeper.dump(document, out)
+    return out.getvalue()
+
+
+def _by(way: str, name: str) -> str:
+    return name if name.startswith("/") else f"{way}/{name}"
+
+
+def _move_series(node: Any, way: str) -> None:
+    """Change the `file` of each series below a node."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and isinstance(node.get("file"), str):
+        node["file"] = _by(way, node["file"])
+    for child in children:
+        _move_series(child, way)
+
+
+def _keeper(text: str) -> YAML:
+    """Return the round-trip reader, which keeps comments and knows no tags that make objects, laid out as the text is."""
+    keeper = YAML()
+    keeper.preserve_quotes = True
+    keeper.width = 4096
+    keeper.representer.ignore_aliases = lambda *_: True  # each place has its own copy
+    if _indented_lists(text):
+        keeper.indent(mapping=2, sequence=4, offset=2)
+    return keeper
 
 
 def _head(loaded: Loaded, problem: Problem, answer: Answer, plan_map: PlanMap) -> str:

@@ -81,6 +81,7 @@ class PlanMap:
     discount: Floats  # (T,) mid-period
     discount_begin: Floats  # (T,) first day of the period
     money_unit: float  # currency units in one unit of the problem's money
+    sunk: float  # present value of what stands without power costs: in no decision's hand, and not in the arrays
     notes: tuple[str, ...]  # what was assumed, in sentences
 
     @property

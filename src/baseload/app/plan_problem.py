@@ -9,6 +9,7 @@ higher than keeping to them where that is possible.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -67,12 +68,15 @@ def plan_problem(
         rack_kw=np.array([[plan_kinds.rack_kw(fleet.sites[one.declared], k, made) for k in made] for one in sites]),
     )  # fmt: skip
     cash = plan_prices.prices(f)
-    problem, unit, more = _problem(f, cash, table)
+    problem, unit, dark, more = _problem(f, cash, table)
+    idle = (dark * (cash.owned_space + cash.owned_upkeep)).sum(axis=(0, 1))
+    cash = replace(cash, fixed=cash.fixed + idle)
     middle, begin = plan_prices.discounts(f)
     return problem, PlanMap(
         fleet=fleet, plan=plan, today=today, days=days, seed=seed, asked=asked, load_ratio=f.load_ratio, sites=sites,
         kinds=made, services=tuple(plan_demand.services(table)), clients=f.clients, phases=f.phases, terms=f.terms,
         rows=rows, replicas_per_rack=each, prices=cash, discount=middle, discount_begin=begin, money_unit=unit,
+        sunk=float((idle * middle).sum()) * (1.0 - plan.tax_ratio),
         notes=(*_assumed(f, loaded), *notes, *more),
     )  # fmt: skip
 
@@ -91,7 +95,7 @@ def _rows(table: ReplicaTable, made: Sequence[Kind]) -> tuple[dict[tuple[int, in
     return rows, each
 
 
-def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, float, list[str]]:
+def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, float, Floats, list[str]]:
     S, A, M, T = f.n
     demand = plan_demand.peak_demand(
         f.fleet, f.plan, f.asked, f.clients, table, f.today, plan_demand.period_ends(f.days)
@@ -105,7 +109,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         rate[a, m] = f.replicas_per_rack[a, m] * row.carries_per_s
     place, why = _may_place(f)
     power = np.array([one.years.usable_mw if one.years else np.zeros(T) for one in f.sites])
-    existing, trimmed = _existing(f, rack_mw, power)
+    existing, dark, trimmed = _existing(f, rack_mw, power)
     floor, area = _floor(f)
     values = plan_prices.present_values(f, cash)
     physical = plan_prices.physical(f)
@@ -160,7 +164,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
             f, cash, rate, rack_mw, area, values["cost_unserved"] * (demand > 0.0), physical, unit, len(group_names)
         ),
     )
-    return problem, unit, [*why, *trimmed]
+    return problem, unit, dark, [*why, *trimmed]
 
 
 def _phase_arrays(f: Frame) -> dict[str, Any]:
@@ -238,10 +242,10 @@ def _may_place(f: Frame) -> tuple[npt.NDArray[np.bool_], list[str]]:
 # ---- capacity --------------------------------------------------------------------------------------------
 
 
-def _existing(f: Frame, rack_mw: Floats, power: Floats) -> tuple[Floats, list[str]]:
-    """Return racks that stand and are powered in the hottest design hour; those that are not are said."""
+def _existing(f: Frame, rack_mw: Floats, power: Floats) -> tuple[Floats, Floats, list[str]]:
+    """Return racks that stand and are powered in the hottest design hour, and those that are not, which are said."""
     S, A, _, T = f.n
-    there, notes = np.zeros((S, A, T)), []
+    there, dark, notes = np.zeros((S, A, T)), np.zeros((S, A, T)), []
     sure = power + _sure_power(f)
     for s, site in enumerate(f.sites):
         if site.rented:
@@ -253,12 +257,13 @@ def _existing(f: Frame, rack_mw: Floats, power: Floats) -> tuple[Floats, list[st
             t = int(np.argmax(short))
             share = np.divide(sure[s], wanted, out=np.ones(T), where=wanted > 0.0)
             before = float(there[s, :, t].sum())
-            there[s] = np.where(short, np.floor(there[s] * share + 1e-9), there[s])
+            lit = np.where(short, np.floor(there[s] * share + 1e-9), there[s])
+            dark[s], there[s] = there[s] - lit, lit
             notes.append(
                 f"{site.name}: of {before:g} racks that stand free, {there[s, :, t].sum():g} find power in the hottest "
                 f"design hour, after redundancy and curtailment (from {quarter(f.days[t])})"
             )
-    return there, notes
+    return there, dark, notes
 
 
 def _sure_power(f: Frame) -> Floats:

@@ -66,6 +66,7 @@ class Asked:
 
 def plan_verb(options: argparse.Namespace) -> int:
     """Plan, write the files, print the table; exit code 130 where Ctrl-C ended it, with the best plan so far written."""
+    from baseload.app import plan_fleet
     from baseload.app.plan_files import write_all
     from baseload.app.verbs import say
     from baseload.report import plan_text
@@ -73,7 +74,8 @@ def plan_verb(options: argparse.Namespace) -> int:
     wish = wish_of(options)
     asked, findings = solved(wish, say)
     report, planned = reported(asked, findings)
-    write_all(report, planned, asked.table, wish.out)
+    way = Path(os.path.relpath(asked.loaded.base_folder, wish.out)).as_posix()
+    write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
     if wish.as_json:
         print(plan_text.to_json(report))
     else:
