@@ -1,0 +1,315 @@
+"""Why a request cannot be met: the smallest set of named demands and limits that contradict each other, and what would end it.
+
+"Met" means that everybody is served and no limit is exceeded. The programme is solved for the least that must be missed; prices
+of that solution name the demands and limits that take part, and each of them is given up in turn: where the rest is still
+impossible it was not needed (deletion filter: Chinneck and Dravnieks 1991). What is left cannot be made smaller. Phases and
+racks count as divisible here: what is impossible so is impossible in whole numbers too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from baseload.plan import build as building
+from baseload.plan.build import Model
+from baseload.plan.highs import INF, Lp, Solution
+from baseload.plan.problem import SLACKS, Ints, Problem
+
+_ROUNDS = 40
+_MOST_PARTS = 40  # demands by client that are tried one by one
+_MOST_SIDES = 8  # of a conflict that a person reads
+_BOUNDED = ("rent", "supply", "shared supply")  # limits that are bounds and rows, without a slack
+_NOTHING = 1e-7  # less than this, relative to the whole, is not missed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One demand or limit of a conflict, and how far it alone would have to give way for the rest to be possible."""
+
+    kind: str  # serve, survive, power, floor, share, capex, carbon, water, supply, shared supply, rent
+    who: str  # client and service, site, group ...
+    periods: tuple[str, ...]  # those in which it is in the way
+    gives: float | None  # in its unit, at its worst period; None where giving way alone is not enough
+    unit: str
+
+    def __str__(self) -> str:
+        when = self.periods[0] if len(self.periods) == 1 else f"{self.periods[0]} to {self.periods[-1]}"
+        enough = f"; {self.gives:.4g} {self.unit} less would do" if self.gives is not None else ""
+        return f"{self.kind}: {self.who} ({when}){enough}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """The smallest conflict found; `proven` says that none of its sides can be left out."""
+
+    sides: tuple[Side, ...]
+    proven: bool
+    cpu_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """The columns that miss one demand or exceed one limit (a supply limit's are the rows)."""
+
+    kind: str
+    who: str
+    unit: str
+    columns: Ints  # slack columns, or buy and rent columns whose upper bound is the limit
+    periods: Ints  # of each column
+    rows: Ints  # rows that are the limit themselves
+    row_periods: Ints
+
+
+def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool] | None = None) -> Conflict | None:
+    """Return the smallest conflict of a request, or None where everything can be met (in divisible phases and racks).
+
+    The period of the largest demand is looked at alone first, then those in which most is missed: where the demand of one is
+    impossible by itself, the others need no look. Demands are taken by service, and by client where few are left.
+    """
+    began_s = time.process_time()
+    until_s = began_s + cpu_limit_s
+    search = _alone(problem, int(np.argmax(problem.demand.sum(axis=(0, 1)))), until_s, stop)
+    if search.possible():
+        search = _Search(problem, until_s, stop)
+        if search.possible():
+            return None
+        for t in search.worst_periods()[:3]:
+            of_period = _alone(problem, t, until_s, stop)
+            if not of_period.possible():
+                search = of_period
+                break
+    members, proven = search.smallest()
+    if proven:
+        members, proven = search.by_client(members)
+    sides = tuple(search.side(group) for group in members)
+    return Conflict(sides=sides, proven=proven, cpu_s=time.process_time() - began_s)
+
+
+def _alone(problem: Problem, t: int, until_s: float, stop: Callable[[], bool] | None) -> _Search:
+    """Return the search for a conflict with the demand of one period alone."""
+    alone = np.zeros_like(problem.demand)
+    alone[:, :, t] = problem.demand[:, :, t]
+    return _Search(replace(problem, demand=alone), until_s, stop)
+
+
+class _Search:
+    """The programme of least misses, and which demands and limits still count."""
+
+    def __init__(self, problem: Problem, until_s: float, stop: Callable[[], bool] | None) -> None:
+        self.until_s, self.stop = until_s, stop
+        bare = _bare(problem)
+        self.model = building.build(bare, building.first_halls(bare))
+        self.lp = Lp(self.model.program, relaxed=True)
+        self.groups, self.clients = _groups(self.model)
+        self.cost = self.model.program.cost.copy()
+        self.last: Solution | None = None
+
+    def _solve(self, *, anew: bool = False) -> float:
+        """Return the least that must be missed, all losses of a site looked at; inf where time was over."""
+        model = self.model
+        for turn in range(_ROUNDS):
+            found = self.lp.solve(
+                method="ipm" if anew and turn == 0 else "choose",
+                cpu_limit_s=max(0.05, self.until_s - time.process_time()),
+                stop=self.stop,
+            )
+            if found.state != "optimal" or found.x is None:
+                return INF
+            short, unserved = np.maximum(0.0, model.value("short_survive", found.x)), model.value("unserved", found.x)
+            halls, _ = building.missing_halls(model.problem, building.carried(model, found.x), unserved, short)
+            self.last = found
+            if not halls or found.cost > _NOTHING:
+                return found.cost
+            least, start, index, value = building.rows_of(model, halls)
+            self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
+        return found.cost
+
+    def possible(self) -> bool:
+        """Return whether nothing must be missed."""
+        return self._solve(anew=True) <= _NOTHING
+
+    def worst_periods(self) -> list[int]:
+        """Return the periods in which the last solution misses something, the worst first."""
+        assert self.last is not None and self.last.x is not None
+        missed = np.zeros(len(self.model.problem.periods))
+        for group in self.groups:
+            if group.kind not in _BOUNDED:
+                np.add.at(missed, group.periods, self.last.x[group.columns] * self.cost[group.columns])
+        return [int(t) for t in np.argsort(-missed, kind="stable") if missed[t] > 0.0]
+
+    def by_client(self, members: list[_Group]) -> tuple[list[_Group], bool]:
+        """Return a conflict with its demands by client, where that leaves few; else as it is."""
+        parts = [part for group in members for part in self.clients.get(group.who, ()) if group.kind == "serve"]
+        rest = [group for group in members if group.kind != "serve"]
+        if len(parts) > _MOST_PARTS:
+            return members, True
+        self._solve()
+        kept, proven = self._filter(parts + rest)
+        if proven and len(kept) <= _MOST_SIDES:
+            return kept, True
+        self._hold(members)
+        return members, True
+
+    def smallest(self) -> tuple[list[_Group], bool]:
+        """Return a conflict that cannot be made smaller, and whether that was shown to the end."""
+        kept = list(self.groups)
+        taking_part = {id(group) for group in kept if self._takes_part(group)}
+        unlikely = [group for group in kept if id(group) not in taking_part]
+        self._give_up(unlikely)
+        if self._solve() > _NOTHING:
+            kept = [group for group in kept if id(group) in taking_part]
+        else:
+            self._hold(unlikely)
+            self._solve()
+        return self._filter(kept)
+
+    def _filter(self, kept: list[_Group]) -> tuple[list[_Group], bool]:
+        """Return what is left of an impossible set when all that it can do without is given up, and whether all was tried."""
+        proven = True
+        for part in _halves(kept):
+            if time.process_time() > self.until_s or (self.stop is not None and self.stop()):
+                proven = False
+                break
+            part = [group for group in part if group in kept]
+            if not part or len(part) == len(kept) == 1:
+                continue
+            self._give_up(part)
+            least = self._solve()
+            if least == INF:
+                proven = False
+                self._hold(part)
+                break
+            if least > _NOTHING:
+                kept = [group for group in kept if group not in part]
+            else:
+                self._hold(part)
+        return kept, proven
+
+    def _takes_part(self, group: _Group) -> bool:
+        """Return whether the last solution's prices speak of a group."""
+        assert self.last is not None
+        reduced, dual = self.last.reduced_cost, self.last.row_dual
+        if reduced is None or dual is None:
+            return True
+        if group.kind in _BOUNDED:
+            at_bound = (reduced[group.columns] < -1e-9).any()
+            return bool(at_bound or (np.abs(dual[group.rows]) > 1e-9).any())
+        return bool((reduced[group.columns] < self.cost[group.columns] - 1e-9).any())
+
+    def _give_up(self, groups: list[_Group]) -> None:
+        """Ask for these no longer."""
+        for group in groups:
+            n = len(group.columns)
+            if group.kind in _BOUNDED:
+                self.lp.set_bounds(group.columns, np.zeros(n), np.full(n, INF))
+            else:
+                self.lp.set_costs(group.columns, np.zeros(n))
+            self.lp.set_rows(group.rows, np.full(len(group.rows), -INF), np.full(len(group.rows), INF))
+
+    def _hold(self, groups: list[_Group]) -> None:
+        """Ask for these again."""
+        program = self.model.program
+        for group in groups:
+            if group.kind in _BOUNDED:
+                self.lp.set_bounds(group.columns, program.lower[group.columns], program.upper[group.columns])
+            else:
+                self.lp.set_costs(group.columns, self.cost[group.columns])
+            self.lp.set_rows(group.rows, program.row_lower[group.rows], program.row_upper[group.rows])
+
+    def side(self, group: _Group) -> Side:
+        """Return a group in words' parts: when it is in the way, and by how much it would have to give way alone."""
+        names = self.model.problem.periods
+        self._give_up([group])
+        if group.kind in _BOUNDED:
+            periods, gives = np.unique(np.concatenate([group.periods, group.row_periods])), None
+        else:
+            self.lp.set_costs(group.columns, np.full(len(group.columns), 1e-6))
+            self._solve()
+            assert self.last is not None and self.last.x is not None
+            missed = self.last.x[group.columns]
+            at = missed > 1e-9
+            periods, gives = np.unique(group.periods[at]), float(missed.max(initial=0.0))
+        self._hold([group])
+        shown = tuple(names[t] for t in periods) or names
+        return Side(kind=group.kind, who=group.who, periods=shown, gives=gives, unit=group.unit)
+
+
+def _halves(groups: list[_Group]) -> list[list[_Group]]:
+    """Return sets of groups to give up, large ones first: all but few take part in no conflict."""
+    n = len(groups)
+    sets, size = [], n // 2
+    while size > 1:
+        sets += [groups[i : i + size] for i in range(0, n, size)]
+        size //= 3
+    return sets + [[group] for group in groups]
+
+
+def _bare(problem: Problem) -> Problem:
+    """Return the problem with a price on what is missed alone, each in shares of a size that suits it."""
+    total = float(max(1e-9, problem.demand.sum() / max(1, len(problem.periods))))
+    mw = float(max(1e-9, problem.power_mw.max(initial=0.0) + problem.phase_mw.sum()))
+    finite = [
+        budget[np.isfinite(budget)] for budget in (problem.capex_budget, problem.carbon_budget, problem.water_budget)
+    ]
+    sizes = [float(max(1.0, np.abs(part).max(initial=1.0))) for part in finite]
+    unit = {"short_power": mw, "short_floor": 1e3, "short_survive": total, "over_share": mw}
+    unit |= {"over_capex": sizes[0], "over_carbon": sizes[1], "over_water": sizes[2]}
+    zero = {
+        name: np.zeros_like(getattr(problem, name))
+        for name in ("cost_begin", "cost_live", "cost_buy", "cost_owned", "cost_sign", "cost_put", "cost_flow")
+    }
+    return replace(
+        problem,
+        **zero,
+        cost_unserved=np.full_like(problem.cost_unserved, 1.0 / total),
+        cost_billed=np.zeros_like(problem.cost_billed),
+        cost_host=np.zeros_like(problem.cost_host),
+        slack_price={name: np.asarray(1.0 / unit[name]) for name in SLACKS},
+        host_min=None,
+    )
+
+
+def _groups(model: Model) -> tuple[list[_Group], dict[str, list[_Group]]]:
+    """Return all demands and limits by name, and the demands of each service by client."""
+    problem, columns, rows = model.problem, model.columns, model.rows
+    every, none = np.arange(len(problem.periods)), np.full(len(problem.periods), -1, dtype=np.int64)
+    found: list[_Group] = []
+
+    def group(kind: str, who: str, unit: str, column: Ints, row: Ints = none) -> _Group:
+        t, row_t = np.broadcast_to(every, column.shape), np.broadcast_to(every, row.shape)
+        return _Group(
+            kind=kind,
+            who=who,
+            unit=unit,
+            columns=column[column >= 0],
+            periods=t[column >= 0],
+            rows=row[row >= 0],
+            row_periods=row_t[row >= 0],
+        )
+
+    clients = {}
+    for m, service in enumerate(problem.services):
+        found.append(group("serve", service, "requests/s", columns["unserved"][:, m]))
+        parts = [
+            group("serve", f"{client}, {service}", "requests/s", columns["unserved"][r, m])
+            for r, client in enumerate(problem.clients)
+        ]
+        clients[service] = [part for part in parts if len(part.columns)]
+        found.append(group("survive the loss of a site", service, "requests/s", columns["short_survive"][m]))
+    for s, site in enumerate(problem.sites):
+        found.append(group("power", site, "MW", columns["short_power"][s]))
+        found.append(group("floor", site, "m2", columns["short_floor"][s]))
+        found.append(group("rent", site, "racks", np.concatenate([columns["rent"][s], columns["sign"][s]])))
+    for g, name in enumerate(problem.groups):
+        found.append(group("share", name, "MW", columns["over_share"][g]))
+    for name, unit in (("capex", "money"), ("carbon", "t"), ("water", "m3")):
+        found.append(group(f"{name} budget", "fleet", unit, columns[f"over_{name}"]))
+    for a, kind in enumerate(problem.kinds):
+        found.append(group("supply", kind, "racks", columns["buy"][:, a], rows["supply"][a]))
+    for i, limit in enumerate(problem.limits):
+        found.append(group("shared supply", limit, "units", none, rows["shared"][i]))
+    return [one for one in found if len(one.columns) or len(one.rows)], clients
