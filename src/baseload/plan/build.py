@@ -188,4 +188,4 @@ def answer_of(model: Model, x: Floats, *, bound: float, status: Status, method: 
 
 
 def _rounded(values: Floats) -> Floats:
-    return np.round(values).astype(np.float64)
+    return np.round(values).astype(np.float64) + 0.0  # no minus nought

@@ -10,15 +10,25 @@ import numpy as np
 
 from baseload.plan.problem import Answer, Floats, Problem
 
+Fix = dict[tuple[int, int], int]  # (phase, period) -> w
 
-def least_begun(problem: Problem) -> Floats:
-    """Return w [P,T] with what is decided already, and what must come before it, begun as late as it may."""
+
+def least_begun(problem: Problem, fix: Fix | None = None) -> Floats:
+    """Return w [P,T] with what is decided already or by `fix`, and what must come before it, begun as late as it may."""
     w = (np.arange(len(problem.periods))[None] >= problem.begin_by[:, None]).astype(np.float64)
+    for (p, t), value in (fix or {}).items():
+        if value:
+            w[p, t:] = 1.0
     for _ in range(len(problem.phases)):
         for p, before in enumerate(problem.phase_after):
             if before >= 0:
                 w[before] = np.maximum(w[before], w[p])
     return w
+
+
+def keeps(w: Floats, fix: Fix) -> bool:
+    """Return whether phases are as `fix` says, by (phase, period)."""
+    return all(w[p, t] == value for (p, t), value in fix.items())
 
 
 def live(problem: Problem, w: Floats) -> Floats:
@@ -30,10 +40,10 @@ def live(problem: Problem, w: Floats) -> Floats:
     return energised
 
 
-def nothing(problem: Problem, *, bound: float = -np.inf) -> Answer:
-    """Return the plan that does nothing, priced."""
+def nothing(problem: Problem, fix: Fix | None = None, *, bound: float = -np.inf) -> Answer:
+    """Return the plan that does nothing beyond what is decided or fixed, priced."""
     n_sites, n_kinds, n_services, _, n_periods = problem.shape
-    w = least_begun(problem)
+    w = least_begun(problem, fix)
     is_live = live(problem, w)
     grid = problem.power_mw.copy()
     np.add.at(grid, problem.phase_site, problem.phase_mw[:, None] * is_live)

@@ -1,9 +1,9 @@
 """Problems whose only whole decisions are the grid phases, up to about a hundred thousand columns: branching by warm LPs.
 
 The whole programme is relaxed once (interior point, then a vertex) and survival rows are added until none is missing. Rounding
-the phases at a few thresholds gives plans, each by one warm re-solve; then best-first branching on phases closes what is left. All
-bounds are prices evaluated anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis and
-survival rows: a changed price or date is solved from there (`warm`).
+the phases at a few thresholds gives plans, each by one warm re-solve; then best-first branching on phases closes what is left.
+All bounds are prices evaluated anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis
+and survival rows: a changed price or date is solved from there (`warm`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from baseload.errors import PlanError
 from baseload.plan import build as building
 from baseload.plan.build import Hall, Model
 from baseload.plan.highs import INF, Lp, Solution, Stop
-from baseload.plan.nothing import least_begun, nothing
-from baseload.plan.problem import Answer, Floats, Problem, Status
+from baseload.plan.nothing import Fix, keeps, nothing
+from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
 
 Told = Callable[[float, float], None]  # (bound, cost of the best plan)
@@ -56,7 +56,7 @@ def solve_phases(
     progress: Told | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
-    fix: dict[tuple[int, int], int] | None = None,
+    fix: Fix | None = None,
 ) -> Answer:
     """Return the best plan within `gap`, or the best found; the arguments are those of `solve.solve`."""
     if problem.host_min is not None or problem.whole.any():
@@ -64,25 +64,25 @@ def solve_phases(
     began_s = time.process_time()
     held = warm.held if warm is not None and isinstance(warm.held, Held) else None
     halls = list(held.halls) if held is not None else building.first_halls(problem)
-    search = _Search(problem, halls, gap=gap, until_s=began_s + cpu_limit_s, progress=progress, stop=stop)
-    status = search.run(held, warm, fix or {})
+    search = _Search(
+        problem, halls, fix=fix or {}, gap=gap, until_s=began_s + cpu_limit_s, progress=progress, stop=stop
+    )
+    status = search.run(held, warm)
     spent_s = time.process_time() - began_s
     bound = min(search.bound, search.best_cost)
     if status != "interrupted" and search.best_cost - bound <= gap * abs(search.best_cost):
         status = "optimal" if gap <= 1e-6 else "within_gap"
     if search.best is None:
-        answer = replace(nothing(problem), bound=bound, status=status, method="phases", cpu_s=spent_s)
-        if not np.isfinite(answer.cost) or (fix and not _keeps(answer.w, fix)):
-            raise PlanError(f"{problem.name}: no plan was found that meets the rows without a slack; give every slack a price")
+        answer = replace(nothing(problem, fix), bound=bound, status=status, method="phases", cpu_s=spent_s)
+        if not np.isfinite(search.best_cost):
+            raise PlanError(
+                f"{problem.name}: no plan was found that meets the rows without a slack; give every slack a price"
+            )
     else:
         answer = building.answer_of(
             search.model, search.best, bound=bound, status=status, method="phases", cpu_s=spent_s
         )
     return replace(answer, held=search.held)
-
-
-def _keeps(w: Floats, fix: dict[tuple[int, int], int]) -> bool:
-    return all(w[p, t] == value for (p, t), value in fix.items())
 
 
 class _Search:
@@ -93,6 +93,7 @@ class _Search:
         problem: Problem,
         halls: list[Hall],
         *,
+        fix: Fix,
         gap: float,
         until_s: float,
         progress: Told | None,
@@ -105,22 +106,29 @@ class _Search:
         self.lp = Lp(self.program, relaxed=True)
         self.w = self.model.columns["w"]
         self.best: Floats | None = None
-        self.none_cost = nothing(problem).cost
-        self.best_cost = self.none_cost
+        idle = nothing(problem, fix)
+        self.best_cost = idle.cost if keeps(idle.w, fix) else INF
+        self.fix = fix
         self.bound = -INF
         self.held: Held | None = None
         self._tried: set[bytes] = set()
 
-    def run(self, held: Held | None, warm: Answer | None, fix: dict[tuple[int, int], int]) -> Status:
+    def run(self, held: Held | None, warm: Answer | None) -> Status:
         """Relax, round, branch; return how it ended."""
         lower, upper = self.program.lower[self.w].copy(), self.program.upper[self.w].copy()
-        for at, value in fix.items():
+        for at, value in self.fix.items():
             lower[at] = upper[at] = float(value)
-        if fix and not _keeps(least_begun(self.problem), fix):
-            self.best_cost = self.none_cost = INF  # doing nothing is not what was asked
-        root = self._relax(_Node(lower=lower, upper=upper, bound=-INF, x=None), held)
+        root = self._relax(_Node(lower=lower, upper=upper, bound=-INF, x=None), held, rounds=1 if held else _ROUNDS)
         self.bound = root.bound
         self._tell()
+        if held is not None and root.x is not None:  # a small change may leave the earlier phases good enough
+            assert warm is not None
+            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
+            self._try(warm.w, root)
+            if self._closed():
+                return "optimal"
+            root = self._relax(root)
+            self.bound = max(self.bound, root.bound)
         if root.x is None:
             if root.bound == INF:
                 raise PlanError(
@@ -128,9 +136,9 @@ class _Search:
                     "which phases are fixed"
                 )
             return self._ended()
-        if held is None or self.held is None:
+        if self.held is None:
             self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
-        if warm is not None and warm.w.shape == lower.shape:
+        if held is None and warm is not None and warm.w.shape == lower.shape:
             self._try(warm.w, root)
         for threshold in _THRESHOLDS:
             if self._closed() or self._over():
@@ -194,7 +202,7 @@ class _Search:
         return len(halls)
 
     # ---- plans ---------------------------------------------------------------------------------------------------
-    def _try(self, w: Floats, root: _Node) -> None:
+    def _try(self, w: Floats | Bools, root: _Node) -> None:
         """Solve for given phases, made to keep their order and bounds, and keep the plan if it is the best."""
         chosen = np.clip(np.asarray(w, dtype=np.float64), root.lower, root.upper)
         for _ in range(2):
@@ -287,7 +295,7 @@ class _Search:
             self.progress(self.bound, self.best_cost)
 
     def _closed(self) -> bool:
-        return self.best_cost - self.bound <= self.gap * abs(self.best_cost)
+        return bool(np.isfinite(self.best_cost)) and self.best_cost - self.bound <= self.gap * abs(self.best_cost)
 
     def _over(self) -> bool:
         return time.process_time() >= self.until_s or (self.stop is not None and self.stop())

@@ -1,9 +1,9 @@
 """A bound that holds whatever the solver did: prices of rows, evaluated over the columns' bounds.
 
 For any prices y of the rows (of the right sign), no solution costs less than sum of y times the rows' sides plus, for each
-column, its reduced cost times the bound that it drives to. So a bound needs no trust in tolerances, and prices of an unfinished
-or inexact solve serve too. Columns without an upper bound get one from the cost of a known plan: no better plan spends more than
-that on a single column.
+column, its reduced cost times the bound that it drives to. So a bound needs no trust in tolerances, and prices of an
+unfinished or inexact solve serve too. Columns without an upper bound get one from the cost of a known plan: no better plan
+spends more than that on a single column.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def upper_bounds(model: Model, cost: float) -> Floats:
     most = np.broadcast_to(problem.demand[:, None], flow.shape)
     upper[flow[flow >= 0]] = np.minimum(upper[flow[flow >= 0]], most[flow >= 0])
     # What every plan costs at least, column by column; what is above that may be spent on one column.
-    floor = np.where(program.cost >= 0.0, program.cost * program.lower, program.cost * upper)
+    with np.errstate(invalid="ignore"):
+        floor = np.where(program.cost >= 0.0, program.cost * program.lower, program.cost * upper)
     if not np.isfinite(floor).all() or not np.isfinite(cost):
         return upper
     spare = max(0.0, cost - float(floor.sum()))

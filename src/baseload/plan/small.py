@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from baseload.errors import PlanError
 from baseload.plan import build as building
 from baseload.plan.build import Model
 from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.nothing import Fix, keeps, nothing
 from baseload.plan.problem import Answer, Floats, Problem, Status
 from baseload.plan.project import rented_in
 
@@ -30,7 +32,7 @@ def solve_small(
     progress: Told | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
-    fix: dict[tuple[int, int], int] | None = None,
+    fix: Fix | None = None,
 ) -> Answer:
     """Return the best plan within `gap`, or the best found when time or `stop` ends it.
 
@@ -58,17 +60,20 @@ def solve_small(
     if warm is not None:
         search.start = columns_of(model, warm)
     status = search.branch(left_s)
-    if search.best is None:
-        search.nothing()
-    if search.best is None:
+    idle = nothing(problem, fix)
+    is_idle = idle.cost < search.best_cost and keeps(idle.w, fix or {})
+    if search.best is None and not is_idle:
         raise PlanError(
             f"{problem.name}: no plan meets the rows that have no slack; give every slack a price, or see which phases, "
             "racks and supply are fixed"
         )
-    bound = min(search.bound, search.best_cost)
-    if status != "interrupted" and search.best_cost - bound <= gap * max(1e-9, abs(search.best_cost)):
+    cost = idle.cost if is_idle else search.best_cost
+    bound = min(search.bound, cost)
+    if status != "interrupted" and cost - bound <= gap * max(1e-9, abs(cost)):
         status = "optimal" if gap <= 1e-6 else "within_gap"
     spent_s = time.process_time() - began_s
+    if is_idle or search.best is None:
+        return replace(idle, bound=bound, status=status, cpu_s=spent_s)
     return building.answer_of(model, search.best, bound=bound, status=status, method="branch and bound", cpu_s=spent_s)
 
 
@@ -159,22 +164,8 @@ class _Search:
         if cost < self.best_cost:
             self.best, self.best_cost, self.start = x, cost, x
 
-    def nothing(self) -> None:
-        """Take the plan that orders, begins and serves as little as it may, where nothing better was found in time."""
-        model = self.model
-        for name in ("buy", "sign", "host"):
-            if name in model.columns:
-                columns = model.columns[name][model.columns[name] >= 0]
-                self.lp.set_bounds(columns, np.zeros(len(columns)), np.zeros(len(columns)))
-        w = model.columns["w"].ravel()
-        self.lp.set_whole(False)
-        self.lp.set_bounds(w, model.program.lower[w], model.program.lower[w])
-        found = self.lp.solve(cpu_limit_s=60.0)
-        if found.state == "optimal" and found.x is not None:
-            self.keep(found.x)
 
-
-def _fix(model: Model, lp: Lp, fix: dict[tuple[int, int], int]) -> None:
+def _fix(model: Model, lp: Lp, fix: Fix) -> None:
     for (p, t), value in fix.items():
         column = model.columns["w"][p, t]
         model.program.lower[column] = model.program.upper[column] = float(value)

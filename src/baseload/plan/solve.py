@@ -1,20 +1,26 @@
 """The portfolio: which way a problem is solved, by its size. Every way returns a plan with a bound on the full problem.
 
-Small: branch and bound on the whole programme (`small.py`). With hosting or whole racks beyond that: `mid.py`; large with whole
-phases alone: `large.py`. The bound and the plan of each hold for the problem as it was asked, not for a simplified one.
+With phases alone whole: one relaxation, rounding and branching by warm re-solves (`phases.py`), and where the programme
+itself is too long for that, `large.py`. With hosting or whole racks: HiGHS' branch and bound on the whole programme where that
+is small (`small.py`), `mid.py` beyond. The bound and the plan of each hold for the problem as it was asked, not for a simplified
+one. The cost in an answer is recomputed from its decisions by `check_answer.py`, which knows nothing of the programme.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 
-from baseload.errors import PlanError
+from baseload.plan.check_answer import recompute_cost
 from baseload.plan.highs import Stop
+from baseload.plan.nothing import Fix
 from baseload.plan.problem import Answer, Problem
-from baseload.plan.small import Told, solve_small
+from baseload.plan.small import Told
+from baseload.plan.sound import require_sound
 
-_SMALL_COLUMNS = 14_000  # of the whole programme, flows included
+_SMALL_COLUMNS = 6_000  # of the whole programme, flows included
+_LARGE_COLUMNS = 90_000
 
 
 def columns(problem: Problem) -> int:
@@ -35,7 +41,7 @@ def solve(
     progress: Told | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
-    fix: dict[tuple[int, int], int] | None = None,
+    fix: Fix | None = None,
 ) -> Answer:
     """Return the best plan within `gap`, or the best found when time or `stop` ends it.
 
@@ -49,36 +55,23 @@ def solve(
         fix: values of w by (phase, period) that are not to be decided.
 
     Raises:
-        PlanError: no plan meets the rows that have no slack.
+        PlanError: the problem contradicts itself, or no plan meets the rows that have no slack.
     """
-    _refuse(problem)
+    require_sound(problem)
     answer = _way(problem)(problem, gap=gap, cpu_limit_s=cpu_limit_s, progress=progress, stop=stop, warm=warm, fix=fix)
+    answer = replace(answer, cost=recompute_cost(problem, answer).total)
+    answer = replace(answer, bound=min(answer.bound, answer.cost))
     if progress is not None:
         progress(answer.bound, answer.cost)
     return answer
 
 
-def _refuse(problem: Problem) -> None:
-    """Raise where what is decided already contradicts itself."""
-    n_periods = len(problem.periods)
-    for p, name in enumerate(problem.phases):
-        first, last = int(problem.begin_from[p]), int(problem.begin_by[p])
-        before = int(problem.phase_after[p])
-        if last < n_periods and first > last:
-            raise PlanError(
-                f"{name}: begun by {problem.periods[last]} at the latest, but not before "
-                f"{problem.periods[first] if first < n_periods else 'the end'}; change one of the two"
-            )
-        if last < n_periods and before >= 0 and int(problem.begin_from[before]) > last:
-            raise PlanError(
-                f"{name}: begun by {problem.periods[last]}, but {problem.phases[before]} comes first and may only begin later"
-            )
-
-
 def _way(problem: Problem) -> Callable[..., Answer]:
     """Return the function that solves problems of this size and kind."""
-    if columns(problem) <= _SMALL_COLUMNS:
-        return solve_small
-    name = "mid" if problem.host_min is not None or problem.whole.any() else "large"
+    size = columns(problem)
+    if problem.host_min is not None or problem.whole.any():
+        name = "small" if size <= _SMALL_COLUMNS else "mid"
+    else:
+        name = "phases" if size <= _LARGE_COLUMNS else "large"
     way: Callable[..., Answer] = getattr(import_module(f"baseload.plan.{name}"), f"solve_{name}")
     return way

@@ -38,6 +38,18 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     return found if problem.host_min is None else found | {"host_min": (m,)}
 
 
+def slack_shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every slack."""
+    s, _, m, _, t = problem.shape
+    found = {
+        "short_power": (s, t),
+        "short_floor": (s, t),
+        "short_survive": (m, t),
+        "over_share": (len(problem.groups), t),
+    }
+    return found | dict.fromkeys(("over_capex", "over_carbon", "over_water"), (t,))
+
+
 def require_sound(problem: Problem) -> None:
     """Raise PlanError, one line for each thing that is wrong, unless `problem` can be solved."""
     wrong: list[str] = []
@@ -77,27 +89,33 @@ def _phases(problem: Problem) -> list[str]:
     n = len(problem.phases)
     for p, name in enumerate(problem.phases):
         if not 0 <= problem.phase_site[p] < len(problem.sites):
-            wrong.append(f"phase {name}: is at site number {problem.phase_site[p]}, which is none; name one of the sites")
+            wrong.append(
+                f"phase {name}: is at site number {problem.phase_site[p]}, which is none; name one of the sites"
+            )
         before, steps = int(problem.phase_after[p]), 0
         if before >= n:
             wrong.append(f"phase {name}: comes after phase number {before}, which is none; name one of the phases")
             continue
         if problem.begin_by[p] < min(problem.begin_from[p], len(problem.periods)):
             wrong.append(
-                f"phase {name}: is begun by period {problem.begin_by[p]} and not before {problem.begin_from[p]}; "
-                "move one of the dates"
+                f"phase {name}: begun by {_when(problem, problem.begin_by[p])} at the latest, but not before "
+                f"{_when(problem, problem.begin_from[p])}; change one of the two"
             )
         while 0 <= before < n and steps <= n:
-            late = problem.begin_from[before]
-            if problem.begin_by[p] < min(late, len(problem.periods)):
+            if problem.begin_by[p] < min(problem.begin_from[before], len(problem.periods)):
                 wrong.append(
-                    f"phase {name}: is begun by period {problem.begin_by[p]}, but phase {problem.phases[before]}, which "
-                    f"must come first, not before {late}; move one of the dates"
+                    f"phase {name}: begun by {_when(problem, problem.begin_by[p])} at the latest, but "
+                    f"{problem.phases[before]} comes first and may not begin before "
+                    f"{_when(problem, problem.begin_from[before])}; change one of the two"
                 )
             before, steps = int(problem.phase_after[before]), steps + 1
         if steps > n:
             wrong.append(f"phase {name}: comes after itself by way of others; break the ring")
     return wrong
+
+
+def _when(problem: Problem, period: int | np.integer) -> str:
+    return problem.periods[period] if period < len(problem.periods) else "the end"
 
 
 def _prices(problem: Problem) -> list[str]:
@@ -107,4 +125,10 @@ def _prices(problem: Problem) -> list[str]:
             wrong.append(f"slack_price: {name} is no slack; known are {', '.join(SLACKS)}")
         elif np.isnan(price).any() or (np.asarray(price) < 0.0).any():
             wrong.append(f"slack_price: {name} is negative or not a number; a price is nought or more")
+        else:
+            shape = slack_shapes(problem)[name]
+            try:
+                np.broadcast_to(price, shape)
+            except ValueError:
+                wrong.append(f"slack_price: {name} has shape {np.shape(price)}; the axes ask for {shape}")
     return wrong
