@@ -1,9 +1,10 @@
 """The portfolio: which way a problem is solved, by its size. Every way returns a plan with a bound on the full problem.
 
 With phases alone whole: one relaxation, rounding and branching by warm re-solves (`phases.py`), and where the programme
-itself is too long for that, `large.py`. With hosting or whole racks: HiGHS' branch and bound on the whole programme where that
-is small (`small.py`), `mid.py` beyond. The bound and the plan of each hold for the problem as it was asked, not for a simplified
-one. The cost in an answer is recomputed from its decisions by `check_answer.py`, which knows nothing of the programme.
+itself is too long for that, `large.py`. With hosting or whole racks: HiGHS' branch and bound on the whole programme where
+that is small (`small.py`), `mid.py` beyond. The bound and the plan of each hold for the problem as it was asked, not for a
+simplified one. The cost in an answer is recomputed from its decisions by `check_answer.py`, which knows nothing of the
+programme.
 """
 
 from __future__ import annotations
