@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 CONFLICT_CPU_S = 10.0
 UNSERVED = 1e-6
+LESS = ("serve", "survive the loss of a site")
 KINDS = {
     "serve": "the demand of {who}",
-    "survive": "serving {who} with a site lost",
+    "survive the loss of a site": "serving {who} with a site lost",
     "power": "the power at {who}",
     "floor": "the floor at {who}",
     "share": "the largest share of {who}",
-    "capex": "the budget of capital",
-    "carbon": "the budget of carbon",
-    "water": "the budget of water",
+    "capex budget": "the budget of capital",
+    "carbon budget": "the budget of carbon",
+    "water budget": "the budget of water",
     "supply": "the supply of {who}",
     "shared supply": "the supply that all share of {who}",
     "rent": "the offer of rent, {who}",
@@ -77,7 +78,7 @@ def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Cal
         into.conflict.append("found within its limit of time: a smaller set may do")
     into.relax += [
         f"{KINDS.get(side.kind, side.kind).format(who=side.who)}: {_amount(side.gives, side.unit, plan_map)} "
-        f"{'more' if side.kind not in ('serve', 'survive') else 'less'} would do, by itself"
+        f"{'more' if side.kind not in LESS else 'less'} would do, by itself"
         for side in found.sides
         if side.gives is not None
     ]
