@@ -44,11 +44,16 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """The smallest conflict found; `proven` says that none of its sides can be left out."""
+    """The smallest conflict found; `proven` says that none of its sides can be left out.
+
+    There may be others: `together` is the least, by size, that demands and limits have to give way until none is left, in the
+    periods that were looked at. A conflict without sides says that time was over before it was known whether there is one.
+    """
 
     sides: tuple[Side, ...]
     proven: bool
     cpu_s: float
+    together: tuple[Side, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +78,25 @@ def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool
     began_s = time.process_time()
     until_s = began_s + cpu_limit_s
     search = _alone(problem, int(np.argmax(problem.demand.sum(axis=(0, 1)))), until_s, stop)
-    if search.possible():
+    least = search.least()
+    if least <= _NOTHING:
         search = _Search(problem, until_s, stop)
-        if search.possible():
+        least = search.least()
+        if least <= _NOTHING:
             return None
-        for t in search.worst_periods()[:3]:
+        for t in search.worst_periods()[:3] if least < INF else []:
             of_period = _alone(problem, t, until_s, stop)
-            if not of_period.possible():
+            if _NOTHING < of_period.least() < INF:
                 search = of_period
                 break
+    if least == INF:
+        return Conflict(sides=(), proven=False, cpu_s=time.process_time() - began_s)
+    together = search.together()
     members, proven = search.smallest()
     if proven:
         members, proven = search.by_client(members)
     sides = tuple(search.side(group) for group in members)
-    return Conflict(sides=sides, proven=proven, cpu_s=time.process_time() - began_s)
+    return Conflict(sides=sides, proven=proven, cpu_s=time.process_time() - began_s, together=together)
 
 
 def _alone(problem: Problem, t: int, until_s: float, stop: Callable[[], bool] | None) -> _Search:
@@ -111,9 +121,9 @@ class _Search:
     def _solve(self, *, anew: bool = False) -> float:
         """Return the least that must be missed, all losses of a site looked at; inf where time was over."""
         model = self.model
-        for turn in range(_ROUNDS):
+        for _ in range(_ROUNDS):
             found = self.lp.solve(
-                method="ipm" if anew and turn == 0 else "choose",
+                method="ipm" if anew else "choose",
                 cpu_limit_s=max(0.05, self.until_s - time.process_time()),
                 stop=self.stop,
             )
@@ -128,9 +138,19 @@ class _Search:
             self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
         return found.cost
 
-    def possible(self) -> bool:
-        """Return whether nothing must be missed."""
-        return self._solve(anew=True) <= _NOTHING
+    def least(self) -> float:
+        """Return the least that must be missed, as a share; inf where time was over."""
+        return self._solve(anew=True)
+
+    def together(self) -> tuple[Side, ...]:
+        """Return what is missed in the last solution, by demand and limit."""
+        assert self.last is not None and self.last.x is not None
+        found = []
+        for group in self.groups:
+            missed = self.last.x[group.columns] if group.kind not in _BOUNDED else np.zeros(0)
+            if missed.max(initial=0.0) > 1e-6:
+                found.append(self._named(group, group.periods[missed > 1e-6], float(missed.max())))
+        return tuple(found)
 
     def worst_periods(self) -> list[int]:
         """Return the periods in which the last solution misses something, the worst first."""
@@ -222,19 +242,21 @@ class _Search:
 
     def side(self, group: _Group) -> Side:
         """Return a group in words' parts: when it is in the way, and by how much it would have to give way alone."""
-        names = self.model.problem.periods
         self._give_up([group])
         if group.kind in _BOUNDED:
             periods, gives = np.unique(np.concatenate([group.periods, group.row_periods])), None
         else:
             self.lp.set_costs(group.columns, np.full(len(group.columns), 1e-6))
-            self._solve()
+            done = self._solve() < INF
             assert self.last is not None and self.last.x is not None
             missed = self.last.x[group.columns]
-            at = missed > 1e-9
-            periods, gives = np.unique(group.periods[at]), float(missed.max(initial=0.0))
+            periods, gives = group.periods[missed > 1e-9], float(missed.max(initial=0.0)) if done else None
         self._hold([group])
-        shown = tuple(names[t] for t in periods) or names
+        return self._named(group, periods, gives)
+
+    def _named(self, group: _Group, periods: Ints, gives: float | None) -> Side:
+        names = self.model.problem.periods
+        shown = tuple(names[t] for t in np.unique(periods)) or names
         return Side(kind=group.kind, who=group.who, periods=shown, gives=gives, unit=group.unit)
 
 
@@ -303,7 +325,9 @@ def _groups(model: Model) -> tuple[list[_Group], dict[str, list[_Group]]]:
     for s, site in enumerate(problem.sites):
         found.append(group("power", site, "MW", columns["short_power"][s]))
         found.append(group("floor", site, "m2", columns["short_floor"][s]))
-        found.append(group("rent", site, "racks", np.concatenate([columns["rent"][s], columns["sign"][s]])))
+        term = columns["rent"][s] != columns["sign"][s]  # elsewhere what is in force is what is signed
+        in_force = np.where(term, columns["rent"][s], -1)
+        found.append(group("rent", site, "racks", np.concatenate([columns["sign"][s], in_force])))
     for g, name in enumerate(problem.groups):
         found.append(group("share", name, "MW", columns["over_share"][g]))
     for name, unit in (("capex", "money"), ("carbon", "t"), ("water", "m3")):

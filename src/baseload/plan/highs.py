@@ -109,14 +109,18 @@ class Lp:
         """Change the bounds of some columns."""
         n = len(columns)
         if n:
-            self._highs.changeColsBounds(
+            status = self._highs.changeColsBounds(
                 n, columns.astype(np.int32), np.asarray(lower, np.float64), np.asarray(upper, np.float64)
             )
+            if status == highspy.HighsStatus.kError:
+                raise ValueError("HiGHS refused new bounds: a column is named twice, or a bound is not a number")
 
     def set_costs(self, columns: Ints, cost: Floats) -> None:
         """Change the costs of some columns."""
         if len(columns):
-            self._highs.changeColsCost(len(columns), columns.astype(np.int32), np.asarray(cost, np.float64))
+            status = self._highs.changeColsCost(len(columns), columns.astype(np.int32), np.asarray(cost, np.float64))
+            if status == highspy.HighsStatus.kError:
+                raise ValueError("HiGHS refused new costs: a column is named twice, or a cost is not a number")
 
     def set_rows(self, rows: Ints, lower: Floats, upper: Floats) -> None:
         """Change the bounds of some rows."""

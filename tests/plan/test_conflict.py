@@ -1,0 +1,124 @@
+"""Impossible requests: what is named is a conflict, and nothing in it can be left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baseload.plan import conflict
+from baseload.plan.generate import instance
+from baseload.plan.problem import SLACKS, Problem
+from tests.plan.brute import best_cost
+from tests.plan.tiny import tiny
+
+_SLACK_OF = {
+    "survive the loss of a site": "short_survive",
+    "power": "short_power",
+    "floor": "short_floor",
+    "share": "over_share",
+    "capex budget": "over_capex",
+    "carbon budget": "over_carbon",
+    "water budget": "over_water",
+}
+
+
+def asking_only(problem: Problem, sides: list[conflict.Side]) -> Problem:
+    """Return the problem with a price on missing these sides, and none on missing anything else."""
+    nought = {
+        name: np.zeros_like(getattr(problem, name))
+        for name in (
+            "cost_begin cost_live cost_buy cost_owned cost_sign cost_put cost_flow cost_billed cost_host cost_unserved"
+        ).split()
+    }
+    shapes = {"short_power": problem.power_mw.shape, "short_floor": problem.power_mw.shape}
+    shapes |= {"short_survive": problem.demand.shape[1:], "over_share": (len(problem.groups), len(problem.periods))}
+    price = {name: np.zeros(shapes.get(name, (len(problem.periods),))) for name in SLACKS}
+    supply, shared, sign_max = (
+        np.full_like(problem.supply, np.inf),
+        np.full_like(problem.shared, np.inf),
+        problem.sign_max,
+    )
+    rentable = np.full(len(problem.sites), True)
+    for side in sides:
+        if side.kind == "serve":
+            client, service = side.who.split(", ")
+            nought["cost_unserved"][problem.clients.index(client), problem.services.index(service)] = 1.0
+        elif side.kind == "supply":
+            a = problem.kinds.index(side.who)
+            supply[a] = problem.supply[a]
+        elif side.kind == "shared supply":
+            limit = problem.limits.index(side.who)
+            shared[limit] = problem.shared[limit]
+        elif side.kind == "rent":
+            rentable[problem.sites.index(side.who)] = False
+        else:
+            values = price[_SLACK_OF[side.kind]]
+            rows = {"power": problem.sites, "floor": problem.sites, "share": problem.groups}.get(
+                side.kind, problem.services
+            )
+            values[rows.index(side.who) if side.who in rows else ...] = 1.0
+    sign_max = np.where(rentable[:, None, None] & (sign_max > 0.0), 1e6, sign_max)
+    return replace(problem, **nought, slack_price=price, supply=supply, shared=shared, sign_max=sign_max)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_conflict_is_one_and_none_of_its_sides_can_be_left_out(seed: int, n_s: int, n_m: int, n_t: int) -> None:
+    """Brute force that asks for the named sides alone still misses something; with any one side less, nothing."""
+    problem = tiny(seed, n_s, 2, n_m, 2, n_t, 0, 1, host=False, whole=0)
+    found = conflict.find(problem)
+    if found is None:
+        return
+    sides = list(found.sides)
+    assert found.proven and sides
+    assert best_cost(asking_only(problem, sides)) > 1e-7
+    for i in range(len(sides)):
+        assert best_cost(asking_only(problem, sides[:i] + sides[i + 1 :])) < 1e-6
+
+
+def test_a_budget_too_small_is_named_with_the_demand_it_cannot_buy() -> None:
+    """One site, one service, no rent: the demand and the budget contradict each other, and each says how far."""
+    problem = tiny(3, 1, 1, 1, 1, 1, 0, 0, host=False, whole=0)
+    problem = replace(
+        problem,
+        demand=np.full((1, 1, 1), 10.0),
+        allowed=np.ones((1, 1, 1), bool),
+        may_place=np.ones((1, 1), bool),
+        rate=np.ones((1, 1)),
+        existing=np.zeros((1, 1, 1)),
+        lead=np.zeros(1, np.int64),
+        power_mw=np.full((1, 1), 1e3),
+        floor_m2=np.full((1, 1), np.inf),
+        supply=np.full((1, 1), np.inf),
+        groups=(),
+        group_of=np.zeros((0, 1, 1), bool),
+        share_max=np.zeros(0),
+        limits=(),
+        shared_use=np.zeros((0, 1)),
+        shared=np.zeros((0, 1)),
+        spend_buy=np.full((1, 1, 1), 2.0),
+        capex_budget=np.array([12.0]),
+        carbon_budget=np.array([np.inf]),
+        water_budget=np.array([np.inf]),
+        slack_price=problem.slack_price | {"over_share": np.zeros((0, 1))},
+    )
+    found = conflict.find(problem)
+    assert found is not None and found.proven
+    assert {side.kind: side.gives for side in found.sides} == {
+        "serve": pytest.approx(4.0),
+        "capex budget": pytest.approx(8.0),
+    }
+    assert conflict.find(replace(problem, capex_budget=np.array([20.0]))) is None
+
+
+@pytest.mark.slow
+def test_a_conflict_of_twenty_sites_is_named_in_ten_cpu_seconds() -> None:
+    """Three times the demand that power can carry: named, proven, and in time."""
+    problem = instance(20, 8, 12, 12, 10, seed=1)
+    found = conflict.find(replace(problem, demand=problem.demand * 3.0), cpu_limit_s=20.0)
+    assert found is not None and found.sides
+    assert found.proven and found.cpu_s < 10.0
