@@ -63,6 +63,15 @@ def look(asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], s
     if not asked.answer.meets or float(asked.answer.unserved.max(initial=0.0)) > UNSERVED:
         say("looking for the smallest conflict ...")
         find_conflict(asked.problem, asked.plan_map, into, stop)
+    from baseload.app import plan_explain
+
+    if not stop():
+        say("asking what binds, what else would do, and what the cost depends on ...")
+        into.binding = plan_explain.what_binds(asked, stop)
+    if not stop():
+        into.alternatives = plan_explain.others(asked.problem, asked.answer, asked.plan_map, stop)
+    if not stop():
+        into.swings = plan_explain.swings(asked.problem, asked.answer, asked.plan_map, stop)
 
 
 def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Callable[[], bool]) -> None:

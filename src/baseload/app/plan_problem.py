@@ -31,6 +31,7 @@ from baseload.plan.table import ReplicaRow, ReplicaTable
 from baseload.simulate.setup import _Rtt
 
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 NETWORK_SLACK_MS = 1.0
 WHOLE_BELOW = 100  # racks of a kind at a site, below which they are counted one by one
 SHARED = ("packaging", "hbm")
@@ -195,8 +196,11 @@ def quarter(day: date) -> str:
 # ---- law, latency, export --------------------------------------------------------------------------------
 
 
-def allowed(f: Frame, table: ReplicaTable) -> npt.NDArray[np.bool_]:
-    """Return which site may serve which client for which service: law, and the round trip within the table's."""
+def allowed(f: Frame | PlanMap, table: ReplicaTable, opened: str = "") -> npt.NDArray[np.bool_]:
+    """Return which site may serve which client for which service: law, and the round trip within the table's.
+
+    In the country `opened` the law is taken to let everybody be served.
+    """
     rtt, everyone = _Rtt(f.fleet), plan_demand.tenants(f.fleet)
     door = f.fleet.gateway.site or next(iter(f.fleet.sites))
     network = {
@@ -209,7 +213,8 @@ def allowed(f: Frame, table: ReplicaTable) -> npt.NDArray[np.bool_]:
         names = [table.service_of(client.tenant, model) for model in f.fleet.models]
         called = [m for m, name in enumerate(table.services) if name in names]
         for s, site in enumerate(f.sites):
-            if not may_serve(f.fleet, tenant, site.declared):
+            here = opened and plan_rent.law_of(f.fleet, site.declared) == opened
+            if not here and not may_serve(f.fleet, tenant, site.declared):
                 continue
             ms = way_ms + rtt.between(door, site.declared)
             for m in called:

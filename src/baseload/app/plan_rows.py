@@ -7,6 +7,8 @@ the rows instead, at the percentile that the promise names.
 
 from __future__ import annotations
 
+import msgspec
+
 from baseload.app import plan_demand
 from baseload.app.plan_demand import Traffic
 from baseload.errors import FleetError
@@ -104,3 +106,24 @@ def modelled_rate(engine: EngineSpec, slo: Slo, asked: Traffic, network_ms: floa
             break
         best = n / (answer * step_s)
     return best * OF_RATE
+
+
+def looser(fleet: Fleet, table: ReplicaTable, asked: Traffic, by_ms: float) -> dict[str, dict[str, float]]:
+    """Return by service and accelerator how much more a replica carries with a promise per token `by_ms` looser.
+
+    The factor is the formulas' on the deployment of the row; 1 where the row's settings stand in no deployment.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in table.rows:
+        factor = 1.0
+        if row.deployment in fleet.deployments:
+            try:
+                engine = deployed_engine(fleet, row.deployment, model_i=0, chunk_tokens=0).spec
+            except FleetError:
+                continue
+            slo = Slo(ttft_ms=row.ttft_ms, tpot_ms=row.tpot_ms, attainment=row.attainment)
+            now = modelled_rate(engine, slo, asked)
+            then = modelled_rate(engine, msgspec.structs.replace(slo, tpot_ms=row.tpot_ms + by_ms), asked)
+            factor = then / now if now > 0.0 else 1.0
+        found.setdefault(row.service, {})[row.accelerator] = factor
+    return found
