@@ -118,12 +118,16 @@ class _Search:
         self.cost = self.model.program.cost.copy()
         self.last: Solution | None = None
 
-    def _solve(self, *, anew: bool = False) -> float:
-        """Return the least that must be missed, all losses of a site looked at; inf where time was over."""
+    def _solve(self, *, anew: bool = False, inside: bool = False) -> float:
+        """Return the least that must be missed, all losses of a site looked at; inf where time was over.
+
+        A point `inside` the solutions breaks fewer survival rows than a corner, but has no prices.
+        """
         model = self.model
         for _ in range(_ROUNDS):
             found = self.lp.solve(
-                method="ipm" if anew else "choose",
+                method="ipm" if anew or inside else "choose",
+                crossover=not inside,
                 cpu_limit_s=max(0.05, self.until_s - time.process_time()),
                 stop=self.stop,
             )
@@ -140,7 +144,8 @@ class _Search:
 
     def least(self) -> float:
         """Return the least that must be missed, as a share; inf where time was over."""
-        return self._solve(anew=True)
+        least = self._solve(inside=True)
+        return self._solve(anew=True) if least > _NOTHING else least
 
     def together(self) -> tuple[Side, ...]:
         """Return what is missed in the last solution, by demand and limit."""
