@@ -15,6 +15,8 @@ from baseload.errors import LedgerUnavailable
 from baseload.ports import Ledger, RowIn
 
 GATHER_S = 0.02  # settled rows wait so long for company (marks hold them meanwhile); a lease waits for nobody
+BUSY_S = 0.08  # and so much longer where many come: a commit costs as much as fifty rows
+BUSY_ROWS = 16  # that came within GATHER_S
 GROUP_MOST = 4096  # rows a commit
 RETRY_S = (0.05, 0.1, 0.25, 0.5)
 FLUSH_S = 1.0
@@ -123,7 +125,9 @@ class Journal:
             if not self._queue:
                 return None if self._stopping else []
             if not pause_s:
-                self._wake.wait_for(lambda: self._stopping or self._n_urgent > 0, GATHER_S)
+                self._wake.wait_for(self._no_waiting, GATHER_S)
+                if sum(len(item.rows) for item in self._queue) >= BUSY_ROWS:
+                    self._wake.wait_for(self._no_waiting, BUSY_S)
             batch: list[_Item] = []
             n_rows = 0
             while self._queue and n_rows < GROUP_MOST:
@@ -131,6 +135,9 @@ class Journal:
                 n_rows += len(batch[-1].rows)
             self._n_urgent -= sum(item.urgent for item in batch)
             return batch
+
+    def _no_waiting(self) -> bool:
+        return self._stopping or self._n_urgent > 0
 
     def _hold(self, batch: list[_Item]) -> None:
         """Put a batch back in front; tell those who would rather hear no."""
