@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _compare(verbs)
     _capacity(verbs)
     _plan(verbs)
+    _place(verbs)
     _calibrate(verbs)
     _catalog(verbs)
     _serve(verbs)
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 VERBS = "baseload.app.verbs"
 VERB_MODULES = dict.fromkeys(("serve", "keys", "usage", "verify", "ledger"), "baseload.app.live_verbs") | {
+    "place": "baseload.app.place_verb",
     "capacity": "baseload.app.capacity_verb",
     "plan": "baseload.app.plan_verb",
 }
@@ -170,6 +172,21 @@ def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
         help="run the plan in the twin and correct it, at most N times (6)",
     )
     sub.add_argument("--quick", action="store_true", help="the plan alone: not run in the twin, limits not priced")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    _set_option(sub)
+
+
+def _place(verbs: Verbs) -> None:  # type: ignore[type-arg]
+    sub = verbs.add_parser(
+        "place", help="where should this workload run? every site and accelerator, ranked, with reasons"
+    )
+    sub.add_argument("fleet", type=Path, help="fleet file")
+    sub.add_argument("--tenant", required=True, help="whose requests: name under `tenants`")
+    sub.add_argument("--model", required=True, help="name under `models`, or in the catalogue")
+    sub.add_argument(
+        "--date", help="the fleet as it stands on this day (YYYY-MM or YYYY-MM-DD); the run's day where absent"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the runs that measure what a replica carries (0)")
     sub.add_argument("--json", action="store_true", help="print JSON")
     _set_option(sub)
 

@@ -29,6 +29,8 @@ PROBE_S = 90.0  # length of a run at full load: a queue that grows by 2 % is 2 s
 PROMISES_A_PROBE = 10.0  # and at least so many times the TTFT promise, for queues grow slowly
 RUSH_SEATS = 6  # requests at once a seat, for what a replica does at its limit
 WARM_UP_RATIO = 0.25
+IDLE_REQUESTS = 1_000  # of the run that is nearly idle
+POOR_RATIO = 0.1  # of its limit: what carries less is searched no further, for it is of little use
 LIMIT_RATIO = 0.95  # of what a replica finishes at its limit: at more, no queue ends
 IDLE_RATIO = 0.02  # of full load: what does not keep the promise here, keeps it nowhere
 
@@ -84,7 +86,7 @@ def highest_rate(asked: Question) -> Found:
     length_s = max(PROBE_S, PROMISES_A_PROBE * asked.promise.ttft_s)
     n = int(min(MOST_REQUESTS, max(LEAST_REQUESTS, length_s * most)))
 
-    def judged(rate: float) -> tuple[float, float]:
+    def judged(rate: float, n: int) -> tuple[float, float]:
         rows, outcome = _run(asked, np.cumsum(gaps[:n]) / rate, prompts[:n], answers[:n])
         steady = rows[rows["request_id"] >= WARM_UP_RATIO * n]
         replicas = outcome.world.replicas
@@ -92,18 +94,20 @@ def highest_rate(asked: Question) -> Found:
         return float(kept(steady, asked.promise).mean()), kw
 
     low, high = IDLE_RATIO * most, LIMIT_RATIO * most
-    best = judged(low)
+    best = judged(low, IDLE_REQUESTS)
     if best[0] < asked.promise.attainment:
         return Found(requests_per_s=0.0, attainment=best[0], n_requests=n, n_runs=2, power_kw=best[1], limit_ratio=0.0)
     for step in range(N_STEPS):
         middle = 0.5 * (low + high) if step else LIMIT_RATIO * most  # first the most that may be counted on
-        found = judged(middle)
+        found = judged(middle, n)
         if found[0] >= asked.promise.attainment:
             low, best = middle, found
             if step == 0:
                 break
         else:
             high = middle
+        if high < POOR_RATIO * most:
+            break
     return Found(
         requests_per_s=low / asked.n,
         attainment=best[0],

@@ -61,6 +61,33 @@ class Settings:
     engine: DeployedEngine
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Measures rows; answers that are known are not measured again."""
+
+    fleet: Fleet
+    demand: Demand
+    seed: int
+    memory: _Memory
+
+    def row(self, model: str, slo: Slo, names: tuple[str, ...], kind: str, network_ms: float) -> ReplicaRow | None:
+        """Return what a replica of a model carries on an accelerator; None where it does not fit."""
+        return _best(self.fleet, model, slo, names, kind, network_ms, self.demand, self.seed, self._found)
+
+    def _found(self, asked: Question) -> Found:
+        from baseload.app.replica_probe import highest_rate
+
+        key = asked.digest()
+        return self.memory.get(key) or self.memory.put(key, highest_rate(asked))
+
+
+def bench(loaded: Loaded, fleet: Fleet, *, seed: int = 0, cache: Path | None = None) -> Bench:
+    """Return a bench for a fleet, with the demand of the file; `cache` as for `replica_table`."""
+    jit.enable()  # before the twin is imported
+    _own_rules(loaded)
+    return Bench(fleet, _demand(loaded, seed), seed, _Memory(cache))
+
+
 def replica_table(loaded: Loaded, *, seed: int = 0, cache: Path | None = None, say: Say | None = None) -> ReplicaTable:
     """Return a row for each promise and each accelerator that stands, may be bought or may be rented, where it fits.
 
@@ -68,32 +95,21 @@ def replica_table(loaded: Loaded, *, seed: int = 0, cache: Path | None = None, s
     """
     jit.enable()  # before the twin is imported
     from baseload.app import plan_demand, plan_rent
-    from baseload.app.replica_probe import highest_rate
 
     plan = loaded.fleet.plan or Plan()
     fleet = plan_rent.with_rent(loaded.fleet, plan_rent.offers(loaded.fleet, plan))
-    _own_rules(loaded)
-    demand = _demand(loaded, seed)
-    memory = _Memory(cache)
-
-    def measure(asked: Question) -> Found:
-        key = asked.digest()
-        found = memory.get(key)
-        if found is None:
-            found = memory.put(key, highest_rate(asked))
-        return found
-
+    meter = bench(loaded, fleet, seed=seed, cache=cache)
     rows: list[ReplicaRow] = []
     kinds = accelerators(fleet, plan)
     for model, slo, names in plan_demand.promises(loaded.fleet):
         network_ms = network_budget_ms(fleet, names, slo)
         for kind in kinds:
-            row = _best(fleet, model, slo, names, kind, network_ms, demand, seed, measure)
+            row = meter.row(model, slo, names, kind, network_ms)
             if row is not None:
                 rows.append(row)
                 if say is not None:
                     say(f"{row.service} on {kind}: {row.requests_per_s:.3g} requests/s a replica")
-    memory.write()
+    meter.memory.write()
     return ReplicaTable.of(rows, seed=seed)
 
 
@@ -209,8 +225,8 @@ def _own_lengths(demand: Demand, fleet: Fleet, model: str, names: tuple[str, ...
 def settings(fleet: Fleet, model: str, kind: str) -> Iterator[list[Settings]]:
     """Yield groups of settings for a model on an accelerator, to be tried in order until one carries something.
 
-    Those that the file declares; else the precision of the model's first deployment with the smallest tp that fits, then
-    larger ones.
+    Those that the file declares; else the precision of the model's first deployment (fp8 where it has none) with the smallest
+    tp that fits, then larger ones.
     """
     declared = [
         _settings(fleet, name, one)
@@ -221,8 +237,9 @@ def settings(fleet: Fleet, model: str, kind: str) -> Iterator[list[Settings]]:
         mixed = [one for one in declared if one is not None and one.deployment.role == "mixed"]
         yield mixed or [one for one in declared if one is not None]
         return
-    first = next(one for one in fleet.deployments.values() if one.model == model)
     known = catalog.accelerator(kind)
+    usual = Deployment(model=model, accelerator=kind, sites={}, precision="fp8" if known.fp8_tflops else "bf16")
+    first = next((one for one in fleet.deployments.values() if one.model == model), usual)
     tp = 1
     while tp <= max(known.per_server, known.scale_up_size):
         made = msgspec.structs.replace(
