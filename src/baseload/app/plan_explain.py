@@ -53,7 +53,13 @@ def what_binds(asked: Asked, stop: Callable[[], bool]) -> list[Binding]:
     if not isfinite(settled.cost):
         return []
     limited = {kind for a, kind in enumerate(problem.kinds) if bool((problem.supply[a] < float("inf")).any())}
-    found = [one for one in explain.binding(problem, settled) if one.kind != "supply" or one.who in limited]
+    elsewhere = {site.name for site in plan_map.sites if site.rented}
+    found = [
+        one
+        for one in explain.binding(problem, settled)
+        if (one.kind != "supply" or one.who in limited)
+        and not (one.kind in ("power", "floor") and one.who in elsewhere)
+    ]
     del found[LISTED_MAX:]
     if len(problem.phases) <= PHASES_MAX and not stop():
         found += explain.delays(problem, answer, settled)
