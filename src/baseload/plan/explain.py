@@ -2,9 +2,9 @@
 
 Prices are those of the linear programme with the plan's phases and hosting kept (`nearby.py`): what the next unit of a limit
 would save. What is no limit of a row, a late phase, an opened jurisdiction, a looser SLO, is solved anew with the change and
-everything but phases decided again; the difference is said by week, by opening, by millisecond. Both are exact for small
-changes; phases that would be chosen otherwise could only add to what a relief is worth, and take from what a delay costs. An opening may cost: a client with a second
-site is owed service when one is lost.
+everything but phases decided again; the difference is said by week, by opening, by millisecond. Phases that would be chosen
+otherwise could only add to what a relief is worth, and take from what a delay costs. An opening may cost: a client with a
+second site is owed service when one is lost.
 """
 
 from __future__ import annotations
