@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from baseload.app import plan_problem, plan_rent, plan_rows
 from baseload.app.plan_map import PlanMap
 from baseload.plan import alternatives, explain
-from baseload.plan.problem import Answer, Floats, Problem
+from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaTable
 from baseload.report.plan_model import Alternative, Binding, Swing
 from baseload.report.words import money
@@ -23,88 +23,88 @@ if TYPE_CHECKING:
 SETTLE_CPU_S = 10.0
 OTHERS_CPU_S = 8.0
 SWINGS_CPU_S = 16.0
-LISTED_MAX = 14
+LISTED_MAX = 20
 CHANGES_MAX = 3
 LOOSER_MS = 5.0
-PHASES_MAX = 12
+LEAST_SHARE = 1e-5  # of the plan's cost: less is not listed
 SAVES = {
-    "power": "a MW more at {who}",
-    "floor": "a square metre more at {who}",
-    "supply": "one more rack of {who} in each quarter",
-    "shared supply": "more of {who} in each quarter",
-    "rent": "one more rack {who} to be had",
-    "share": "a MW more for {who}",
-    "capex": "a {currency} more of capital in each quarter",
-    "carbon": "a tonne of CO2 more in each quarter",
-    "water": "a cubic metre of water more in each quarter",
-    "survive": "serving {who} whole with any one site lost",
-    "demand": "one more request a second of {who} at every peak",
-    "delay": "a week of delay of {who}",
-    "law": "letting everybody be served in {who}",
-    "slo": "a millisecond more for each token of {who}",
+    "power": "a MW more at {what}, throughout",
+    "floor": "a square metre more at {what}, throughout",
+    "supply": "one more rack of {what} in {where}",
+    "shared supply": "a unit more of {what} in {where}",
+    "share": "a point more for {what}, throughout",
+    "capex budget": "one {currency} more of capital in {where}",
+    "carbon budget": "a tonne of CO2 more in {where}",
+    "water budget": "a cubic metre of water more in {where}",
+    "survive": "surviving the loss of a site, {what},",
+    "demand": "one per cent more of {what}, throughout,",
+    "delay": "a week of delay of {what}",
+    "law": "letting everybody be served in {what}",
+    "SLO": "a millisecond more for each token of {what}",
 }
+PER_MONEY = "capex budget"
 
 
 def what_binds(asked: Asked, stop: Callable[[], bool]) -> list[Binding]:
-    """Return what binds with its worth, the dearest first; a few re-solves say what delay, law and promises cost."""
+    """Return what binds with its worth; a few re-solves say what delay, law and promises cost."""
     problem, answer, plan_map = asked.problem, asked.answer, asked.plan_map
     assert answer is not None
-    settled = explain.settle(problem, answer, cpu_limit_s=SETTLE_CPU_S)
-    if not isfinite(settled.cost):
-        return []
-    limited = {kind for a, kind in enumerate(problem.kinds) if bool((problem.supply[a] < float("inf")).any())}
+    found = explain.explain(
+        problem,
+        answer,
+        openings=_countries(problem, plan_map, asked.table),
+        rates=_looser(problem, plan_map, asked.table),
+        cpu_limit_s=SETTLE_CPU_S,
+        stop=stop,
+    )
+    least = LEAST_SHARE * abs(answer.cost)
     elsewhere = {site.name for site in plan_map.sites if site.rented}
-    found = [
-        one
-        for one in explain.binding(problem, settled)
-        if (one.kind != "supply" or one.who in limited)
-        and not (one.kind in ("power", "floor") and one.who in elsewhere)
-    ]
-    del found[LISTED_MAX:]
-    if len(problem.phases) <= PHASES_MAX and not stop():
-        found += explain.delays(problem, answer, settled)
-    if not stop():
-        found += explain.opened(problem, answer, settled, _countries(plan_map, asked.table))
-    if not stop():
-        rates = _looser(problem, plan_map, asked.table)
-        found += explain.looser_slo(problem, answer, settled, rates, LOOSER_MS)
-    made = [_binding(one, plan_map) for one in found if isfinite(one.worth) and abs(one.worth) > 0.0]
-    least = 1e-6 * abs(answer.cost) * plan_map.money_unit
-    # Where the law opens a second site, surviving the loss of one is asked for too: that is no price of the law.
-    return [
-        one
-        for one in made
-        if (abs(one.worth) > least or one.what == "capex") and (one.what, one.worth > 0.0) != ("law", False)
+    limited = {kind for a, kind in enumerate(problem.kinds) if bool((problem.supply[a] < float("inf")).any())}
+    made = []
+    for one in found:
+        if not isfinite(one.value) or (abs(one.value) < least and one.kind != PER_MONEY):
+            continue
+        if one.kind in ("power", "floor") and one.what in elsewhere:
+            continue  # rented sites have no power of ours to price
+        if (one.kind == "supply" and one.what not in limited) or (one.kind == "law" and one.value < 0.0):
+            continue  # where the law opens a second site, surviving the loss of one is asked for too: no price of the law
+        made.append(_binding(one, plan_map))
+    return sorted(made, key=lambda one: -abs(one.worth) if one.what != PER_MONEY else -abs(one.worth) * 1e3)[
+        :LISTED_MAX
     ]
 
 
 def _binding(one: explain.Worth, plan_map: PlanMap) -> Binding:
     currency = plan_map.currency
-    worth = one.worth * (1.0 if one.kind == "capex" else plan_map.money_unit)
-    what = SAVES.get(one.kind, one.kind + " of {who}").format(who=one.who, currency=currency)
-    how = {"price": "a small change, whole decisions kept", "re-solve": "solved again, whole decisions kept"}[one.how]
+    worth = one.value * (1.0 if one.kind == PER_MONEY else plan_map.money_unit)
+    if one.kind == "delay":
+        worth = -worth  # what is paid for it
+    where = "" if not one.where else one.where[0] if len(one.where) == 1 else f"{one.where[0]} to {one.where[-1]}"
+    what = SAVES.get(one.kind, one.kind + " of {what}").format(what=one.what, currency=currency, where=where)
+    how = {"price": "a small change, phases kept", "solved anew": "solved anew, phases kept"}[one.how]
     words = f"{what} {'saves' if worth > 0.0 else 'costs'} {money(abs(worth), currency)} ({how})"
-    if one.kind == "slo":
+    if one.kind == "SLO":
         words += "; what a replica gains is modelled"
-    return Binding(what=one.kind, worth=worth, unit=f"{currency} for {one.unit}", words=words)
+    return Binding(what=one.kind, worth=worth, unit=f"{currency} for a {one.unit}", words=words)
 
 
-def _countries(plan_map: PlanMap, table: ReplicaTable) -> dict[str, plan_problem.Mask]:
-    """Return by country who could be served where, were the law there no hindrance."""
+def _countries(problem: Problem, plan_map: PlanMap, table: ReplicaTable) -> dict[str, plan_problem.Mask]:
+    """Return by country who could be served where, were the law there no hindrance; countries where that changes something."""
     names = dict.fromkeys(plan_rent.law_of(plan_map.fleet, site.declared) for site in plan_map.sites)
-    return {name: plan_problem.allowed(plan_map, table, opened=name) for name in names}
+    masks = {name: plan_problem.allowed(plan_map, table, opened=name) for name in names}
+    return {name: mask for name, mask in masks.items() if (mask & ~problem.allowed).any()}
 
 
-def _looser(problem: Problem, plan_map: PlanMap, table: ReplicaTable) -> dict[str, Floats]:
+def _looser(problem: Problem, plan_map: PlanMap, table: ReplicaTable) -> list[explain.Rates]:
     """Return by service the rates of racks with its promise per token looser."""
-    rates: dict[str, Floats] = {}
+    rates = []
     for service, factors in plan_rows.looser(plan_map.fleet, table, plan_map.asked, LOOSER_MS).items():
         m = problem.services.index(service)
         rate = problem.rate.copy()
         for a, kind in enumerate(plan_map.kinds):
             rate[a, m] *= factors.get(kind.accelerator, 1.0)
         if (rate > problem.rate * (1.0 + 1e-9)).any():
-            rates[service] = rate
+            rates.append(explain.Rates(name=service, looser_ms=LOOSER_MS, rate=rate))
     return rates
 
 
