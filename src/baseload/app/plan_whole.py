@@ -58,6 +58,8 @@ def whole(problem: Problem, answer: Answer, plan_map: PlanMap) -> Whole:
         rented[:, a] = whole_servers(rented[:, a], catalog.accelerator(kind.accelerator).per_server)
     begun = np.array([_first(row) for row in answer.w], np.int64).reshape(len(problem.phases))
     live = np.minimum(T, begun + problem.phase_delay)
+    idle = (live >= T) & (np.array([one.cost_to_begin for one in plan_map.phases]).reshape(len(begun)) == 0.0)
+    begun = np.where(idle & (problem.begin_by >= T), T, begun)  # costs nothing and brings nothing: no decision
     return Whole(bought=bought, owned=owned, rented=rented, replicas=replicas, live=live, begun=begun)
 
 

@@ -32,8 +32,22 @@ from baseload.report.words import money, number, percent
 
 DECISIONS_MAX = 200
 SITES_MAX = 12
-_WORDS = ("", "when", "what", "where", "of", "then", "service", "site", "on", "accelerator", "how", "limit", "who")
-_LONG = ("of", "then", "how")
+_WORDS = (
+    "",
+    "when",
+    "what",
+    "where",
+    "how much",
+    "then",
+    "service",
+    "site",
+    "on",
+    "accelerator",
+    "how",
+    "limit",
+    "who",
+)
+_LONG = ("then", "how")
 
 
 def to_html(report: PlanReport) -> str:

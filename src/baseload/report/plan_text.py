@@ -104,22 +104,21 @@ def todo_rows(report: PlanReport) -> list[list[str]]:
         terms = " and ".join(dict.fromkeys(one.note for one in signed))
         cash = money(sum(one.cash for one in signed), "").strip()
         until = max(one.until for one in signed)
-        rows.append([signed[0].quarter, "rent", site, f"{count} accelerators", what, cash, f"to {until}; {terms}"])
+        rows.append([signed[0].quarter, "rent", site, f"{count} {what}", cash, f"to {until}; {terms}"])
     return sorted(rows, key=lambda row: row[0])
 
 
-DECISION_HEAD = ("when", "what", "where", "amount", "of", "cash", "then")
+DECISION_HEAD = ("when", "what", "where", "how much", "cash", "then")
 
 
 def decision_row(one: Decision, currency: str) -> list[str]:
-    """Return a decision as a row."""
-    amount = megawatts(one.amount) if one.unit == "MW" else number(_plain(one.amount), one.unit)
+    """Return a decision as a row; what is rented counts in accelerators."""
+    if one.unit == "MW":
+        amount = f"{megawatts(one.amount)}, {one.what.removeprefix(one.site).strip()}"
+    else:
+        amount = f"{one.amount:g} {one.unit if one.amount != 1 else one.unit.removesuffix('s')} {one.what}"
     cash = money(one.cash, "").strip() if one.cash else "–"
-    return [one.quarter, one.action, one.site, amount, one.what, cash, one.note]
-
-
-def _plain(value: float) -> float | int:
-    return int(value) if value == int(value) else value
+    return [one.quarter, one.action, one.site, amount, cash, one.note]
 
 
 def shown_quarters(report: PlanReport) -> list[int]:
