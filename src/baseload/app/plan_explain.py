@@ -15,7 +15,7 @@ from baseload.plan import alternatives, explain
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaTable
 from baseload.report.plan_model import Alternative, Binding, Swing
-from baseload.report.words import money
+from baseload.report.words import money, number, percent
 
 if TYPE_CHECKING:
     from baseload.app.plan_verb import Asked
@@ -24,6 +24,7 @@ SETTLE_CPU_S = 10.0
 OTHERS_CPU_S = 8.0
 SWINGS_CPU_S = 16.0
 LISTED_MAX = 20
+LESS_BELOW = 0.98  # of what there was: else it is no other plan
 CHANGES_MAX = 3
 LOOSER_MS = 5.0
 LEAST_SHARE = 1e-5  # of the plan's cost: less is not listed
@@ -109,29 +110,41 @@ def _looser(problem: Problem, plan_map: PlanMap, table: ReplicaTable) -> list[ex
 
 
 def others(problem: Problem, answer: Answer, plan_map: PlanMap, stop: Callable[[], bool]) -> list[Alternative]:
-    """Return plans that cost nearly as much, each with one way closed."""
+    """Return plans that cost nearly as much, each with as little of one thing as can be."""
     found = alternatives.alternatives(problem, answer, cpu_limit_s=OTHERS_CPU_S, stop=stop)
     return [
         Alternative(
             name=one.name,
             cost=one.answer.cost * plan_map.money_unit + plan_map.sunk,
             more=one.more,
-            words="; ".join(one.changes[:CHANGES_MAX]) or "the same decisions",
+            words=_less(one, plan_map),
         )
         for one in found
+        if one.after < LESS_BELOW * one.before
     ]
 
 
+def _less(one: alternatives.Alternative, plan_map: PlanMap) -> str:
+    """Return what an alternative has less of, and how far it is from the plan."""
+    scale, unit = (plan_map.money_unit, plan_map.currency) if one.unit == "money" else (1.0, one.unit)
+    return (
+        f"{number(one.after * scale)} {unit} instead of {number(one.before * scale)}; {percent(one.apart, 0)} of the racks' "
+        "power stands elsewhere"
+    )
+
+
 def swings(problem: Problem, answer: Answer, plan_map: PlanMap, stop: Callable[[], bool]) -> list[Swing]:
-    """Return how the cost moves with each assumption."""
+    """Return how the cost moves with each assumption, grid phases kept."""
     unit, sunk = plan_map.money_unit, plan_map.sunk
-    made = []
-    for one in alternatives.tornado(problem, answer, cpu_limit_s=SWINGS_CPU_S, stop=stop):
-        less, _, rest = one.by.partition(" and ")
-        low, high = (
-            (less, f"{less.partition(' ')[0]} % {rest}") if "%" in one.by else ("a quarter sooner", "a quarter later")
+    _, found = alternatives.tornado(problem, answer, cpu_limit_s=SWINGS_CPU_S, stop=stop)
+    return [
+        Swing(
+            what=one.what,
+            low_words=one.low_words,
+            low=one.low * unit + sunk,
+            high_words=one.high_words,
+            high=one.high * unit + sunk,
         )
-        made.append(
-            Swing(what=one.what, low_words=low, low=one.low * unit + sunk, high_words=high, high=one.high * unit + sunk)
-        )
-    return made
+        for one in found
+        if one.low is not None and one.high is not None and one.width > LEAST_SHARE * abs(answer.cost)
+    ]

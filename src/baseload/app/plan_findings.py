@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from baseload.app.plan_map import PlanMap
-from baseload.plan import conflict
+from baseload.plan import conflict, whatif
 from baseload.plan.problem import Problem
 from baseload.report.plan_model import Alternative, Binding, Risk, Round, Swing
 from baseload.report.words import megawatts, number
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONFLICT_CPU_S = 10.0
 UNSERVED = 1e-6
+WHY_MAX = 4
 LESS = ("serve", "survive the loss of a site")
 KINDS = {
     "serve": "the demand of {who}",
@@ -127,6 +128,12 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
         f"the cost {'rises' if more > 0 else 'falls'} by {number(abs(more), currency)} to "
         f"{number(now_cost, currency)} in present value"
     ]
+    moved = whatif.parts(problem, before, other, after)
+    why = sorted(moved, key=lambda name: -abs(moved[name][1] - moved[name][0]))
+    for name in why[:WHY_MAX]:
+        by = moved[name][1] * second.plan_map.money_unit - moved[name][0] * plan_map.money_unit
+        if abs(by) > 1e-4 * abs(now_cost):
+            said.append(f"of it {name.replace('_', ' ')}: {number(abs(by), currency)} {'more' if by > 0 else 'less'}")
     for s, site in enumerate(problem.sites):
         for a, kind in enumerate(problem.kinds):
             if site not in other.sites or kind not in other.kinds:
@@ -153,7 +160,8 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
             said.append(
                 f"{name}: {int(other.phase_delay[q])} quarters from begin to power, before {int(problem.phase_delay[p])}"
             )
-    return said if len(said) > 1 else [*said, "what is bought, rented and begun stays the same"]
+    same = not any(one for one in said[1:] if not one.startswith("of it "))
+    return [*said, "what is bought, rented and begun stays the same"] if same else said
 
 
 def _begun(row: Sequence[float]) -> int:

@@ -190,7 +190,7 @@ class _Writer:
             begun, live = int(self.numbers.begun[p]), int(self.numbers.live[p])
             if begun >= self.n_periods:
                 continue
-            site = self.document["sites"][phase.site]
+            site = self.document["sites"][phase.declared]
             day = self.days[live] if live < self.n_periods else None
             if phase.kind == "grid":
                 self._grid(site, phase.index, phase.meter_mw, self.days[begun], day)
@@ -337,9 +337,11 @@ class _Writer:
             changes = runs([tuple(one) for one in counts.T.tolist()], empty=tuple([0] * counts.shape[0]))
             for start, last, n in changes:
                 entry = self._deployment(templates.get(row.deployment or ""), row)
-                entry["sites"] = CommentedMap(
-                    (self.map.sites[s].declared, self._replicas(k)) for s, k in enumerate(n) if k > 0
-                )
+                by_site: dict[str, int] = {}
+                for s, k in enumerate(n):
+                    if k > 0:
+                        by_site[self.map.sites[s].declared] = by_site.get(self.map.sites[s].declared, 0) + k
+                entry["sites"] = CommentedMap((name, self._replicas(k)) for name, k in by_site.items())
                 entry["start"] = self.days[start]
                 entry.pop("until", None)
                 if last + 1 < self.n_periods:

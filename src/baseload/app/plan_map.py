@@ -45,6 +45,8 @@ class PlanSite:
     declared: str  # name in the fleet file with offers (`with_rent`)
     rented: bool
     years: SiteYears | None
+    hall: int = 0  # of the declared site, where it counts as several
+    halls: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

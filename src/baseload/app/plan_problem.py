@@ -19,11 +19,13 @@ import numpy.typing as npt
 from baseload.app import plan_demand, plan_kinds, plan_prices, plan_rent, plan_sites
 from baseload.app.plan_map import Kind, PlanMap, PlanSite
 from baseload.app.plan_prices import Frame
+from baseload.app.plan_sites import SiteYears
 from baseload.errors import RunError
 from baseload.fleet import catalog, planning, resolve, supply
 from baseload.fleet.check_plan import grid_zone
 from baseload.fleet.check_service import may_serve
 from baseload.fleet.load import Loaded
+from baseload.fleet.model import Fleet
 from baseload.fleet.planning import Plan
 from baseload.plan.money import Prices
 from baseload.plan.problem import Problem
@@ -36,6 +38,9 @@ NETWORK_SLACK_MS = 1.0
 WHOLE_BELOW = 100  # racks of a kind at a site, below which they are counted one by one
 SHARED = ("packaging", "hbm")
 KW_PER_MW = 1000.0
+SURVIVE_FACTOR = (
+    200.0  # of the dearest way to serve: a whole rack for little, and for the last quarter alone, costs less
+)
 
 
 def plan_problem(
@@ -48,18 +53,10 @@ def plan_problem(
     fleet = plan_rent.with_rent(loaded.fleet, found)
     asked = plan_demand.traffic(loaded, plan, seed)
     made = tuple(plan_kinds.kinds(loaded.fleet, plan, found))
-    sites = tuple(
-        PlanSite(
-            name=name,
-            declared=name,
-            rented=name not in loaded.fleet.sites,
-            years=plan_sites.site_years(fleet, name, days, loaded.base_folder, plan)
-            if name in loaded.fleet.sites
-            else None,
-        )
-        for name in fleet.sites
-    )
+    years = {name: plan_sites.site_years(fleet, name, days, loaded.base_folder, plan) for name in loaded.fleet.sites}
+    sites = tuple(_plan_sites(fleet, years, _halls(loaded, plan)))
     phases, notes = plan_sites.site_phases(loaded.fleet, plan, today, days, seed)
+    phases = plan_sites.by_hall(phases, {one.declared: _halls(loaded, plan) for one in sites})
     rows, each = _rows(table, made)
     f = Frame(
         fleet=fleet, plan=plan, today=today, days=days, asked=asked,
@@ -80,6 +77,26 @@ def plan_problem(
         sunk=float((idle * middle).sum()) * (1.0 - plan.tax_ratio),
         notes=(*_assumed(f, loaded), *notes, *more),
     )  # fmt: skip
+
+
+def _halls(loaded: Loaded, plan: Plan) -> int:
+    """Return the power halls that each declared site counts as: several for a fleet of one site alone."""
+    return plan.survive.halls if len(loaded.fleet.sites) == 1 else 1
+
+
+def _plan_sites(fleet: Fleet, years: dict[str, SiteYears], halls: int) -> list[PlanSite]:
+    """Return the sites of the problem: rented ones, declared ones, or the halls of a declared one with equal shares."""
+    made = []
+    for name in fleet.sites:
+        own = years.get(name)
+        if own is None or halls == 1:
+            made.append(PlanSite(name=name, declared=name, rented=own is None, years=own))
+            continue
+        share = replace(own, usable_mw=own.usable_mw / halls, training_mw=own.training_mw / halls)
+        for hall in range(halls):
+            title = plan_sites.hall_name(name, hall)
+            made.append(PlanSite(name=title, declared=name, rented=False, years=share, hall=hall, halls=halls))
+    return made
 
 
 def _rows(table: ReplicaTable, made: Sequence[Kind]) -> tuple[dict[tuple[int, int], ReplicaRow], Floats]:
@@ -237,9 +254,9 @@ def _may_place(f: Frame) -> tuple[npt.NDArray[np.bool_], list[str]]:
                 may[s, a] = (site.name, kind.accelerator) in offered
                 continue
             buy = buys.get(kind.accelerator)
-            if not kind.can_buy or buy is None or (buy.sites and site.name not in buy.sites):
+            if not kind.can_buy or buy is None or (buy.sites and site.declared not in buy.sites):
                 continue
-            may[s, a], reason = plan_kinds.may_stand(f.fleet, site.name, kind, f.days[0])
+            may[s, a], reason = plan_kinds.may_stand(f.fleet, site.declared, kind, f.days[0])
             why += [reason] if reason else []
     return may, why
 
@@ -256,6 +273,7 @@ def _existing(f: Frame, rack_mw: Floats, power: Floats) -> tuple[Floats, Floats,
         if site.rented:
             continue
         there[s] = plan_kinds.standing(f.fleet, site.declared, f.kinds, f.days)
+        there[s] = (there[s] + site.halls - 1 - site.hall) // site.halls
         wanted = (there[s] * rack_mw[s][:, None]).sum(axis=0)
         short = wanted > sure[s] + 1e-9
         if short.any():
@@ -293,7 +311,7 @@ def _floor(f: Frame) -> tuple[Floats, Floats]:
                 for job in declared.training.values()
                 for rack in list(declared.racks.values())[:1]
             )
-            floor[s] = max(0.0, declared.floor_m2 - held)
+            floor[s] = max(0.0, declared.floor_m2 - held) / site.halls
     return floor, area
 
 
@@ -401,7 +419,7 @@ def _slack_prices(
     return {
         "short_power": np.full((S, T), per_mw),
         "short_floor": np.full((S, T), per_m2),
-        "short_survive": 2.0 * dearest[:, None] * middle[None],
+        "short_survive": SURVIVE_FACTOR * dearest[:, None] * middle[None],
         "over_share": np.full((n_groups, T), per_mw),
         "over_capex": np.full(T, min(1e3, max(2.0, per_money))),
         "over_carbon": np.full(T, 2.0 * float((rack / np.maximum(tonnes, 1e-9)).max())),

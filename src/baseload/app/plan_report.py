@@ -319,9 +319,9 @@ def ladder(planned: str, loaded: Loaded, plan_map: PlanMap, numbers: Whole) -> C
     for p, phase in enumerate(plan_map.phases):
         if phase.kind != "grid" or phase.index is None or numbers.begun[p] >= len(plan_map.days):
             continue
-        grid = list(own[phase.site].grid)
+        grid = list(own[phase.declared].grid)
         grid[phase.index] = msgspec.structs.replace(grid[phase.index], energised=None)
-        own[phase.site] = msgspec.structs.replace(own[phase.site], grid=grid)
+        own[phase.declared] = msgspec.structs.replace(own[phase.declared], grid=grid)
     if not own:
         return None
     kept = msgspec.structs.replace(fleet, sites=own)

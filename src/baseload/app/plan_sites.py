@@ -7,7 +7,7 @@ the PUE of its wet bulb. Physics is `formulas/`, dates are `fleet/dates.py`, cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from itertools import pairwise
@@ -42,7 +42,8 @@ class Phase:
     """Power that is on its way or may be begun: a grid phase, or a block in somebody's building."""
 
     name: str
-    site: str
+    site: str  # of the problem: a declared one, or a hall of it
+    declared: str
     index: int | None  # place in the site's `grid`; None: a new phase or a block
     kind: str  # grid, colocation
     meter_mw: float  # at the connection
@@ -256,6 +257,7 @@ def _phase(
     return Phase(
         name=f"{name} grid {i}" + (" (new)" if new else ""),
         site=name,
+        declared=name,
         index=None if new else i,
         kind="grid",
         meter_mw=phase.power_mw,
@@ -275,6 +277,7 @@ def _blocks(block: ColocationBlock, taken: int, before: int) -> list[Phase]:
         Phase(
             name=f"{block.site} colocation {taken + n}",
             site=block.site,
+            declared=block.site,
             index=None,
             kind="colocation",
             meter_mw=block.power_mw,
@@ -288,3 +291,33 @@ def _blocks(block: ColocationBlock, taken: int, before: int) -> list[Phase]:
         )
         for n in range(block.blocks)
     ]
+
+
+# ---- halls -----------------------------------------------------------------------------------------------
+
+
+def hall_name(site: str, hall: int) -> str:
+    """Return the name of a power hall of a site.
+
+    >>> hall_name("oslo", 0)
+    'oslo hall 1'
+    """
+    return f"{site} hall {hall + 1}"
+
+
+def by_hall(phases: Sequence[Phase], halls: Mapping[str, int]) -> list[Phase]:
+    """Return phases with equal parts for each hall of a site that counts as several."""
+    made: list[Phase] = []
+    for p, one in enumerate(phases):
+        n = halls.get(one.declared, 1)
+        for hall in range(n):
+            made.append(
+                one
+                if n == 1
+                else replace(
+                    one, name=f"{one.name} hall {hall + 1}", site=hall_name(one.declared, hall), meter_mw=one.meter_mw / n,
+                    usable_mw=one.usable_mw / n, cost_to_begin=one.cost_to_begin / n, cost_per_year=one.cost_per_year / n,
+                    after=None if one.after is None else len(made) - (p - one.after) * n,
+                )
+            )  # fmt: skip
+    return made

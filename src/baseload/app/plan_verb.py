@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -254,7 +254,10 @@ def in_the_twin(asked: Asked) -> Planned:
     assert asked.answer is not None
     text = plan_fleet.planned_fleet(asked.loaded, asked.problem, asked.answer, asked.plan_map)
     loaded = load.loads(text, file="plan/fleet.yaml", base_folder=asked.loaded.base_folder)
-    return loop.planned_of(loaded, asked.problem, asked.answer, asked.plan_map)
+    planned = loop.planned_of(loaded, asked.problem, asked.answer, asked.plan_map)
+    if any(site.halls > 1 for site in asked.plan_map.sites):
+        planned = replace(planned, survivors=frozenset())  # the twin loses whole sites, not halls of one
+    return planned
 
 
 def reported(asked: Asked, findings: Findings) -> tuple[PlanReport, str]:
