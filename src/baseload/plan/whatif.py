@@ -1,4 +1,4 @@
-"""A changed question beside the one that was answered: solved again from there, what is decided otherwise, and what it costs."""
+"""A changed question beside the one that was answered: solved again from there, what is decided otherwise, what it costs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""Deciding now against many futures: against every choice of phases, and what the measures of risk must keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baseload.plan.generate import instance
+from baseload.plan.risk import evaluate, robust
+from baseload.plan.scenarios import applied, draw, measured
+from tests.plan.brute import best_cost
+from tests.plan.tiny import tiny
+
+
+def test_the_decision_is_the_best_of_all_choices_of_phases() -> None:
+    """With phases alone decided now, brute force over them finds nothing cheaper; the bound never exceeds it."""
+    gaps = []
+    for seed in range(12):
+        problem = replace(tiny(seed, 2, 2, 1, 2, 3, 1, 1, host=False, whole=0), begin_by=np.array([3]))
+        futures = draw(problem, 3, seed=seed, phase_sigma=0.8)
+        found = robust(problem, futures, first=0, gap=1e-6, cpu_limit_s=20.0)
+        choices = []
+        for begin in range(int(problem.begin_from[0]), 4):
+            begun = replace(problem, begin_from=np.array([begin]), begin_by=np.array([begin]))
+            choices.append(np.mean([best_cost(applied(begun, future)) for future in futures]))
+        best = min(choices)
+        size = max(1.0, abs(best))
+        assert found.bound <= best + 1e-5 * size
+        assert found.value >= best - 1e-5 * size
+        assert found.value <= found.of_mean_plan + 1e-9 and found.evpi >= -1e-6 * size
+        gaps.append((found.value - best) / size)
+    assert np.median(gaps) < 1e-5 and max(gaps) < 0.02
+
+
+@pytest.mark.slow
+def test_a_robust_plan_beats_the_mean_plan_in_futures_it_has_not_seen() -> None:
+    """Out of sample the costs stay near those in sample; the value of the stochastic solution is not negative."""
+    problem = instance(4, 3, 3, 8, 8, seed=1)
+    found = robust(problem, draw(problem, 8, seed=1), gap=0.02, cpu_limit_s=30.0)
+    unseen = evaluate(problem, found.now, draw(problem, 12, seed=2))
+    assert found.vss >= 0.0 and found.bound <= found.value
+    assert found.value == pytest.approx(measured(found.costs, None))
+    assert measured(unseen, None) == pytest.approx(found.value, rel=0.25)
+    seen = evaluate(problem, found.now, draw(problem, 8, seed=1))
+    assert seen == pytest.approx(found.costs, rel=1e-5)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0.0, 0.99))
+def test_cvar_lies_between_the_mean_and_the_worst(costs: list[float], share: float) -> None:
+    """The mean of a worst part is no less than the mean and no more than the worst; of all of them it is the mean."""
+    values = np.array(costs)
+    slack = 1e-6 * max(1.0, float(np.abs(values).max()))
+    assert values.mean() - slack <= measured(values, share) <= values.max() + slack
+    assert measured(values, 0.0) == pytest.approx(values.mean(), abs=slack)
+
+
+def test_scenarios_are_the_same_for_the_same_seed() -> None:
+    """A seed fixes the futures; given delays are taken as they are."""
+    problem = instance(3, 2, 2, 4, 4, seed=0)
+    one, other = draw(problem, 3, seed=5), draw(problem, 3, seed=5)
+    assert all(np.array_equal(a.demand, b.demand) for a, b in zip(one, other, strict=True))
+    given_delays = np.full((1, len(problem.phases)), 7)
+    late = draw(problem, 2, seed=5, phase_delays=given_delays)
+    assert (applied(problem, late[1]).phase_delay == 7).all()
