@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baseload.plan.problem import Answer, Floats, Problem
+from baseload.plan.problem import Answer, Bools, Floats, Problem
 
 Fix = dict[tuple[int, int], int]  # (phase, period) -> w
 
@@ -29,6 +29,18 @@ def least_begun(problem: Problem, fix: Fix | None = None) -> Floats:
 def keeps(w: Floats, fix: Fix) -> bool:
     """Return whether phases are as `fix` says, by (phase, period)."""
     return all(w[p, t] == value for (p, t), value in fix.items())
+
+
+def in_order(problem: Problem, w: Floats | Bools, lower: Floats, upper: Floats) -> Floats:
+    """Return phases near `w` that never fall, come after those before them, and keep to their bounds."""
+    chosen = np.clip(np.asarray(w, dtype=np.float64), lower, upper)
+    for _ in range(2):
+        chosen = np.maximum.accumulate(chosen, axis=1)
+        for p, before in enumerate(problem.phase_after):
+            if before >= 0:
+                chosen[p] = np.minimum(chosen[p], chosen[before])
+        chosen = np.maximum(chosen, lower)
+    return chosen
 
 
 def live(problem: Problem, w: Floats) -> Floats:

@@ -19,7 +19,7 @@ from baseload.errors import PlanError
 from baseload.plan import build as building
 from baseload.plan.build import Hall, Model
 from baseload.plan.highs import INF, Lp, Solution, Stop
-from baseload.plan.nothing import Fix, keeps, nothing
+from baseload.plan.nothing import Fix, in_order, keeps, nothing
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
 
@@ -204,13 +204,7 @@ class _Search:
     # ---- plans ---------------------------------------------------------------------------------------------------
     def _try(self, w: Floats | Bools, root: _Node) -> None:
         """Solve for given phases, made to keep their order and bounds, and keep the plan if it is the best."""
-        chosen = np.clip(np.asarray(w, dtype=np.float64), root.lower, root.upper)
-        for _ in range(2):
-            chosen = np.maximum.accumulate(chosen, axis=1)
-            for p, before in enumerate(self.problem.phase_after):
-                if before >= 0:
-                    chosen[p] = np.minimum(chosen[p], chosen[before])
-            chosen = np.maximum(chosen, root.lower)
+        chosen = in_order(self.problem, w, root.lower, root.upper)
         if chosen.tobytes() in self._tried or (chosen > root.upper).any():
             return
         self._tried.add(chosen.tobytes())

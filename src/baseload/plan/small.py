@@ -15,6 +15,7 @@ import numpy as np
 from baseload.errors import PlanError
 from baseload.plan import build as building
 from baseload.plan.build import Model
+from baseload.plan.dive import dive
 from baseload.plan.highs import INF, Lp, Solution, Stop
 from baseload.plan.nothing import Fix, keeps, nothing
 from baseload.plan.problem import Answer, Floats, Problem, Status
@@ -22,6 +23,7 @@ from baseload.plan.project import rented_in
 
 Told = Callable[[float, float], None]  # (bound, cost of the best plan)
 _ROUNDS = 60
+_LITTLE = 400  # columns: branch and bound needs no help there
 
 
 def solve_small(
@@ -57,7 +59,9 @@ def solve_small(
     lp.set_whole(False)
     search.survive(left_s)
     lp.set_whole(True)
-    if warm is not None:
+    if search.relaxed is not None and len(model.program.cost) > _LITTLE:
+        dive(search, search.relaxed, left_s)
+    if warm is not None and search.start is None:
         search.start = columns_of(model, warm)
     status = search.branch(left_s)
     idle = nothing(problem, fix)
@@ -86,11 +90,14 @@ class _Search:
         self.best_cost = INF
         self.bound = -INF
         self.start: Floats | None = None
+        self.relaxed: Floats | None = None  # solution of the relaxation
 
     def told(self, bound: float, _cost: float = INF) -> None:
         """Pass on how far the search is; what the solver has found still wants its survival checked."""
+        if np.isfinite(bound):
+            self.bound = max(self.bound, bound)  # missing rows would only raise it
         if self.progress is not None:
-            self.progress(max(self.bound, bound), self.best_cost)
+            self.progress(min(self.bound, self.best_cost), self.best_cost)
 
     def survive(self, left_s: Callable[[], float]) -> None:
         """Find survival rows by the linear relaxation; its cost is a bound."""
@@ -102,7 +109,8 @@ class _Search:
                 return
             self.bound = max(self.bound, found.cost)
             self.told(self.bound)
-            if self._add_missing(found.x) == 0 or left_s() <= 0:
+            self.relaxed = found.x
+            if self.add_missing(found.x) == 0 or left_s() <= 0:
                 return
 
     def branch(self, left_s: Callable[[], float]) -> Status:
@@ -115,7 +123,7 @@ class _Search:
                 self.bound = max(self.bound, found.bound)
             if found.x is None:
                 return self._ended(found)
-            added = self._add_missing(found.x)
+            added = self.add_missing(found.x)
             self._take(found.x, left_s)
             self.told(self.bound)
             closed = self.best_cost - self.bound <= self.gap * max(1e-9, abs(self.best_cost))
@@ -128,7 +136,7 @@ class _Search:
     def _ended(self, found: Solution) -> Status:
         return "interrupted" if self.stop is not None and self.stop() else "stopped"
 
-    def _add_missing(self, x: Floats) -> int:
+    def add_missing(self, x: Floats) -> int:
         """Add the survival rows that a solution breaks; return how many."""
         model = self.model
         short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
@@ -151,7 +159,7 @@ class _Search:
             if clean.state == "optimal" and clean.x is not None:
                 x = clean.x
                 x[whole] = exact
-                self._add_missing(x)
+                self.add_missing(x)
         self.keep(x)
 
     def keep(self, x: Floats) -> None:
