@@ -55,7 +55,7 @@ FAULTS = (
     "clte",  # both content-length and transfer-encoding
     "twocl",  # two content-lengths that differ
     "longheader",  # a header of 1 MiB
-    "slow",  # the answer drips out, a few bytes at a time
+    "slow",  # the answer drips out, a few bytes at a time, for three seconds
     "split",  # the answer comes in parts of seven bytes: harmless
     "nousage",  # never says how many tokens
     "lie",  # claims ten times the tokens
@@ -76,6 +76,7 @@ FAULTS = (
     "503",
 )
 HUGE_BYTES = 64 << 20
+SLOW_S = 3.0
 KNOBS = re.compile(rb"@(fault|n|ttft_ms|gap_ms|at|lump|mark)=([\w.-]+)")
 STATUS = {200: "OK", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
           413: "Content Too Large", 429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway",
@@ -520,6 +521,7 @@ class Answer:
         self.slotted = False
         self.timer: asyncio.TimerHandle | None = None
         self.parts: Iterator[Part] = iter(())
+        self.every_s = 0.0  # between parts that drip
         self.tokens = 0
         attempt = len(engine.truth.by_id.get(rid, ())) + 1
         self.entry = engine.truth.start(
@@ -621,8 +623,7 @@ class Answer:
         if plan.fault == "extra":
             wire += head_of(200, JSON, length=2) + b"{}"
         if plan.fault in ("slow", "split"):
-            self.parts = iter([(wire[i : i + 7], 0) for i in range(0, len(wire), 7)])
-            self.drip()
+            self.cut_up(wire)
             return
         if plan.fault == "badjson":
             broken = body[: len(body) // 2]
@@ -643,18 +644,24 @@ class Answer:
         if self.plan.fault in ("slow", "split"):
             wire = b"".join(chunked(part) for part, _ in self.parts) + b"0\r\n\r\n"
             self.engine.truth.sent(self.entry, self.plan.n)
-            self.parts = iter([(wire[i : i + 7], 0) for i in range(0, len(wire), 7)])
-            self.drip()
+            self.cut_up(wire)
             return
         self.pump()
 
+    def cut_up(self, wire: bytes) -> None:
+        """Begin to send in parts of seven bytes: as soon as may be, or slowly, for SLOW_S at most."""
+        parts = [(wire[i : i + 7], 0) for i in range(0, len(wire), 7)]
+        self.parts = iter(parts)
+        self.every_s = min(0.02, SLOW_S / len(parts)) if self.plan.fault == "slow" else 0.0
+        self.drip()
+
     def drip(self) -> None:
-        """Send a part of seven bytes and come back: slowly, or as soon as may be."""
+        """Send a part and come back."""
         if self.over:
             return
         for part, _ in self.parts:
             self.connection.write(part)
-            self.later(0.02 if self.plan.fault == "slow" else 0.0, self.drip)
+            self.later(self.every_s, self.drip)
             return
         self.done()
 

@@ -34,6 +34,7 @@ from tests.chaos.invariants import Seen, Window
 from tests.chaos.stack import Gateway, MockEngine, fleet_text, read_truth
 
 RECOVERY_S = 5.0
+START_S = 1.7  # of a gateway on a machine that does nothing else; where its start took longer, so may a recovery
 N_LOST = (
     4  # tokens that may be delivered and not billed when a process is killed: those of the last pieces on their way
 )
@@ -62,6 +63,7 @@ class Storm:
     seen: list[Seen] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     recoveries_s: list[float] = field(default_factory=list)
+    recovery_max_s: float = RECOVERY_S
     done: Counter[str] = field(default_factory=Counter)
     not_run: dict[str, str] = field(default_factory=dict)
     mounted: bool = False
@@ -96,7 +98,9 @@ class Storm:
         half = (len(urls) + 1) // 2
         fleet.write_text(fleet_text(urls[:half], urls[half:], workers=self.workers, serve_more=more))
         self.gateway = Gateway(fleet, state, env=env)
+        began_s = time.monotonic()
         await asyncio.to_thread(self.gateway.start)
+        self.recovery_max_s = RECOVERY_S * max(1.0, (time.monotonic() - began_s) / START_S)
         for tenant in schedule.TENANTS:
             self.keys[tenant] = await asyncio.to_thread(self.gateway.key, tenant)
         self.gate.set()
@@ -316,7 +320,7 @@ class Storm:
         wrong = invariants.one_end_each(self.seen, self.windows)
         wrong += invariants.one_row_each(rows)
         wrong += invariants.billed_as_delivered(self.seen, rows, truth, n_lost=N_LOST)
-        wrong += [f"recovery took {s:.1f} s" for s in self.recoveries_s if s > RECOVERY_S]
+        wrong += [f"recovery took {s:.1f} s" for s in self.recoveries_s if s > self.recovery_max_s]
         wrong += self.verified()
         assert self.gateway is not None
         written = [self.kept, self.ledger, self.gateway.log]
@@ -423,7 +427,8 @@ def tell(storm: Storm, wrong: list[str], took_s: float) -> None:
     print(f"  events {dict(storm.done)}; without a fault of their own, {good:.1%} were answered")
     if storm.recoveries_s:
         worst = sorted(storm.recoveries_s)
-        print(f"  recovery: median {worst[len(worst) // 2]:.2f} s, worst {worst[-1]:.2f} s of {len(worst)}")
+        middle, at_most = worst[len(worst) // 2], storm.recovery_max_s
+        print(f"  recovery: median {middle:.2f} s, worst {worst[-1]:.2f} s of {len(worst)}, at most {at_most:.1f}")
     for part, (files, rss) in storm.after.items():
         files_were, rss_was = storm.before[part]
         print(f"  {part}: {files_were} open files before, {files} after; {rss_was >> 20} MiB before, {rss >> 20} after")
