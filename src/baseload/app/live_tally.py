@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from baseload.app.web.view import SERIES_S, TPOT_EDGES_S, TTFT_EDGES_S
 from baseload.records import FAILED, REASON_NAMES, REFUSED, SERVED
@@ -125,22 +126,46 @@ class Tally:
         return found
 
     def see(self, rows: Iterable[SettleRow]) -> None:
-        """Count rows that are in the ledger now."""
+        """Count rows that are in the ledger now; those that ended alike are added up once."""
+        alike: dict[tuple[str, str, int, int, int, bool], list[SettleRow]] = {}
         for row in rows:
-            tenant = self.names.get(row.tenant, row.tenant)
-            scopes = [self.scopes[""], self.scope(f"tenant/{tenant}")]
-            if row.site:
-                scopes.append(self.scope(f"site/{row.site}"))
-            outcome = outcome_of(row)
-            ttft_s, tpot_s = latencies(row)
-            met = self._met(tenant, outcome, ttft_s, tpot_s)
-            reason = REASON_NAMES[row.reason] if 0 <= row.reason < len(REASON_NAMES) else ""
-            at_s = row.at_ns // 1_000_000_000
-            for scope in scopes:
-                _add(scope, scope.second(at_s), row, outcome, ttft_s, tpot_s, met, reason)
-            if outcome in ("refused", "failed"):
-                where = row.site or "gateway"
-                self.errors.append((at_s, outcome, reason or "upstream", tenant, where))
+            gone = row.client_status == CLIENT_GONE
+            kind = (row.tenant, row.site, row.at_ns // 1_000_000_000, row.status, row.reason, gone)
+            group = alike.get(kind)
+            if group is None:
+                alike[kind] = [row]
+            else:
+                group.append(row)
+        for kind, group in alike.items():
+            self._see(group, kind[2])
+
+    def _see(self, rows: list[SettleRow], at_s: int) -> None:
+        """Count rows of one tenant, site, second and outcome."""
+        first = rows[0]
+        tenant = self.names.get(first.tenant, first.tenant)
+        scopes = [self.scopes[""], self.scope(f"tenant/{tenant}")]
+        if first.site:
+            scopes.append(self.scope(f"site/{first.site}"))
+        outcome = outcome_of(first)
+        reason = REASON_NAMES[first.reason] if 0 <= first.reason < len(REASON_NAMES) else ""
+        sums = _sums(rows)
+        times = [latencies(row) for row in rows if row.streamed]
+        n_whole = len(rows) - len(times)  # answers in one piece: no latency of their own
+        whole_met = self._met(tenant, outcome, None, None)
+        met = [found for ttft_s, tpot_s in times if (found := self._met(tenant, outcome, ttft_s, tpot_s)) is not None]
+        n_slo = 0 if whole_met is None else n_whole + len(met)
+        n_met = sum(met) + (n_whole if whole_met else 0)
+        for scope in scopes:
+            second = scope.second(at_s)
+            _add(scope, second, sums, outcome, reason)
+            second.slo_requests += n_slo
+            scope.slo_requests += n_slo
+            second.slo_met += n_met
+            scope.slo_met += n_met
+            for ttft_s, tpot_s in times:
+                _add_latencies(scope, second, ttft_s, tpot_s)
+        if outcome in ("refused", "failed"):
+            self.errors.extend([(at_s, outcome, reason or "upstream", tenant, first.site or "gateway")] * len(rows))
 
     def _met(self, tenant: str, outcome: str, ttft_s: float | None, tpot_s: float | None) -> bool | None:
         """Say whether the promise was kept; None where the request does not count (its client went, or overspent)."""
@@ -152,42 +177,64 @@ class Tally:
         return (ttft_s is None or ttft_s <= promise[0]) and (tpot_s is None or tpot_s <= promise[1])
 
 
-def _add(
-    scope: Scope, second: Second, row: SettleRow, outcome: str, ttft_s: float | None, tpot_s: float | None,
-    met: bool | None, reason: str,
-) -> None:  # fmt: skip
-    second.requests += 1
-    scope.outcomes[outcome] = scope.outcomes.get(outcome, 0) + 1
+class _Sums(NamedTuple):
+    """What rows that ended alike come to."""
+
+    requests: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    price_nano: int
+    cost_nano: int
+    energy_mj: int
+    carbon_ug: int
+
+
+def _sums(rows: list[SettleRow]) -> _Sums:
+    return _Sums(
+        len(rows),
+        sum([row.input_tokens for row in rows]),
+        sum([row.cached_tokens for row in rows]),
+        sum([row.output_tokens for row in rows]),
+        sum([row.price_nano for row in rows]),
+        sum([row.cost_nano for row in rows]),
+        sum([row.energy_mj for row in rows]),
+        sum([row.carbon_ug for row in rows]),
+    )
+
+
+def _add(scope: Scope, second: Second, sums: _Sums, outcome: str, reason: str) -> None:
+    n = sums.requests
+    second.requests += n
+    scope.outcomes[outcome] = scope.outcomes.get(outcome, 0) + n
     if outcome == "refused":
-        second.refused += 1
-        scope.refused[reason] = scope.refused.get(reason, 0) + 1
+        second.refused += n
+        scope.refused[reason] = scope.refused.get(reason, 0) + n
     elif outcome == "failed":
-        second.failed += 1
-    second.input_tokens += row.input_tokens
-    second.output_tokens += row.output_tokens
-    second.price_nano += row.price_nano
-    second.cost_nano += row.cost_nano
-    second.energy_mj += row.energy_mj
-    second.carbon_ug += row.carbon_ug
-    scope.input_tokens += row.input_tokens
-    scope.cached_tokens += row.cached_tokens
-    scope.output_tokens += row.output_tokens
-    scope.price_nano += row.price_nano
-    scope.energy_mj += row.energy_mj
-    scope.carbon_ug += row.carbon_ug
-    if met is not None:
-        second.slo_requests += 1
-        scope.slo_requests += 1
-        second.slo_met += met
-        scope.slo_met += met
-    if ttft_s is not None and len(second.ttft_s) < SAMPLES_MAX:
-        second.ttft_s.append(ttft_s)
-    if tpot_s is not None and len(second.tpot_s) < SAMPLES_MAX:
-        second.tpot_s.append(tpot_s)
+        second.failed += n
+    second.input_tokens += sums.input_tokens
+    second.output_tokens += sums.output_tokens
+    second.price_nano += sums.price_nano
+    second.cost_nano += sums.cost_nano
+    second.energy_mj += sums.energy_mj
+    second.carbon_ug += sums.carbon_ug
+    scope.input_tokens += sums.input_tokens
+    scope.cached_tokens += sums.cached_tokens
+    scope.output_tokens += sums.output_tokens
+    scope.price_nano += sums.price_nano
+    scope.energy_mj += sums.energy_mj
+    scope.carbon_ug += sums.carbon_ug
+
+
+def _add_latencies(scope: Scope, second: Second, ttft_s: float | None, tpot_s: float | None) -> None:
     if ttft_s is not None:
+        if len(second.ttft_s) < SAMPLES_MAX:
+            second.ttft_s.append(ttft_s)
         scope.ttft_counts[bisect_left(TTFT_EDGES_S, ttft_s)] += 1
         scope.ttft_sum_s += ttft_s
     if tpot_s is not None:
+        if len(second.tpot_s) < SAMPLES_MAX:
+            second.tpot_s.append(tpot_s)
         scope.tpot_counts[bisect_left(TPOT_EDGES_S, tpot_s)] += 1
         scope.tpot_sum_s += tpot_s
 

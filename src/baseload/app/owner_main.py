@@ -289,7 +289,7 @@ class House:
         for row in rows:
             if row.site in self.requests_mj:
                 self.requests_mj[row.site].append(row.energy_mj)
-            if 0 <= row.replica_i < self.board.n_replicas:
+            if row.streamed and 0 <= row.replica_i < self.board.n_replicas:  # only streams tell of drift
                 running, waiting = self.board.running[row.replica_i], self.board.waiting[row.replica_i]
                 self.drift.settled(now_s, row, running=running, waiting=waiting)
 

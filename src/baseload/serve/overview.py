@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from baseload.serve.wire import Wire
 if TYPE_CHECKING:
     from baseload.serve.owner import Owner
 
+DAY_NS = 86_400 * 10**9
+
 
 def month_of(ns: int) -> str:
     """Return the UTC month of a time.
@@ -21,7 +24,12 @@ def month_of(ns: int) -> str:
     >>> month_of(1_790_000_000_000_000_000)
     '2026-09'
     """
-    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m")
+    return _month_of_day(ns // DAY_NS)
+
+
+@lru_cache(maxsize=64)
+def _month_of_day(day: int) -> str:
+    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m")
 
 
 class Holder:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from baseload.ports import Ledger
+from baseload.ports import Ledger, RowIn
 from baseload.serve import marks as marks_files
 from baseload.serve import recovery, wire
 from baseload.serve.bank import Bank, Change
@@ -30,7 +30,7 @@ from baseload.serve.journal import Journal
 from baseload.serve.keys import Keyring
 from baseload.serve.overview import Holder, month_of, overview, receipt_of
 from baseload.serve.recovery import Leased
-from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, row_in
+from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, encode, row_in
 from baseload.serve.tables import Tables
 from baseload.serve.wire import Wire
 
@@ -341,14 +341,14 @@ class Owner:
         now_ns = self.now_ns()
         self.bank.turn_month(month_of(now_ns))
         fresh: list[SettleRow] = []
-        stored: list[SettleRow] = []
+        stored: list[RowIn] = []
+        booked: dict[tuple[int, bool], int] = {}  # (key, again) -> nano: the bank hears of a message's rows at once
         for row, key_i, lease_id in zip(message.rows, message.keys, message.leases, strict=True):
             lease = self.leases.get(lease_id)
             known = lease is not None and lease.holder == holder.number and lease.key_i == key_i
             again = not (known and lease is not None and lease.is_open(row.request_id))
             row.at_ns = now_ns
-            if key_i in self.bank.keys:
-                self.bank.settled(holder.number, key_i, row.price_nano, again=again)
+            booked[key_i, again] = booked.get((key_i, again), 0) + row.price_nano
             if again:
                 self.counts["repeated"] += 1
             else:
@@ -357,7 +357,10 @@ class Owner:
                 if lease.close(row.request_id):
                     del self.leases[lease_id]
                 fresh.append(row)
-            stored.append(row)
+            stored.append(RowIn("settle", row.request_id, encode(row)))
+        for (key_i, again), nano in booked.items():
+            if key_i in self.bank.keys:
+                self.bank.settled(holder.number, key_i, nano, again=again)
         for key_i, nano in message.overdrawn:
             if key_i in self.bank.keys and nano > 0:
                 self.bank.overdrawn(holder.number, key_i, nano)
@@ -367,7 +370,7 @@ class Owner:
                 holder.connection.send(wire.Stored(message.batch_i))
             self._seen(fresh)
 
-        self.journal.put([row_in(row) for row in stored], done)
+        self.journal.put(stored, done)
 
     def _seen(self, rows: list[SettleRow]) -> None:
         self.recent.extend(rows)
