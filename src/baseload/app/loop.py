@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 6
 MILESTONES = 5  # in each round; the others too before plan and twin are said to agree
-MOST_REQUESTS = 60_000  # of one trial
+MOST_REQUESTS = 30_000  # of one trial
 LEAST_FACTOR = 0.5  # of the load: what breaks even there, more capacity does not mend
 SEARCH_STEPS = 4
 SHORT = 1e-6  # units of work a second that count as unserved

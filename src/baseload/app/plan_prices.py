@@ -26,6 +26,7 @@ from baseload.plan.table import ReplicaRow
 
 Floats = npt.NDArray[np.float64]
 KW_PER_MW = 1000.0
+UNSERVED_FACTOR = 300.0  # of the dearest way to serve: nobody is left out to spare a rack or the loss of a site
 WEEKS_PER_QUARTER = 365.25 / 7.0 / 4.0
 
 
@@ -285,5 +286,5 @@ def unit_costs(f: Frame, p: Prices) -> Floats:
 def _unserved(f: Frame, p: Prices) -> Floats:
     """Return the price of a request a second at the peak that nobody serves, for a period: never less than serving it."""
     listed = p.income * f.plan.demand.unserved_price_factor
-    least = 3.0 * unit_costs(f, p)
+    least = UNSERVED_FACTOR * unit_costs(f, p)
     return np.broadcast_to(np.maximum(listed, least[None])[:, :, None], (*listed.shape, len(f.days)))
