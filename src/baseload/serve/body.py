@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
+
+from baseload.serve import shapes
 
 BLOCK_BYTES = 512  # of the prompt's JSON that one prefix hash covers, about BLOCK_TOKENS tokens
 BLOCK_TOKENS = 128
@@ -54,40 +56,6 @@ class BodyError(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-class _Body(msgspec.Struct):
-    model: str | msgspec.UnsetType = msgspec.UNSET
-    stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n: int | None = None
-    best_of: int | None = None
-    stream_options: _StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
-    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    api_base: Any = msgspec.UNSET
-    base_url: Any = msgspec.UNSET
-    api_key: Any = msgspec.UNSET
-    custom_llm_provider: Any = msgspec.UNSET
-    litellm_params: Any = msgspec.UNSET
-    model_list: Any = msgspec.UNSET
-    prompt_embeds: Any = msgspec.UNSET
-
-
-class _Message(msgspec.Struct):
-    role: str = ""
-
-
-_DECODER = msgspec.json.Decoder(_Body)
-_MESSAGES = msgspec.json.Decoder(list[_Message])
-_WHOLE = msgspec.json.Decoder()
-
-
 class Peek(NamedTuple):
     """What the gateway knows of a request from its body."""
 
@@ -107,7 +75,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
     if not body.isascii():
         _require_text(body)
     try:
-        found = _DECODER.decode(body)
+        found = shapes.BODY.decode(body)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -127,7 +95,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
     text = bytes(prompt)
     if endpoint in (CHAT, MESSAGES):
         try:
-            _MESSAGES.decode(text)
+            shapes.MESSAGES.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise BodyError("`messages` must be a list of messages", "messages", "invalid_type") from None
     options = found.stream_options
@@ -135,7 +103,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
     return Peek(
         model=found.model,
         stream=stream,
-        wants_usage=isinstance(options, _StreamOptions) and bool(options.include_usage),
+        wants_usage=isinstance(options, shapes.StreamOptions) and bool(options.include_usage),
         has_stream_options=options is not msgspec.UNSET,
         input_tokens=max(1, round(len(text) / BYTES_PER_TOKEN)),
         input_tokens_max=max(1, len(body)),
@@ -158,7 +126,7 @@ def _wrong_type(said: str) -> BodyError:
     return BodyError(f"the body has a value of the wrong type: {said}", param, "invalid_type")
 
 
-def _most(found: _Body, least: int) -> int:
+def _most(found: shapes.Body, least: int) -> int:
     """Return the answer's limit, all choices together; `least` 0: a completion may be asked for its prompt alone."""
     if found.n is None and found.best_of is None and found.max_completion_tokens is None:
         limit = found.max_tokens
@@ -181,7 +149,7 @@ def _most(found: _Body, least: int) -> int:
     return max(limits) * choices if limits else 0
 
 
-def _require_plain(body: bytes, found: _Body) -> None:
+def _require_plain(body: bytes, found: shapes.Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
     if (found.api_base, found.base_url, found.api_key, found.custom_llm_provider, found.litellm_params,
         found.model_list, found.prompt_embeds) != _NONE:  # fmt: skip
@@ -222,7 +190,7 @@ def _require_whole_text(body: bytes) -> None:
     if b"\\ud" not in low:
         return
     try:
-        text = msgspec.json.encode(_WHOLE.decode(body)).decode("utf-8")
+        text = msgspec.json.encode(shapes.ANY.decode(body)).decode("utf-8")
         text.encode("utf-8")
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise BodyError("the body holds half of a surrogate pair, which is no text", code="invalid_json") from None

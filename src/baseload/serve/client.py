@@ -29,10 +29,12 @@ from baseload.serve.inbound import (
     NOT_SO,
     NOWHERE,
     SLOW,
+    HeadShape,
     Inbound,
     Pending,
     Refused,
     as_problem,
+    head_shape,
 )
 from baseload.serve.relay import Relay
 from baseload.serve.reply import Problem
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from baseload.serve.gateway import Gateway
 
 HEADERS_MAX = 100
+UNLIKE_MAX = 8  # a client whose heads are never alike is read letter by letter
 QUEUE_MAX = 16  # requests of one connection that are read ahead
 HIGH_WATER_BYTES = 262_144  # of an answer that its client does not read: then the engine is not read either
 HALF_CLOSED_S = 1.0  # a client that ended its side gets what comes so soon; a longer silence means that it is gone
@@ -53,12 +56,13 @@ _ROUTES_GET = (b"/v1/models", b"/health")
 _ALLOW = b"allow: %b\r\n"
 
 
-class Client(asyncio.Protocol):
+class Client:
     """One connection of a client."""
 
     __slots__ = (
-        "_head_bytes", "_in_head", "_line_bytes", "_n_headers", "_parser", "_queue", "_reading", "chunked", "closing",
-        "current", "due_s", "gateway", "half_s", "heard", "relay", "settling", "transport",
+        "_head_bytes", "_in_head", "_known", "_line_bytes", "_n_headers", "_parser", "_queue", "_read", "_reading",
+        "_shape", "_unlike", "chunked", "closing", "current", "due_s", "gateway", "half_s", "heard", "relay", "settling",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -70,6 +74,10 @@ class Client(asyncio.Protocol):
         self._queue: deque[Inbound] = deque()
         self._parser: Any = None
         self._in_head = True
+        self._shape: HeadShape | None = None  # of the last request's head, and what it said
+        self._known: Inbound | None = None
+        self._read: Inbound | None = None  # the request that was read last
+        self._unlike = 0  # heads that were not like the one before
         self._head_bytes = self._line_bytes = self._n_headers = 0
         self._reading = True
         self.closing = False
@@ -129,8 +137,12 @@ class Client(asyncio.Protocol):
         """Bytes of requests."""
         if self.closing:
             return
+        fresh = self._head_bytes == 0 and self.current is None and self.relay is None and not self._queue
+        if fresh and self._shape is not None and self._as_before(self._shape, data):
+            return
         if self._in_head:
             self._head_bytes += len(data)
+        before = self._read
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # it was answered as an ordinary request; what follows is none of ours
@@ -144,6 +156,31 @@ class Client(asyncio.Protocol):
             return
         if self._in_head and self._head_bytes > self.gateway.limits.header_bytes:
             self._refuse_bytes(LONG_HEAD)
+        elif fresh and self._read is not before and self.current is None and self._unlike < UNLIKE_MAX:
+            self._remember(data, self._read)
+
+    def _remember(self, data: bytes, request: Inbound | None) -> None:
+        """Keep the head of a request that came in one piece: the next one's is most likely the same."""
+        assert request is not None
+        self._unlike += 1
+        self._shape = head_shape(data, request.length) if request.plain() else None
+        if self._shape is not None:  # it was alone in what came, so it is no longer needed whole
+            self._known, request.body = request, []
+
+    def _as_before(self, shape: HeadShape, data: bytes) -> bool:
+        """Take a whole request whose head is known, without reading it again."""
+        at = shape.body_at(data)
+        limits = self.gateway.limits
+        if at < 0 or at > limits.header_bytes or len(data) - at > limits.body_bytes:
+            return False
+        request = self._known
+        assert request is not None
+        self._unlike = 0
+        self.due_s = NEVER_S
+        request.body = [data[at:]]
+        self._answer_to(request)
+        request.body = []
+        return True
 
     # ---- httptools ---------------------------------------------------------------------------------------------------
 
@@ -235,6 +272,7 @@ class Client(asyncio.Protocol):
         """A request is whole: it is next, or it waits its turn."""
         request, self.current = self.current, None
         assert request is not None
+        self._read = request
         self._in_head, self._head_bytes = True, 0
         self.due_s = NEVER_S
         if self.relay is None and not self._queue:

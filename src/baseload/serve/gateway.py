@@ -18,6 +18,7 @@ from baseload.serve.door import Door
 from baseload.serve.purse import Opened, Purse
 from baseload.serve.reply import Problem
 from baseload.serve.rows import SettleRow
+from baseload.serve.shapes import Endpoints
 from baseload.serve.tables import Tables
 from baseload.serve.upstream import Pool
 from baseload.serve.waiting import Waiting
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
 
 SWEEP_S = 0.1
 WHY_EVERY_S = 0.05  # a reason in full (with the runner-up) is worth its microseconds so often
-
-
-class Endpoints(msgspec.Struct):
-    """`run/endpoints.json`, as far as a worker reads it."""
-
-    version: int
-    urls: list[str | None]
-    digests: list[str] = []
-    kinds: list[str] = []
 
 
 class Gateway:

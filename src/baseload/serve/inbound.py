@@ -1,9 +1,12 @@
 """What a connection reads and holds: a request as it comes in, who stands in for one that is being looked up, and refusals.
 
-`client.py` reads; nothing here does anything.
+`client.py` and `upstream.py` read. A head that was read once, letter by letter, need not be read again: `HeadShape` knows
+it by its bytes, all of them but the digits of the body's length.
 """
 
 from __future__ import annotations
+
+import re
 
 from baseload.serve.bearers import Refusal
 from baseload.serve.reply import Problem
@@ -28,11 +31,57 @@ class Inbound:
         self.encoding = b""
         self.refused: Problem | None = None
 
+    def plain(self) -> bool:
+        """Say whether nothing about it is special: a body of a stated length, to be kept alive."""
+        return self.length >= 0 and not (self.te or self.expects or self.close or self.old) and self.refused is None
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})\r\n", re.IGNORECASE)
+_DIGITS = 16  # and the CR behind them
+
+
+class HeadShape:
+    """A head that the parser took whole, with a body of a stated length: the same bytes say the same again."""
+
+    __slots__ = ("prefix", "suffix")
+
+    def __init__(self, prefix: bytes, suffix: bytes) -> None:
+        self.prefix, self.suffix = prefix, suffix  # before the digits of the length, and behind them
+
+    def body_at(self, data: bytes) -> int:
+        """Return where the body begins in `data`, which is such a head and exactly its body; -1 where it is not.
+
+        >>> shape = head_shape(b"A\\r\\nContent-Length: 2\\r\\n\\r\\nhi", 2)
+        >>> shape.body_at(b"A\\r\\nContent-Length: 3\\r\\n\\r\\nyou"), shape.body_at(b"A\\r\\nContent-Length: 3\\r\\n\\r\\nhi")
+        (24, -1)
+        """
+        if not data.startswith(self.prefix):
+            return -1
+        at = len(self.prefix)
+        end = data.find(b"\r", at, at + _DIGITS)
+        digits = data[at:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self.suffix, end):
+            return -1
+        start = end + len(self.suffix)
+        return start if len(data) - start == int(digits) else -1
+
+
+def head_shape(data: bytes, length: int) -> HeadShape | None:
+    """Return the shape of a message that was just read, all of it and nothing else, with a body of `length` bytes."""
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4 or len(data) - end != length:
+        return None
+    found = _LENGTH.search(data, 0, end)
+    if found is None or int(found[1]) != length:
+        return None
+    return HeadShape(data[: found.start(1)], data[found.end(1) : end])
+
 
 class Pending:
     """Stands where a relay would, while the purse is asked."""
 
-    due_s = deadline_s = NEVER_S
+    due_s = NEVER_S
+    deadline_s = NEVER_S
     opened = None
 
     def gone(self) -> None:

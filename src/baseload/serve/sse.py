@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from baseload.serve import shapes
 from baseload.serve.body import MESSAGES, RESPONSES
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024  # an event that is larger is garbage
@@ -36,40 +37,6 @@ class Usage(NamedTuple):
     output_tokens: int
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-
-class _Holder(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-class _Event(msgspec.Struct):
-    error: Any = None
-    type: Any = None
-    usage: _Usage | None = None
-    message: _Holder | Any = None
-    response: _Holder | Any = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-_EVENT = msgspec.json.Decoder(_Event)
-_ANSWER = msgspec.json.Decoder(_Answer)
-_ANY = msgspec.json.Decoder()
 _TOKENS_MAX = 1 << 31
 
 
@@ -80,7 +47,7 @@ def _count(*values: int | None) -> int:
     return -1
 
 
-def read_usage(usage: _Usage) -> Usage:
+def read_usage(usage: shapes.Counts) -> Usage:
     """Return counts from whichever names the engine uses."""
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = _count(details.cached_tokens if details else None, usage.cache_read_input_tokens)
@@ -95,9 +62,9 @@ def read_usage(usage: _Usage) -> Usage:
 def usage_of_answer(body: bytes) -> Usage | None:
     """Return the usage of a whole answer, None where it has none; raises msgspec.DecodeError where it is not JSON."""
     try:
-        found = _ANSWER.decode(body)
+        found = shapes.ANSWER.decode(body)
     except msgspec.ValidationError:
-        _ANY.decode(body)
+        shapes.ANY.decode(body)
         return None
     return None if found.usage is None else read_usage(found.usage)
 
@@ -185,10 +152,10 @@ class Scanner:
                 self.ended = True
                 return event
         try:
-            seen = _EVENT.decode(text)
+            seen = shapes.EVENT.decode(text)
         except msgspec.ValidationError:
             try:
-                seen = _Event(error=_error_of(_ANY.decode(text)))
+                seen = shapes.Event(error=_error_of(shapes.ANY.decode(text)))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise Broken("an event that is not JSON") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -209,7 +176,7 @@ class Scanner:
             return self._with_usage(event, text, usage)
         return event
 
-    def _with_usage(self, event: bytes, text: bytes, usage: _Usage) -> bytes:
+    def _with_usage(self, event: bytes, text: bytes, usage: shapes.Counts) -> bytes:
         found, before = read_usage(usage), self.usage
         if before is not None:  # Anthropic tells the prompt first and the answer later
             found = Usage(*(new if new >= 0 else old for new, old in zip(found, before, strict=True)))
@@ -223,13 +190,13 @@ def _error_of(value: Any) -> Any:
     return value.get("error") if isinstance(value, dict) else "not an object"
 
 
-def _inner(seen: _Event) -> _Usage | None:
+def _inner(seen: shapes.Event) -> shapes.Counts | None:
     for holder in (seen.message, seen.response):
-        if isinstance(holder, _Holder) and holder.usage is not None:
+        if isinstance(holder, shapes.Holder) and holder.usage is not None:
             return holder.usage
         if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
             try:
-                return msgspec.convert(holder["usage"], _Usage)
+                return msgspec.convert(holder["usage"], shapes.Counts)
             except msgspec.ValidationError:
                 return None
     return None

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from baseload.serve.inbound import HeadShape, head_shape
+
 HEAD_BYTES_MAX = 65_536
 IDLE_MAX = 256  # kept connections of a replica
 IDLE_S = 20.0
@@ -41,7 +43,7 @@ class Taker(Protocol):
 class Place:
     """Where a replica answers: address, what each request begins with, and connections kept."""
 
-    __slots__ = ("base", "head", "host", "idle", "port", "tls", "url")
+    __slots__ = ("base", "head", "host", "idle", "known", "port", "shape", "tls", "url")
 
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
@@ -56,9 +58,11 @@ class Place:
             lines += f"authorization: Bearer {key}\r\n"
         self.head = lines.encode("latin-1")
         self.idle: list[Connection] = []
+        self.shape: HeadShape | None = None  # of an answer's head that was read before, and what it said
+        self.known: tuple[int, bytes, bytes] = (0, b"", b"")
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One connection to an engine."""
 
     __slots__ = (
@@ -116,14 +120,45 @@ class Connection(asyncio.Protocol):
         if self.taker is None:  # unasked: no engine of ours
             self.drop()
             return
+        fresh = self._head_bytes == 0
         if self._in_head:
             self._head_bytes += len(data)
+        if fresh:
+            shape = self.place.shape
+            if shape is not None and self._as_before(shape, data):
+                return
+            self._parser = httptools.HttpResponseParser(self)
         fault = ""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             fault = f"the engine's answer is no HTTP ({type(error).__name__})"
+        if fresh and self._whole and self._keep and not (fault or self._chunked or self._close or self._extra):
+            self._remember(data)
         self._act(fault)
+
+    def _as_before(self, shape: HeadShape, data: bytes) -> bool:
+        """Take a whole answer whose head is known, without reading it again."""
+        at = shape.body_at(data)
+        if at < 0 or at > HEAD_BYTES_MAX:
+            return False
+        self._in_head, self._told, self._begun, self._whole, self._keep = False, True, True, True, True
+        status, content_type, retry_after = self.place.known
+        taker = self.taker
+        assert taker is not None
+        taker.begins(status, content_type, retry_after)
+        if at < len(data):
+            taker.comes(data[at:])
+        if self.taker is not None:
+            self._end(keep=True)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a whole answer that came in one piece: the next one's is most likely the same."""
+        if self._length is not None and not self._contradicts and self._in_head is False and len(self._length) < 16:
+            shape = head_shape(data, int(self._length))
+            if shape is not None:
+                self.place.shape, self.place.known = shape, (self._status, self._content_type, self._retry_after)
 
     def _act(self, fault: str) -> None:
         """Hand on what the parser found, outside the parser: whoever gets it may end this, or send the next request."""
@@ -153,7 +188,6 @@ class Connection(asyncio.Protocol):
     def send(self, taker: Taker, data: bytes) -> None:
         """Send a request; `taker` gets its answer."""
         self.taker = taker
-        self._parser = httptools.HttpResponseParser(self)
         self._in_head, self._told, self._close, self._chunked = True, False, False, False
         self._begun = self._whole = self._extra = self._contradicts = self._keep = False
         self._head_bytes, self._length, self._status = 0, None, 0
@@ -272,10 +306,11 @@ class Pool:
 
     async def _connect(self, place: Place, then: Callable[[Connection | None], None]) -> None:
         connection: Connection | None
+        made: Any = lambda: Connection(place)  # noqa: E731
         try:
             _, connection = await asyncio.wait_for(
                 asyncio.get_running_loop().create_connection(
-                    lambda: Connection(place), place.host, place.port, ssl=place.tls,
+                    made, place.host, place.port, ssl=place.tls,
                     server_hostname=place.host if place.tls else None,
                 ),
                 self.connect_s,
