@@ -75,6 +75,17 @@ def look(asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], s
         into.swings = plan_explain.swings(asked.problem, asked.answer, asked.plan_map, stop)
 
 
+def look_at_risk(
+    asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]
+) -> None:
+    """Hold the first decisions against scenarios."""
+    from baseload.app import plan_risk
+
+    assert wish.risk is not None
+    say(f"holding what is decided now against {wish.scenarios} scenarios ...")
+    into.risk = plan_risk.look(asked, wish.risk, wish.scenarios, wish.seed, stop, lambda sentence: None)
+
+
 def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Callable[[], bool]) -> None:
     """Write down the smallest set of demands and limits that cannot hold together, and what giving way would take."""
     found = conflict.find(problem, cpu_limit_s=CONFLICT_CPU_S, stop=stop)

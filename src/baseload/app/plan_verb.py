@@ -200,6 +200,8 @@ def solved(wish: Wish, say: Callable[[str], None]) -> tuple[Asked, Findings]:
             asked = _in_the_twin(asked, wish, findings, say, stop)
         if not wish.quick and not stop():
             plan_findings.look(asked, findings, wish, say, stop)
+        if wish.risk is not None and not stop():
+            plan_findings.look_at_risk(asked, findings, wish, say, stop)
     return asked, findings
 
 

@@ -1,0 +1,128 @@
+"""`--risk`: what to decide now, held against late power, late shipments and demand that grows otherwise.
+
+Phases are drawn by the delay model of `baseload capacity`, demand by the plan section's `growth_sigma`; the search is
+`plan/risk.py`. What it decides now is checked on scenarios that it was not made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from baseload.app.plan_map import PlanMap
+from baseload.fleet.phases import months_between
+from baseload.plan import risk, scenarios
+from baseload.plan.problem import Problem
+from baseload.report.capacity import draw_phase
+from baseload.report.plan_model import Risk
+from baseload.report.words import money, number, percent
+
+if TYPE_CHECKING:
+    from baseload.app.plan_verb import Asked
+
+NOW_PERIODS = 2  # whose orders and rent are decided now
+DRAWS = 400
+SIGMA_MAX = 1.0
+RISK_CPU_S = 120.0
+CHECK_CPU_S = 30.0
+_EPS = 1e-6
+
+
+def look(asked: Asked, measure: str, n: int, seed: int, stop: Callable[[], bool], say: Callable[[str], None]) -> Risk:
+    """Return what the decision of now costs over scenarios, in sentences."""
+    problem, plan_map, answer = asked.problem, asked.plan_map, asked.answer
+    assert answer is not None
+    cvar = 0.95 if measure == "cvar95" else None
+    given = _scenarios(problem, plan_map, n, seed)
+    found = risk.robust(problem, given, first=NOW_PERIODS, cvar=cvar, cpu_limit_s=RISK_CPU_S, stop=stop, say=say)
+    first = found.now.buy.shape[2]
+    planned = risk.Now(w=answer.w, buy=answer.buy[:, :, :first], sign=answer.sign[..., :first])
+    costs = risk.evaluate(problem, planned, given, cpu_limit_s=CHECK_CPU_S)
+    of_plan = scenarios.measured(costs, cvar) if len(costs) == n else float("inf")
+    now, value = (found.now, found.value) if found.value <= of_plan else (planned, of_plan)
+    words = "the mean of the worst 5 %" if cvar else "the mean"
+    gap = (value - found.bound) / max(_EPS, abs(value))
+    lines = [
+        f"decided now as below, {words} over {n} scenarios costs {_money(value, plan_map)}; no decision of now has less "
+        f"than {_money(found.bound, plan_map)} (gap {percent(gap, 1)})"
+    ]
+    if isfinite(of_plan):
+        lines.append(f"the plan above costs {_money(of_plan, plan_map)} by the same measure")
+    if isfinite(found.of_mean_plan):
+        lines.append(
+            f"deciding by the mean scenario alone would cost {_money(max(0.0, found.of_mean_plan - value), plan_map)} more "
+            f"(value of the stochastic solution); to know the future would be worth at most "
+            f"{_money(max(0.0, value - found.known), plan_map)}"
+        )
+    if not stop():
+        lines += _out_of_sample(problem, plan_map, planned, now, n, seed, cvar)
+    lines += _now(problem, plan_map, now)
+    return Risk(measure="CVaR 95 %" if cvar else "expected cost", scenarios=n, lines=lines)
+
+
+def _scenarios(problem: Problem, plan_map: PlanMap, n: int, seed: int) -> list[scenarios.Scenario]:
+    years = len(problem.periods) / 4.0
+    demand = plan_map.plan.demand
+    sigma = min(SIGMA_MAX, demand.growth_sigma / (1.0 + demand.growth_per_year) * years)
+    return scenarios.draw(problem, n, seed=seed, phase_delays=_delays(problem, plan_map, seed), demand_sigma=sigma)
+
+
+def _delays(problem: Problem, plan_map: PlanMap, seed: int) -> npt.NDArray[np.int64] | None:
+    """Return periods from begin to power by draw and phase; a phase that is given up comes after the horizon."""
+    T = len(problem.periods)
+    if not plan_map.phases:
+        return None
+    drawn = np.zeros((DRAWS, len(plan_map.phases)), np.int64)
+    wait = months_between(plan_map.today, plan_map.days[0])
+    for p, one in enumerate(plan_map.phases):
+        if one.index is None or one.kind != "grid":
+            drawn[:, p] = one.periods
+            continue
+        phase = plan_map.fleet.sites[one.declared].grid[one.index]
+        months = draw_phase(phase, plan_map.today, n=DRAWS, seed=[seed, 77, p]).draws.energised_month
+        months = np.minimum(months, 3.0 * (T + 1) + wait) - (wait if one.begun else 0.0)
+        drawn[:, p] = np.ceil(np.maximum(0.0, months) / 3.0 - 1e-9)
+    return drawn
+
+
+def _out_of_sample(
+    problem: Problem, plan_map: PlanMap, planned: risk.Now, now: risk.Now, n: int, seed: int, cvar: float | None
+) -> list[str]:
+    """Return the same measure on other scenarios, for this decision and for that of the plan above."""
+    fresh = _scenarios(problem, plan_map, n, seed + 1)
+    ours = risk.evaluate(problem, now, fresh, cpu_limit_s=CHECK_CPU_S)
+    other = risk.evaluate(problem, planned, fresh, cpu_limit_s=CHECK_CPU_S)
+    if not len(ours) or not len(other):
+        return []
+    return [
+        f"on {len(ours)} other scenarios it costs {_money(scenarios.measured(ours, cvar), plan_map)}, the plan above "
+        f"{_money(scenarios.measured(other, cvar), plan_map)}"
+    ]
+
+
+def _now(problem: Problem, plan_map: PlanMap, now: risk.Now) -> list[str]:
+    """Return what to decide now, in sentences."""
+    until = problem.periods[min(NOW_PERIODS, len(problem.periods)) - 1]
+    said = []
+    for p, one in enumerate(plan_map.phases):
+        on = np.flatnonzero(now.w[p] > 0.5)
+        if len(on) and not one.begun:
+            said.append(f"begin {one.name} in {problem.periods[on[0]]}")
+    bought = now.buy.sum(axis=2)
+    for s, a in zip(*np.nonzero(bought > _EPS), strict=True):
+        said.append(
+            f"order {number(float(bought[s, a]))} racks of {problem.kinds[a]} for {problem.sites[s]} by {until}"
+        )
+    signed = now.sign.sum(axis=(2, 3))
+    for s, a in zip(*np.nonzero(signed > 0.01), strict=True):
+        n = float(signed[s, a]) * plan_map.kinds[a].per_rack
+        said.append(f"rent {number(n)} accelerators of {problem.kinds[a]} at {problem.sites[s]} by {until}")
+    return said or [f"nothing has to be begun, ordered or rented by {until}"]
+
+
+def _money(value: float, plan_map: PlanMap) -> str:
+    return money(value * plan_map.money_unit, plan_map.currency)
