@@ -27,11 +27,11 @@ How = Literal["price", "solved anew"]
 
 @dataclass(frozen=True, kw_only=True)
 class Worth:
-    """What one unit of something is worth: saved by a relief, or paid for a delay, in present value."""
+    """What one unit of something is worth: saved by a relief (a limit wider, demand less), or paid for a delay."""
 
     kind: str  # power, floor, supply, shared supply, share, capex budget, survive, delay, law, SLO ...
     what: str  # site, phase, rack kind, group, service, opening
-    value: float  # in the problem's money
+    value: float  # in the problem's money, present value
     unit: str  # of which one: MW, m2, rack, unit of money, t, m3, point, week, opening, ms
     how: How
     where: tuple[str, ...]  # periods in which it binds, or that were compared
@@ -169,6 +169,6 @@ def prices(problem: Problem, answer: Answer, model: Model, solution: Solution) -
         add("share", group, "point", 0.01 * total_mw * saved(rows[f"share {g}"]), throughout=True)
     for m, service in enumerate(problem.services):
         price = np.where(rows["serve"][:, m] >= 0, dual[rows["serve"][:, m]], 0.0)
-        percent = -0.01 * (price * problem.demand[:, m]).sum(axis=0)
+        percent = 0.01 * (price * problem.demand[:, m]).sum(axis=0)
         add("demand", service, "point", percent, throughout=True)
     return found
