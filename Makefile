@@ -10,7 +10,7 @@ N ?= 100000
 PYTEST_ARGS ?=
 PROCESSES ?= 2
 
-.PHONY: help venv venv-run demo test check bench accuracy fuzz docs lock clean
+.PHONY: help venv venv-run demo test check bench accuracy fuzz plan-examples docs lock clean
 
 help:
 	@echo 'make demo               simulate examples/three-sites on a real trace (runs/demo/report.html), then run it live'
@@ -23,6 +23,7 @@ help:
 	@echo 'make chaos [SEED=1]     kills, faults, partitions over a whole gateway: nothing may be lost, leak or be left over'
 	@echo 'make bench-serve        CPU time a request beside haproxy, vllm-router, LiteLLM (QUICK=1)'
 	@echo 'make fuzz-serve         a million mutated requests and event streams (STATE=file: go on where it stopped)'
+	@echo 'make plan-examples      plan the examples, and run each plan in the twin at every milestone with each site lost'
 	@echo 'make docs               write docs/reference from the code'
 	@echo 'make venv               only set up .venv        make lock   resolve the two lock files anew'
 
@@ -54,6 +55,9 @@ accuracy: venv-run
 
 fuzz: venv
 	$(PY) -m tests.fuzz.run --count $(N)
+
+plan-examples: venv
+	$(PY) -m tests.whole.test_plan_loop
 
 docs: venv-run
 	$(PY) -m baseload.app.docs
