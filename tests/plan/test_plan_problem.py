@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from baseload.app import plan_demand, plan_fleet, plan_prices, plan_problem, plan_rows, plan_whole
+from baseload.app import plan_demand, plan_fleet, plan_prices, plan_problem, plan_risk, plan_rows, plan_whole
 from baseload.app.plan_map import PlanMap
+from baseload.app.plan_verb import Asked
 from baseload.fleet import check, dates
 from baseload.fleet.load import Loaded, loads
 from baseload.fleet.planning import Plan
@@ -257,3 +258,31 @@ def test_the_depreciation_of_a_plan_is_that_of_the_formulas():
     quarterly = f_price / int(problem.life[0])
     assert 4.0 * quarterly == pytest.approx(contracts.depreciation_by_year(f_price, years=5)[0])
     assert round(plan_prices.WEEKS_PER_QUARTER, 2) == 13.04
+
+
+def test_a_fleet_of_one_site_may_lose_a_power_hall():
+    """Two halls share power, racks and phases equally; the file that comes out has the one site, with whole replicas."""
+    alone = FLEET.replace("  oslo:\n", "  oslo_gone:\n")
+    start, end = alone.index("  oslo_gone:"), alone.index("models:")
+    text = (alone[:start] + alone[end:]).replace(", oslo: {min: 8}", "")
+    loaded, problem, plan_map = question("plan.survive.halls=2", text=text)
+    assert problem.sites == ("frankfurt hall 1", "frankfurt hall 2")
+    assert problem.power_mw[:, 0].tolist() == pytest.approx([0.075, 0.075])
+    assert problem.existing[:, 0, 0].tolist() == [1.0, 1.0]
+    assert problem.phase_mw.tolist() == pytest.approx([0.0375, 0.0375])
+    assert problem.allowed[:, :, 0].all()
+    answer = solve.solve(problem, cpu_limit_s=20.0)
+    planned = loads(plan_fleet.planned_fleet(loaded, problem, answer, plan_map))
+    assert list(planned.fleet.sites) == ["frankfurt"]
+    assert check.problems(planned, policies=KINDS, day=date(2027, 5, 1)) == []
+
+
+def test_first_decisions_are_held_against_scenarios():
+    """The risk of a plan is told with its bound, and on scenarios that nothing was decided for; same seed, same words."""
+    loaded, problem, plan_map, answer = answered(quarters=4)
+    table = plan_rows.modelled_table(loaded.fleet, plan_map.asked)
+    asked = Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=table, answer=answer)
+    first = plan_risk.look(asked, "expected", 4, 3, lambda: False, lambda sentence: None)
+    assert first.measure == "expected cost" and first.scenarios == 4
+    assert "no decision of now has less" in first.lines[0]
+    assert any("on 4 other scenarios" in line for line in first.lines)

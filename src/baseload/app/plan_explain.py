@@ -135,8 +135,8 @@ def _less(one: alternatives.Alternative, plan_map: PlanMap) -> str:
 
 def swings(problem: Problem, answer: Answer, plan_map: PlanMap, stop: Callable[[], bool]) -> list[Swing]:
     """Return how the cost moves with each assumption, grid phases kept."""
-    unit, sunk = plan_map.money_unit, plan_map.sunk
-    _, found = alternatives.tornado(problem, answer, cpu_limit_s=SWINGS_CPU_S, stop=stop)
+    base, found = alternatives.tornado(problem, answer, cpu_limit_s=SWINGS_CPU_S, stop=stop)
+    unit, sunk = plan_map.money_unit, plan_map.sunk + (answer.cost - base) * plan_map.money_unit
     return [
         Swing(
             what=one.what,
