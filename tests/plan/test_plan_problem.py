@@ -217,7 +217,8 @@ def test_a_plan_never_promises_more_accelerators_than_are_racked():
 
 def test_what_if_and_set_reach_the_planned_file():
     """A key that was changed for the plan is changed in the file that comes out."""
-    loaded, problem, plan_map = question("sites.frankfurt.grid[1].energised=2028-06", "money.wacc=0.12")
+    changed = ("sites.frankfurt.grid[1].energised=2028-06", "money.wacc=0.12", "plan.budgets.capex_by_year.2027=9e9")
+    loaded, problem, plan_map = question(*changed, text=FLEET + "  budgets: {capex_by_year: {2027: 1e9}}\n")
     answer = solve.solve(problem, cpu_limit_s=20.0)
     planned = loads(plan_fleet.planned_fleet(loaded, problem, answer, plan_map)).fleet
     assert planned.sites["frankfurt"].grid[1].energised == date(2028, 6, 1) and planned.money.wacc == 0.12

@@ -159,8 +159,9 @@ def _override(document: CommentedMap, override: str) -> None:
             name: Any = int(parts[0])
             taken = 1
         else:
-            taken = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in node), 1)
-            name = ".".join(parts[:taken])
+            known = {str(one): one for one in node}  # a year may be a number
+            taken = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known), 1)
+            name = known.get(".".join(parts[:taken]), ".".join(parts[:taken]))
         parts = parts[taken:]
         if not parts:
             node[name] = value
