@@ -78,6 +78,14 @@ def largest_flow(
     tiny = 1e-12
     for r in range(n_clients):
         tiny += 1e-12 * need[r]
+    for r in range(n_clients):  # straight ways first: the paths below then only mend what these have taken from others
+        for s in range(n_sites):
+            if allowed[r, s]:
+                step = min(need[r], room[s])
+                need[r] -= step
+                room[s] -= step
+                flow[r, s] = step
+                total += step
     while True:
         for s in range(n_sites):
             from_client[s] = -1
