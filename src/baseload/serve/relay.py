@@ -358,9 +358,7 @@ class Relay(RelayState):
 
     def _cut(self, why: str) -> None:
         """An answer that will not become whole, or one whose last words were said already."""
-        scanner = self.scanner
-        spoken = scanner is not None and scanner.finished and self.peek.choices == 1
-        if self.begun and spoken and self.endpoint in (CHAT, COMPLETIONS):
+        if self._spoken():
             self._finish()  # its one choice has told why it ended: only [DONE] or a usage chunk is missing
             return
         if self.begun:
@@ -371,6 +369,12 @@ class Relay(RelayState):
             self.client.done(self, close=True)
         else:
             self._failed(why, FAILED_BEFORE_FIRST_BYTE)
+
+    def _spoken(self) -> bool:
+        """Say whether the one choice of a stream has told why it ended: its content is whole."""
+        scanner = self.scanner
+        finished = scanner is not None and scanner.finished and self.peek.choices == 1
+        return self.begun and finished and self.endpoint in (CHAT, COMPLETIONS)
 
     def _end_stream(self, problem: Problem) -> None:
         """Tell an error inside the stream, and end it without a word that says it is whole."""
@@ -531,7 +535,9 @@ class Relay(RelayState):
         """A time limit has passed (see `due_s` and `deadline_s`)."""
         if self.state == OVER or self.state == OPENING:
             return
-        if now_s >= self.deadline_s:
+        if now_s >= self.deadline_s and self.state == STREAMING and self._spoken():
+            self._fail_here("the request's time is over")  # which ends it as whole
+        elif now_s >= self.deadline_s:
             self.stop(Problem(504, "timeout", "the request's time is over", None, 1.0), REASON_LOST)
         elif now_s >= self.due_s and self.state in (SENT, STREAMING):
             if self.paused or self.held:  # it is not the engine that is slow
