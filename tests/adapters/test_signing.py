@@ -145,3 +145,17 @@ def test_openssl_verifies_a_checkpoint(tmp_path: Path):
             capture_output=True, text=True, check=False, timeout=20,
         )  # fmt: skip
         assert done.returncode == status, done.stderr + done.stdout
+
+
+def test_a_witness_file_that_is_none_of_ours_is_said(tmp_path: Path):
+    """Garbage at the end of a witness file is told at the next opening; a torn line, a note or an empty file is not."""
+    path = tmp_path / "witness.log"
+    for content, fine in (
+        (b"", True), (b'{"note":"a"}\n', True), (b'{"note":"a"}\n{"no', True), (b"\x00\xffgarbage\n", False),
+        (b"[1]\n", False),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        witness = Witness(path)
+        witness.close()
+        assert (witness.doubt == "") is fine, content
+        assert fine or str(path) in witness.doubt

@@ -231,6 +231,8 @@ class Witness:
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise LedgerError(f"{path}: the witness file cannot be opened ({error.strerror})") from None
+        self.doubt = _doubt(self._fd, path)
+        """What is wrong with a file that was there already; '' nothing. It is written to all the same."""
         torn = _torn_bytes(self._fd)
         if torn:
             self._write(b"\n" + msgspec.json.encode({"torn": torn}) + b"\n")
@@ -271,3 +273,20 @@ def _torn_bytes(fd: int) -> int:
     end = os.fstat(fd).st_size
     tail = os.pread(fd, 65_536, max(0, end - 65_536))
     return len(tail) - (tail.rfind(b"\n") + 1)
+
+
+def _doubt(fd: int, path: Path) -> str:
+    """Say whether the end of a witness file is none of ours."""
+    end = os.fstat(fd).st_size
+    lines = os.pread(fd, 65_536, max(0, end - 65_536)).split(b"\n")[:-1]  # what follows the last line feed is torn
+    try:
+        line = msgspec.json.decode(lines[-1]) if lines else {"torn": 0}
+        known = isinstance(line, dict) and ("note" in line or "torn" in line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        known = False
+    if known:
+        return ""
+    return (
+        f"{path}: its last line is no checkpoint, so it was changed by somebody or damaged; keep a copy, compare it with "
+        f"`baseload verify --witness {path}`, and bring back the right file"
+    )

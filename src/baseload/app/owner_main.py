@@ -222,6 +222,8 @@ class House:
 
         signer = SigningKey.load_or_create(self.state / "signing.key")
         witness = Witness(self.state / "witness.log")
+        if witness.doubt:
+            say(f"warning: {witness.doubt}")
         name = self.loaded.fleet.serve.ledger_env
         if name is None:
             from baseload.adapters.ledger_sqlite import SqliteLedger
@@ -368,6 +370,8 @@ class House:
             start_ns = end_ns
             with contextlib.suppress(BaseloadError):
                 await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
+            if self.ledger.witness_error:
+                say(f"warning: {self.ledger.witness_error}; checkpoints stand in the ledger alone until that is mended")
 
     def drift_alarms(self) -> list[tuple[Any, bool, str, str, dict[str, float | None]]]:
         """Return where measured latency has left the twin's band."""

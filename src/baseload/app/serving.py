@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -36,6 +37,7 @@ READY_S = 60.0  # an owner that starts engines first takes its time
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CALM_S = 30.0  # a child that lived this long starts again at the first back-off
 STOP_S = 10.0  # after drain_s, before a child is killed
+FILES_LEAST = 4096  # that a process may open before we warn: two a request, and a few
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +172,26 @@ def state_folder(path: Path | None) -> Path:
         raise InputError(
             f"{folder}: cannot be the state folder ({error.strerror}); name another with --state"
         ) from None
+    for private in (folder, folder / "run"):
+        mode = private.stat().st_mode & 0o777
+        if mode & 0o022:
+            raise InputError(
+                f"{private}: others may write here (mode {mode:o}), so keys and ledger could be exchanged; "
+                f"chmod 700 {private}, or name another with --state"
+            )
     return folder.resolve()
+
+
+def raise_file_limit(least: int = FILES_LEAST) -> str:
+    """Let this process and its children open as many files as they may; return what to tell where that is too few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most == resource.RLIM_INFINITY or most >= least:
+        return ""
+    return (
+        f"warning: a process may open {most} files here, enough for about {max(0, most - 64) // 2} requests at once; "
+        f"raise it (ulimit -Hn {least}, or LimitNOFILE={least} in a systemd unit)"
+    )
 
 
 def lock(state: Path) -> int:
@@ -388,6 +409,8 @@ def serve(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     held = lock(Path(config.state))
     holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
     config = msgspec.structs.replace(config, listen_port=port)
+    if warning := raise_file_limit():
+        print(f"baseload: {warning}", file=sys.stderr, flush=True)
     supervisor = Supervisor(config, say)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: supervisor.signals.append(n))
