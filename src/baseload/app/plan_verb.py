@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from baseload.plan.table import ReplicaTable
     from baseload.report.plan_model import PlanReport
 
-FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json")
+FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json", "replicas.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

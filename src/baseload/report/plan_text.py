@@ -76,6 +76,10 @@ def verdict(report: PlanReport) -> list[str]:
         f"to run them, and serves {number(last.served_per_s)} of {number(last.demand_per_s)} requests/s at the peak of "
         f"{last.name} with {last.accelerators:,} accelerators, {last.rented:,} of them rented.",
     ]
+    if report.rounds:
+        n = len(report.rounds)
+        agree = "agrees" if report.rounds[-1].meets else "DOES NOT AGREE"
+        said.append(f"The twin {agree} after {n} round{'s' * (n > 1)}.")
     return said
 
 
