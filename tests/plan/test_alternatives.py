@@ -23,6 +23,7 @@ def solved() -> tuple[Problem, Answer]:
     return problem, solve(problem, gap=0.005)
 
 
+@pytest.mark.slow
 @given(problem=problems())
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_alternative_is_a_plan_within_its_cost(problem: Problem) -> None:
@@ -34,6 +35,7 @@ def test_every_alternative_is_a_plan_within_its_cost(problem: Problem) -> None:
         assert other.after <= other.before * (1.0 + 0.03) + 1e-5
 
 
+@pytest.mark.slow
 def test_alternatives_differ(solved: tuple[Problem, Answer]) -> None:
     """For 3 % more there are plans with clearly less of something, whose racks stand elsewhere."""
     problem, answer = solved

@@ -65,6 +65,7 @@ def asking_only(problem: Problem, sides: list[conflict.Side]) -> Problem:
     return replace(problem, **nought, slack_price=price, supply=supply, shared=shared, sign_max=sign_max)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_conflict_is_one_and_none_of_its_sides_can_be_left_out(seed: int, n_s: int, n_m: int, n_t: int) -> None:

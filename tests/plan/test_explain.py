@@ -21,6 +21,7 @@ def problem() -> Problem:
     return instance(4, 3, 3, 8, 8, seed=1)
 
 
+@pytest.mark.slow
 def test_prices_are_what_a_little_more_saves(problem: Problem) -> None:
     """A little more power, quota or share saves what its price says, solved anew with the phases kept."""
     answer = solve(problem, gap=0.01)
@@ -49,6 +50,7 @@ def test_prices_are_what_a_little_more_saves(problem: Problem) -> None:
     assert seen and {"delay", "demand"} <= {row.kind for row in rows}
 
 
+@pytest.mark.slow
 def test_a_week_of_delay_is_what_the_missing_power_costs() -> None:
     """One phase that alone feeds the racks: its delay by a period costs what brute force says."""
     found = 0
@@ -66,10 +68,7 @@ def test_a_week_of_delay_is_what_the_missing_power_costs() -> None:
 
 
 def test_an_opened_jurisdiction_and_a_looser_slo_save(problem: Problem) -> None:
-    """More sites for a client, and racks that carry more, never cost more; each is said by opening and by millisecond.
-
-    Where the loss of a site is to be survived, a second site also brings that duty, and may cost more.
-    """
+    """Where no loss is to be survived, more sites for a client and racks that carry more never cost more."""
     problem = replace(problem, survive_ratio=np.zeros(len(problem.services)))
     answer = solve(problem, gap=0.01)
     everywhere = opened(problem, range(len(problem.clients)), range(len(problem.sites)))

@@ -16,6 +16,7 @@ from tests.plan.brute import best_cost
 from tests.plan.tiny import tiny
 
 
+@pytest.mark.slow
 def test_the_decision_is_the_best_of_all_choices_of_phases() -> None:
     """With phases alone decided now, brute force over them finds nothing cheaper; the bound never exceeds it."""
     gaps = []
