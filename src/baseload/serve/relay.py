@@ -434,7 +434,8 @@ class Relay(RelayState):
         elif 200 <= status < 300:
             self._served(body)
         elif status == 429 or status >= 500:
-            self.last = (status, self.content_type, body, self.retry_after)
+            if status < 600:  # what is no status of HTTP is not passed on
+                self.last = (status, self.content_type, body, self.retry_after)
             self._failed(f"the engine answered {status}", FAILED_BEFORE_FIRST_BYTE)
         elif status in (401, 403, 407) or status < 400:
             self._failed("the engine did not accept the gateway's request", FAILED_BEFORE_FIRST_BYTE)
