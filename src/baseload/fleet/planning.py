@@ -29,6 +29,7 @@ from baseload.fleet.kinds import (
 GrowthPerYear = Annotated[float, Meta(ge=-0.99, le=20)]
 GROWTH_PER_YEAR = 0.25
 GROWTH_SIGMA = 0.1
+GROWS_AT_MOST_YEARS = 50.0  # beyond, demand stays: no plan looks so far, and no number grows without end
 GRID_COST_USD_PER_KW = 200.0  # substation and line of a large load; modelled
 TERM_MONTHS = {"on_demand": 3, "reserved": 36, "spot": 3}
 
@@ -194,7 +195,7 @@ def grown(plan: Plan, tenant: str, years: float) -> float:
     """
     own = plan.demand.tenants.get(tenant)
     per_year = plan.demand.growth_per_year if own is None else own.per_year
-    factor: float = (1.0 + per_year) ** max(0.0, years)
+    factor: float = (1.0 + per_year) ** min(max(0.0, years), GROWS_AT_MOST_YEARS)
     return factor
 
 
