@@ -119,6 +119,17 @@ def test_a_lost_site_serves_nobody_and_costs_what_was_in_flight(edge: Loaded, me
     assert not heavier.meets
 
 
+def test_a_site_of_several_halls_loses_one(edge: Loaded, measured: ReplicaTable) -> None:
+    """Where a site counts as halls, the loss takes one hall's replicas from the start, and nobody is struck."""
+    _, plan_once = planner(edge, PEAK)
+    planned = plan_once(measured)  # type: ignore[operator]
+    at = stage(planned.loaded, DAY, peak_factor=1.0, most_requests=8_000, seed=0)
+    hall = try_case(at, "paris", planned.survivors, halls=2)
+    assert hall.meets and hall.case.lost == "paris"
+    assert all(one.struck == 0 for one in hall.kept)
+    assert not try_case(at, "paris", planned.survivors, halls=2, load_factor=3.0).meets
+
+
 def test_milestones_are_the_last_days_before_changes(edge: Loaded, measured: ReplicaTable) -> None:
     """Demand grows while nothing changes, so the last day is the hardest; the horizon's last day is always one."""
     _, plan_once = planner(edge, PEAK)

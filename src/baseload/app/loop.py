@@ -54,6 +54,9 @@ class Planned:
     ]  # of them, those that two sites may serve: whom the loss of one must not touch
     survive_ratio: float = 1.0  # share of their demand that must be served with a site lost
     peak_factor: float = 1.0  # declared peak over that of the trace
+    halls: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # power halls of a site: one of them is lost, not all
     left_out: tuple[str, ...] = ()  # whom the plan itself does not serve, or not with a site lost: not judged
     detail: Any = None  # what the caller wants back: problem, answer, map
 
@@ -227,7 +230,11 @@ def _trials(
         for site in _sites_up(planned, day) if planned.survivors else ():
             if stop is not None and stop():
                 return trials
-            trials.append(try_case(at, site, planned.survivors, load_factor=planned.survive_ratio))
+            trials.append(
+                try_case(
+                    at, site, planned.survivors, load_factor=planned.survive_ratio, halls=planned.halls.get(site, 1)
+                )
+            )
     return trials
 
 
@@ -335,7 +342,8 @@ def _kept_at(
     def meets(share: float) -> bool:
         less = dataclasses.replace(planned, loaded=_with_less(planned.loaded, tenants, share))
         at = _stage(less, trial.case.day, most_requests, seed)
-        return try_case(at, trial.case.lost, judged, load_factor=trial.load_factor).meets
+        halls = planned.halls.get(trial.case.lost or "", 1)
+        return try_case(at, trial.case.lost, judged, load_factor=trial.load_factor, halls=halls).meets
 
     low, high = LEAST_FACTOR, 1.0
     if not meets(low):
@@ -394,6 +402,7 @@ def planned_of(loaded: Loaded, problem: Problem, answer: Answer, plan_map: PlanM
         survivors=frozenset(names[r] for r in two if ratio > 0.0 and r not in exposed),
         survive_ratio=ratio if ratio > 0.0 else 1.0,
         peak_factor=factor,
+        halls={one.declared: one.halls for one in plan_map.sites if one.halls > 1},
         left_out=tuple(out),
         detail=(problem, answer, plan_map),
     )

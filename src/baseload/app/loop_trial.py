@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -148,13 +149,22 @@ def busiest(counts: npt.NDArray[np.float64], most_requests: int) -> tuple[float,
     return first * COUNT_S, (first + length) * COUNT_S
 
 
-def try_case(at: Stage, lost: str | None, judged: Collection[tuple[str, str]], *, load_factor: float = 1.0) -> Trial:
-    """Run a case and judge the (tenant, region) pairs that have to be served in it."""
+def try_case(
+    at: Stage, lost: str | None, judged: Collection[tuple[str, str]], *, load_factor: float = 1.0, halls: int = 1
+) -> Trial:
+    """Run a case and judge the (tenant, region) pairs that have to be served in it.
+
+    Where the lost site counts as several power halls, one of them is lost: its share of each deployment's replicas, rounded up,
+    is gone from the start.
+    """
     source = at.source if load_factor == 1.0 else scaled(at.source, load_factor)
     length_s = float(source.duration_s or HOUR_S)
     lost_at_s = LOST_AT * length_s
     fleet = at.fleet
-    if lost is not None:
+    falls = lost is not None and halls == 1
+    if lost is not None and halls > 1:
+        fleet = _without_hall(fleet, lost, halls)
+    elif lost is not None:
         events = [Outage(site=lost, start_s=lost_at_s, duration_s=10.0 * length_s + HOUR_S)]
         fleet = msgspec.structs.replace(fleet, failures=msgspec.structs.replace(fleet.failures, events=events))
     twin = describe(
@@ -166,15 +176,26 @@ def try_case(at: Stage, lost: str | None, judged: Collection[tuple[str, str]], *
     found.append(unfinished_rows(outcome))
     rows = np.concatenate(found)
     settled_s = WARM_UP_AT * length_s
-    if lost is not None:
+    if falls:
         settled_s = lost_at_s + min(MOST_SETTLE_RATIO * length_s, fleet.policy.detect_s + SETTLE_S)
     return Trial(
         case=Case(day=at.day, lost=lost),
         load_factor=load_factor,
         requests_per_s=len(rows) / length_s,
         requests=len(rows),
-        kept=tuple(_kept(twin, fleet, rows, judged, lost is not None, lost_at_s, settled_s, length_s)),
+        kept=tuple(_kept(twin, fleet, rows, judged, falls, lost_at_s, settled_s, length_s)),
     )
+
+
+def _without_hall(fleet: Fleet, site: str, halls: int) -> Fleet:
+    deployments = {}
+    for name, one in fleet.deployments.items():
+        sites = dict(one.sites)
+        if site in sites:
+            n = sites[site].min
+            sites[site] = msgspec.structs.replace(sites[site], min=n - ceil(n / halls), max=None)
+        deployments[name] = msgspec.structs.replace(one, sites=sites)
+    return msgspec.structs.replace(fleet, deployments=deployments)
 
 
 def _kept(
