@@ -166,13 +166,15 @@ def rented_in(term: int, n_periods: int) -> Floats:
 
 def most_carried(problem: Problem) -> Floats:
     """Return [S,M,T]: the demand that may come to each site; more carry than this serves nobody."""
-    return np.einsum("rsm,rmt->smt", problem.allowed.astype(np.float64), problem.demand)
+    most: Floats = np.einsum("rsm,rmt->smt", problem.allowed.astype(np.float64), problem.demand)
+    return most
 
 
 def build(problem: Problem, of: transport.Blocks | None = None) -> Master:
     """Return the projected master of `problem`, with the first floors already in it."""
     of = transport.blocks(problem) if of is None else of
-    sheet, at = Sheet(), {}
+    sheet = Sheet()
+    at: Columns = {}
     _columns(problem, sheet, at)
     _rack_rows(problem, sheet, at)
     _power_rows(problem, sheet, at)
@@ -186,15 +188,15 @@ def _columns(problem: Problem, sheet: Sheet, at: Columns, projected: bool = True
 
     Prices of phases: begun at t is w[t] - w[t-1]; energised at t is w[t - delay].
     """
-    n_sites, n_kinds, n_services, _, n_periods = problem.shape
+    n_sites, _, n_services, _, n_periods = problem.shape
     period = np.arange(n_periods)
     cost_w = problem.cost_begin - np.pad(problem.cost_begin[:, 1:], ((0, 0), (0, 1)))
     for p, delay in enumerate(problem.phase_delay):
         cost_w[p, : max(0, n_periods - delay)] += problem.cost_live[p, delay:]
     free = np.ones((len(problem.phases), n_periods), bool)
-    at["w"] = sheet.columns(
-        free, cost_w, period >= problem.begin_by[:, None], period >= problem.begin_from[:, None], whole=True
-    )
+    begun = (period >= problem.begin_by[:, None]).astype(np.float64)
+    may_begin = (period >= problem.begin_from[:, None]).astype(np.float64)
+    at["w"] = sheet.columns(free, cost_w, begun, may_begin, whole=True)
     arrives = problem.may_place[:, :, None] & (period + problem.lead[:, None] < n_periods)
     whole = np.broadcast_to(problem.whole[:, :, None], arrives.shape)
     at["buy"] = np.full(arrives.shape, -1, dtype=np.int64)
@@ -211,25 +213,27 @@ def _columns(problem: Problem, sheet: Sheet, at: Columns, projected: bool = True
     long = may_rent & (problem.term > 1)[:, None]
     at["rent"] = np.where(long, sheet.columns(long, 0.0, 0.0, problem.sign_max[..., None]), at["rent"])
     most = most_carried(problem)
-    works = (here[:, :, None, :] | may_rent.any(axis=2)[:, :, None, :]) & (problem.rate > 0.0)[None, :, :, None]
-    works = works & (most > 0.0)[:, None]
+    there: Bools = np.asarray(here | may_rent.any(axis=2))
+    works: Bools = there[:, :, None, :] & (problem.rate > 0.0)[None, :, :, None] & (most > 0.0)[:, None]
+    carries: Bools = np.asarray(works.any(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         most_put = np.where(works, most[:, None] / problem.rate[None, :, :, None], 0.0)
     at["put"] = sheet.columns(works, problem.cost_put, 0.0, most_put)
-    at["carry"] = sheet.columns(works.any(axis=1), 0.0, 0.0, most)
+    at["carry"] = sheet.columns(carries, 0.0, 0.0, most)
     at["billed"] = sheet.columns(np.ones((n_sites, n_periods), bool), problem.cost_billed, 0.0, INF)
     each = np.ones((n_services, n_periods), bool)
     if projected:
         at["serving"] = sheet.columns(each, 1.0, -INF, INF)
         at["unserved"] = sheet.columns(each, 0.0, 0.0, problem.demand.sum(axis=0))
-    shapes = {"short_power": (n_sites, n_periods), "short_floor": (n_sites, n_periods), "short_survive": each.shape}
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes |= {"short_power": (n_sites, n_periods), "short_floor": (n_sites, n_periods), "short_survive": each.shape}
     shapes |= {"over_share": (len(problem.groups), n_periods)}
     shapes |= {name: (n_periods,) for name in ("over_capex", "over_carbon", "over_water")}
     for name, shape in shapes.items():
         price = np.broadcast_to(problem.slack_price.get(name, np.float64(INF)), shape)
         at[name] = sheet.columns(np.isfinite(price), price, 0.0, INF)
     if problem.host_min is not None:
-        at["host"] = sheet.columns(works.any(axis=1), problem.cost_host, 0.0, 1.0, whole=True)
+        at["host"] = sheet.columns(carries, problem.cost_host, 0.0, 1.0, whole=True)
 
 
 def _rack_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
@@ -253,7 +257,7 @@ def _rack_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
     for k, term in enumerate(problem.term):
         if 0 < term < n_periods:
             sheet.cells(row[:, :, k, term:], at["sign"][:, :, k, : n_periods - term], 1.0)
-    used = (at["put"] >= 0).any(axis=2)
+    used: Bools = np.asarray((at["put"] >= 0).any(axis=2))
     row = sheet.rows(used, -INF, 0.0)
     sheet.cells(row[:, :, None], at["put"], 1.0)
     sheet.cells(row, own, -1.0)
@@ -313,6 +317,7 @@ def _power_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
     sheet.cells(row[:, None], at["own"], problem.rack_m2[:, None])
     sheet.cells(row[:, None, None], site_rent, problem.rack_m2[:, None, None])
     sheet.cells(row, at["short_floor"], -1.0)
+    at["floor row"] = row
     w = at["w"]
     if len(w):
         row = sheet.rows(np.ones((len(w), n_periods - 1), bool), 0.0, INF)
@@ -328,21 +333,25 @@ def _policy_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
     buy, own, rent = at["buy"], at["own"], at["rent"]
     row = sheet.rows(np.isfinite(problem.supply), -INF, problem.supply)
     sheet.cells(row, buy, 1.0)
+    at["supply row"] = row
     if len(problem.limits):
         row = sheet.rows(np.isfinite(problem.shared), -INF, problem.shared)
         sheet.cells(row[:, None, None], buy[None], problem.shared_use[:, None, :, None])
+        at["shared row"] = row
     for g, most in enumerate(problem.share_max):
         row = sheet.rows(np.ones(len(problem.periods), bool), -INF, 0.0)
         weight = (problem.rack_mw * (problem.group_of[g] - most))[:, :, None]
         sheet.cells(row, own, weight)
         sheet.cells(row, rent, weight[:, :, None])
         sheet.cells(row, at["over_share"][g], -1.0)
+        at[f"share {g} row"] = row
     row = sheet.rows(np.isfinite(problem.capex_budget), -INF, problem.capex_budget)
     sheet.cells(row, buy, problem.spend_buy)
     spend = problem.spend_begin
     sheet.cells(row, at["w"], spend)
     sheet.cells(row[1:], at["w"][:, :-1], -spend[:, 1:])
     sheet.cells(row, at["over_capex"], -1.0)
+    at["over_capex row"] = row
     for name, budget, owned, put in (
         ("over_carbon", problem.carbon_budget, problem.carbon_owned, problem.carbon_put),
         ("over_water", problem.water_budget, problem.water_owned, problem.water_put),
@@ -351,6 +360,7 @@ def _policy_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
         sheet.cells(row, own, owned)
         sheet.cells(row, at["put"], put)
         sheet.cells(row, at[name], -1.0)
+        at[f"{name} row"] = row
 
 
 def add_floors(master: Master, price: Floats, service: Ints, period: Ints) -> None:
