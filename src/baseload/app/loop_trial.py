@@ -47,9 +47,10 @@ class Case:
 
     day: date
     lost: str | None  # a site, for the rest of the run
+    hall: bool = False  # one hall of it alone
 
     def __str__(self) -> str:
-        return f"{self.day}" + (f" with {self.lost} lost" if self.lost else "")
+        return f"{self.day}" + (f" with {'a hall of ' if self.hall else ''}{self.lost} lost" if self.lost else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,7 @@ def try_case(
     if falls:
         settled_s = lost_at_s + min(MOST_SETTLE_RATIO * length_s, fleet.policy.detect_s + SETTLE_S)
     return Trial(
-        case=Case(day=at.day, lost=lost),
+        case=Case(day=at.day, lost=lost, hall=lost is not None and halls > 1),
         load_factor=load_factor,
         requests_per_s=len(rows) / length_s,
         requests=len(rows),
