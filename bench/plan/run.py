@@ -36,8 +36,7 @@ def one(case: str, seed: int, peer: bool) -> dict[str, Any]:
     from baseload.plan.check_answer import check
     from baseload.plan.generate import instance
     from baseload.plan.highs import Lp
-    from baseload.plan.large import solve_large
-    from baseload.plan.mid import solve_mid
+    from baseload.plan.solve import solve
 
     size, hosting, cpu_limit_s, _, _ = QUICK if case == "quick" else CASES[case]
     problem = instance(*size, seed=seed, hosting=hosting, whole=hosting)
@@ -46,18 +45,19 @@ def one(case: str, seed: int, peer: bool) -> dict[str, Any]:
     build_s = time.process_time() - began_s
     if peer:
         found = lp.solve(gap=TARGET, cpu_limit_s=cpu_limit_s)
-        cost, bound, broken = found.cost, found.bound, 0
+        cost, bound = found.cost, found.bound
     else:
         del lp
         began_s = time.process_time()
-        way = solve_mid if hosting else solve_large
-        answer = way(problem, gap=TARGET, cpu_limit_s=cpu_limit_s)
-        cost, bound, broken = answer.cost, answer.bound, len(check(problem, answer))
+        answer = solve(problem, gap=TARGET, cpu_limit_s=cpu_limit_s)
+        cost, bound = answer.cost, answer.bound
+    cpu_s = time.process_time() - began_s
+    broken = 0 if peer else len(check(problem, answer))
     return {
         "case": case,
         "seed": seed,
         "build_s": round(build_s, 3),
-        "cpu_s": round(time.process_time() - began_s, 1),
+        "cpu_s": round(cpu_s, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "gap": (cost - bound) / abs(cost) if cost < 1e29 else 1.0,
         "broken_rows": broken,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from baseload.plan import build as building
+from baseload.plan import extensive
 from baseload.plan.build import Hall
 from baseload.plan.highs import INF, Lp, Solution
 from baseload.plan.problem import Answer, Bools, Floats, Problem
@@ -25,6 +26,8 @@ from baseload.plan.solve import solve
 
 _ROUNDS = 12
 _THRESHOLDS = (0.5, 0.25, 0.75)
+_TOGETHER = 3  # times that all scenarios are solved in one programme
+_GRACE_S = 30.0  # to price a decision that was found in time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,8 @@ def robust(
     search = _Search(problem, scenarios, first, cvar, began_s + cpu_limit_s, stop, say)
     search.mean_plan(0.15 * cpu_limit_s)
     search.known()
-    while not search.over():
+    search.together(gap)
+    while search.gap() > gap and not search.over():
         search.plans()
         if search.gap() <= gap or not search.price(gap):
             break
@@ -139,6 +143,15 @@ class _Scene:
         self.columns = np.concatenate([part.ravel() for part in self.parts.values()])
         self.there: Bools = self.columns >= 0
         self.cost = self.program.cost.copy()
+
+    def block(self) -> extensive.Block:
+        """Return the programme for the one of all scenarios."""
+        buy = self.parts["buy"]
+        late = np.where(buy < 0, self.problem.cost_buy[..., : buy.shape[2]], 0.0)
+        none = [np.zeros(self.parts["w"].size), np.zeros(self.parts["sign"].size)]
+        return extensive.Block(
+            program=self.program, now=self.columns, lost=np.concatenate([none[0], late.ravel(), none[1]])
+        )
 
     def vector(self, x: Floats) -> Floats:
         """Return what is decided now in a solution."""
@@ -263,6 +276,41 @@ class _Search:
         self.value = self.of_mean_plan = measured(self.costs, self.cvar)
         self._told()
 
+    def together(self, gap: float) -> None:
+        """Solve all scenarios in one programme, where that is not too large: its bound, and decisions rounded from it."""
+        blocks = [scene.block() for scene in self.scenes]
+        if extensive.size(blocks) > extensive.MOST_COLUMNS or self.gap() <= gap:
+            return
+        few = extensive.size(blocks) < extensive.FEW_COLUMNS
+        shape = self.scenes[0].parts["w"].shape
+        for _ in range(_TOGETHER):
+            relaxed = extensive.relax(blocks, self.cvar, cpu_limit_s=0.7 * self._left_s(), stop=self.stop)
+            if relaxed is None:
+                return
+            self.bound = max(self.bound, relaxed.bound)
+            self._told()
+            w = relaxed.now[: shape[0] * shape[1]].reshape(shape)
+            for threshold in _THRESHOLDS:
+                chosen = self._in_order((w >= threshold).astype(np.float64))
+                if self.over() or chosen.tobytes() in self.tried:
+                    continue
+                self.tried.add(chosen.tobytes())
+                orders = relaxed.now
+                if few:
+                    settled = extensive.relax(
+                        blocks, self.cvar, cpu_limit_s=self._left_s(), stop=self.stop, w=chosen.ravel()
+                    )
+                    orders = relaxed.now if settled is None else settled.now
+                self._pay(chosen, orders)
+                if self.gap() <= gap:
+                    return
+            blocks = [scene.block() for scene in self.scenes]  # with the survival rows found meanwhile
+            if self.over() or not few:
+                return
+
+    def _left_s(self) -> float:
+        return max(0.1, self.until_s - time.process_time())
+
     def plans(self) -> None:
         """Round the phases that scenarios would begin on average, and price what comes of it."""
         n_w = self.scenes[0].parts["w"].size
@@ -298,13 +346,16 @@ class _Search:
             vectors.append(found[1])
         if measured(np.array(costs), self.cvar) >= self.value:  # even with orders of its own in each scenario
             return
-        chosen = np.mean(vectors, axis=0)
+        self._pay(w, np.mean(vectors, axis=0))
+
+    def _pay(self, w: Floats, vector: Floats) -> None:
+        """Price a decision in every scenario, and keep it where it is the best."""
         buy, sign = self.scenes[0].parts["buy"], self.scenes[0].parts["sign"]
-        orders = chosen[w.size :]
+        orders = np.maximum(0.0, vector[w.size :])
         now = Now(w=w, buy=orders[: buy.size].reshape(buy.shape), sign=orders[buy.size :].reshape(sign.shape))
         whole = self.problem.whole[:, :, None]
         now = replace(now, buy=np.where(whole, np.round(now.buy), now.buy))
-        paid = np.array([scene.kept(now, self.until_s) for scene in self.scenes])
+        paid = np.array([scene.kept(now, self.until_s + _GRACE_S) for scene in self.scenes])
         value = measured(paid, self.cvar)
         if value < self.value:
             self.best, self.costs, self.value = now, paid, value

@@ -1,0 +1,137 @@
+"""All scenarios in one programme: what is decided now is one set of columns, everything later is there once a scenario.
+
+Its relaxation is the best bound that divisible phases give; its phases and first orders are where good decisions come from.
+For the mean each scenario's cost weighs the same; for CVaR (Rockafellar and Uryasev 2000) a column holds the threshold,
+one more a scenario what it costs beyond, and a row a scenario ties them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from baseload.plan.highs import INF, Lp, Stop
+from baseload.plan.problem import Floats, Ints
+from baseload.plan.project import Program
+
+MOST_COLUMNS = 700_000  # that one programme may have
+FEW_COLUMNS = 60_000  # below this a vertex costs little
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A scenario's programme, and which of its columns are decided now (-1: not there, an order that comes too late)."""
+
+    program: Program
+    now: Ints
+    lost: Floats  # what a unit of a decision costs that has no column here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxed:
+    """The relaxation's answer."""
+
+    bound: float
+    now: Floats  # what is decided now
+    later: list[Floats]  # each scenario's own columns
+
+
+def size(blocks: Sequence[Block]) -> int:
+    """Return how many columns all together have."""
+    return sum(len(block.program.cost) for block in blocks)
+
+
+def joined(blocks: Sequence[Block], cvar: float | None) -> tuple[Program, list[Ints]]:
+    """Return the programme of all scenarios, and where each scenario's columns are in it."""
+    n_now, n = len(blocks[0].now), len(blocks)
+    places, end = [], n_now
+    for block in blocks:
+        place = np.full(len(block.program.cost), -1, dtype=np.int64)
+        there = block.now >= 0
+        place[block.now[there]] = np.flatnonzero(there)
+        own = np.flatnonzero(place < 0)
+        place[own] = np.arange(end, end + len(own))
+        end += len(own)
+        places.append(place)
+    lower, upper = np.full(end, -INF), np.full(end, INF)
+    costs = np.zeros((n, end)) if cvar is not None else None
+    cost = np.zeros(end)
+    for k, (block, place) in enumerate(zip(blocks, places, strict=True)):
+        lower[place] = np.maximum(lower[place], block.program.lower)
+        upper[place] = np.minimum(upper[place], block.program.upper)
+        of_block = np.zeros(end)
+        of_block[place] = block.program.cost
+        missing = block.now < 0
+        of_block[:n_now][missing] = block.lost[missing]
+        cost += of_block / n
+        if costs is not None:
+            costs[k] = of_block
+    lower[~np.isfinite(lower)] = 0.0  # decided now, but there in no scenario
+    index = np.concatenate([place[block.program.index] for block, place in zip(blocks, places, strict=True)])
+    value = np.concatenate([block.program.value for block in blocks])
+    sizes = np.concatenate([np.diff(block.program.start) for block in blocks])
+    start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    row_lower = np.concatenate([block.program.row_lower for block in blocks])
+    row_upper = np.concatenate([block.program.row_upper for block in blocks])
+    whole = np.zeros(end, bool)
+    plain = Program(
+        cost=cost, lower=lower, upper=upper, whole=whole, row_lower=row_lower, row_upper=row_upper, start=start,
+        index=index, value=value,
+    )  # fmt: skip
+    return (plain if costs is None or cvar is None else _with_tail(plain, costs, cvar)), places
+
+
+def _with_tail(plain: Program, costs: Floats, cvar: float) -> Program:
+    """Return the programme of the mean of the worst: threshold + sum of what is beyond / ((1 - cvar) n)."""
+    n, end = costs.shape
+    weight = 1.0 / max(1.0, (1.0 - cvar) * n)
+    threshold, beyond = end, np.arange(end + 1, end + 1 + n)
+    index, value, sizes = [plain.index], [plain.value], [np.diff(plain.start)]
+    for k in range(n):
+        at = np.flatnonzero(costs[k])
+        index.append(np.concatenate([at, [threshold, beyond[k]]]))
+        value.append(np.concatenate([-costs[k, at], [1.0, 1.0]]))
+        sizes.append(np.array([len(at) + 2]))
+    return Program(
+        cost=np.concatenate([np.zeros(end), [1.0], np.full(n, weight)]),
+        lower=np.concatenate([plain.lower, [-INF], np.zeros(n)]),
+        upper=np.concatenate([plain.upper, np.full(n + 1, INF)]),
+        whole=np.zeros(end + 1 + n, bool),
+        row_lower=np.concatenate([plain.row_lower, np.zeros(n)]),
+        row_upper=np.concatenate([plain.row_upper, np.full(n, INF)]),
+        start=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64),
+        index=np.concatenate(index),
+        value=np.concatenate(value),
+    )
+
+
+def relax(
+    blocks: Sequence[Block],
+    cvar: float | None,
+    *,
+    cpu_limit_s: float,
+    stop: Stop | None = None,
+    w: Floats | None = None,
+) -> Relaxed | None:
+    """Return the relaxation's answer, with the first decisions `w` kept where given; None where time was over.
+
+    Small ones are solved to a vertex, large ones by an interior point alone. The bound is the solver's least cost, less ten
+    times its tolerance.
+    """
+    began_s = time.process_time()
+    program, places = joined(blocks, cvar)
+    if w is not None:
+        program.lower[: len(w)] = program.upper[: len(w)] = w
+    small = len(program.cost) < FEW_COLUMNS
+    found = Lp(program, relaxed=True).solve(
+        method="ipm", crossover=small, cpu_limit_s=max(0.1, cpu_limit_s - (time.process_time() - began_s)), stop=stop
+    )
+    if found.x is None or found.state != "optimal":
+        return None
+    x = found.x
+    return Relaxed(
+        bound=found.cost - 1e-6 * abs(found.cost), now=x[: len(blocks[0].now)], later=[x[place] for place in places]
+    )
