@@ -21,7 +21,7 @@ from baseload.plan.small import Told
 from baseload.plan.sound import require_sound
 
 _SMALL_COLUMNS = 6_000  # of the whole programme, flows included
-_LARGE_COLUMNS = 90_000
+_LARGE_COLUMNS = 150_000
 
 
 def columns(problem: Problem) -> int:
