@@ -20,7 +20,7 @@ from baseload.plan.problem import Answer, Problem
 from baseload.plan.small import Told
 from baseload.plan.sound import require_sound
 
-_SMALL_COLUMNS = 6_000  # of the whole programme, flows included
+_SMALL_COLUMNS = 14_000  # of the whole programme, flows included
 _LARGE_COLUMNS = 150_000
 
 
