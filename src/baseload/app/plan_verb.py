@@ -72,17 +72,19 @@ def plan_verb(options: argparse.Namespace) -> int:
     from baseload.report import plan_text
 
     wish = wish_of(options)
-    asked, findings = solved(wish, say)
-    report, planned = reported(asked, findings)
-    way = Path(os.path.relpath(asked.loaded.base_folder, wish.out)).as_posix()
-    write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
+    with _stoppable() as stop:  # also while the answer is told and written: it is not lost to a Ctrl-C at the end
+        asked, findings = solved(wish, say, stop)
+        report, planned = reported(asked, findings)
+        way = Path(os.path.relpath(asked.loaded.base_folder, wish.out)).as_posix()
+        write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
+        stopped = stop()
     if wish.as_json:
         print(plan_text.to_json(report))
     else:
         columns = shutil.get_terminal_size((80, 24)).columns if "COLUMNS" in os.environ or os.isatty(1) else 80
         print(plan_text.to_text(report, width=max(80, min(columns, 120))), end="")
     say(f"{', '.join(FILES)} written to {wish.out}")
-    if report.status == "interrupted":
+    if stopped or report.status == "interrupted":
         raise Interrupted(f"interrupted; the best plan so far is in {wish.out}")
     return 0
 
@@ -101,6 +103,9 @@ def wish_of(options: argparse.Namespace) -> Wish:
         raise InputError(f"--rounds {options.rounds}: write 0 to 100")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; name a folder")
+    above = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"--out {options.out}: {above} cannot be written; choose another place")
     if options.horizon is not None:
         horizon_quarters(options.horizon)
     return Wish(
@@ -151,10 +156,21 @@ def ask(wish: Wish, overrides: tuple[str, ...], say: Callable[[str], None], tabl
     check.require_plannable(loaded, policies=simulating.known_policies())
     plan = loaded.fleet.plan or Plan()
     today = wish.day or plan.start or date.today()
-    found = table_of(wish, loaded, say) if table is None else table
     quarters = horizon_quarters(wish.horizon or plan.horizon)
+    _within_the_calendar(wish, today, quarters)
+    found = table_of(wish, loaded, say) if table is None else table
     problem, plan_map = plan_problem.plan_problem(loaded, found, quarters=quarters, today=today, seed=wish.seed)
     return Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=found)
+
+
+def _within_the_calendar(wish: Wish, today: date, quarters: int) -> None:
+    """Raise InputError where the plan's days could not stand in a fleet file."""
+    from baseload.fleet.typed import FIRST_YEAR, LAST_YEAR
+
+    if today.year < FIRST_YEAR or today.year + quarters // 4 + 1 > LAST_YEAR:
+        where = f"--date {wish.day}" if wish.day is not None else f"plan.start {today}"
+        what = f"the {quarters} quarters from then do not lie within {FIRST_YEAR} to {LAST_YEAR}"
+        raise InputError(f"{where}: {what}; write a day that a fleet file may hold")
 
 
 def table_of(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaTable:
@@ -183,26 +199,48 @@ def table_of(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaT
         raise InputError(f"--table {wish.table}: is no table of replicas ({error}); name replicas.json") from None
 
 
-def solved(wish: Wish, say: Callable[[str], None]) -> tuple[Asked, Findings]:
+def solved(wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> tuple[Asked, Findings]:
     """Return the question with its answer, and what was found out beside it."""
     from baseload.app import plan_findings
 
     findings = plan_findings.Findings()
-    with _stoppable() as stop:
-        asked = ask(wish, wish.overrides, say)
-        _solve(asked, wish, stop)
-        if wish.what_if:
-            before = asked
-            asked = ask(wish, (*wish.overrides, *wish.what_if), say, table=None)
-            _solve(asked, wish, stop, warm=before)
-            findings.changes = plan_findings.what_changed(before, asked)
-        if wish.rounds and not stop():
-            asked = _in_the_twin(asked, wish, findings, say, stop)
-        if not wish.quick and not stop():
-            plan_findings.look(asked, findings, wish, say, stop)
-        if wish.risk is not None and not stop():
-            plan_findings.look_at_risk(asked, findings, wish, say, stop)
+    if wish.what_if:
+        _check_what_if(wish)
+    asked = ask(wish, wish.overrides, say)
+    _solve(asked, wish, stop)
+    if wish.what_if:
+        before = asked
+        asked = ask(wish, (*wish.overrides, *wish.what_if), say, table=None)
+        _solve(asked, wish, stop, warm=before)
+        findings.changes = plan_findings.what_changed(before, asked)
+    if wish.rounds and not stop():
+        asked = _in_the_twin(asked, wish, findings, say, stop)
+    if not wish.quick and not stop():
+        plan_findings.look(asked, findings, wish, say, stop)
+    if wish.risk is not None and not stop():
+        plan_findings.look_at_risk(asked, findings, wish, say, stop)
     return asked, findings
+
+
+def _check_what_if(wish: Wish) -> None:
+    """Find what is wrong in --what-if before the first plan is made; errors name the option that was written."""
+    from baseload.app import simulating
+    from baseload.errors import FleetError
+    from baseload.fleet import check, load
+
+    check.require_plannable(load.load(wish.fleet, wish.overrides), policies=simulating.known_policies())
+    try:
+        changed = load.load(wish.fleet, (*wish.overrides, *wish.what_if))
+        check.require_plannable(changed, policies=simulating.known_policies())
+    except FleetError as error:
+        raise FleetError([replace(one, file=_as_what_if(one.file, wish)) for one in error.problems]) from None
+
+
+def _as_what_if(file: str, wish: Wish) -> str:
+    """Return where a mistake stands: `--set` is `--what-if` where the user wrote that, and what a file became of it."""
+    option, _, written = file.partition(" ")
+    asked = option == "--set" and any(one.startswith(written.rstrip(".… ")) for one in wish.what_if)
+    return f"--what-if {written}" if asked else file
 
 
 def _solve(asked: Asked, wish: Wish, stop: Callable[[], bool], warm: Asked | None = None) -> None:

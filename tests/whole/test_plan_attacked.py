@@ -1,0 +1,52 @@
+"""`baseload plan` under a careless user: mistakes found before the work, and Ctrl-C late as well as early."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from baseload.app import cli, plan_findings
+from baseload.errors import FleetError, InputError, Interrupted
+
+ROOT = Path(__file__).resolve().parents[2]
+FLEET = ROOT / "examples" / "three-sites" / "fleet.yaml"
+QUICK = ("--date", "2026-11-21", "--horizon", "1q", "--table", "modelled", "--gap", "5%")
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "sites.oslo.grid[99].energised=2028-06", "tenants.nobody.share=x"])
+def test_a_wrong_what_if_is_named_as_what_if_before_anything_is_planned(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The option that is wrong is the one that the error names, and nothing was solved to find it."""
+    monkeypatch.setattr("baseload.plan.solve.solve", lambda *_, **__: pytest.fail("solved first"))
+    with pytest.raises(FleetError) as caught:
+        cli.run(["plan", str(FLEET), *QUICK, "--quick", "--out", str(tmp_path / "p"), "--what-if", wrong])
+    assert f"--what-if {wrong}" in str(caught.value) and "--set nonsense" not in str(caught.value)
+
+
+@pytest.mark.parametrize("day", ["1900-01-01", "2199-06"])
+def test_days_that_no_fleet_file_may_hold_are_refused(day: str, tmp_path: Path):
+    """A plan whose days could not be written is refused at once, by the option that asked for it."""
+    with pytest.raises(InputError, match=f"--date {day[:4]}.*1950 to 2200"):
+        cli.run(["plan", str(FLEET), *QUICK, "--horizon", "2y", "--date", day, "--quick", "--out", str(tmp_path)])
+
+
+def test_a_folder_below_a_file_is_refused_before_the_work(tmp_path: Path):
+    """Where --out cannot be made is said before minutes are spent on a plan."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="--out .*cannot be written"):
+        cli.run(["plan", str(FLEET), *QUICK, "--quick", "--out", str(tmp_path / "file" / "p")])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_after_the_solver_keeps_the_plan_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Interrupted once the plan is made, the files are there and whole, and the exit code is that of an interrupt."""
+    monkeypatch.setattr(plan_findings, "look", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted, match="best plan so far"):
+        cli.run(["plan", str(FLEET), *QUICK, "--rounds", "0", "--out", str(tmp_path / "p")])
+    assert json.loads((tmp_path / "p" / "plan.json").read_text())["cost"] > 0
+    assert not [path for path in (tmp_path / "p").iterdir() if path.name.startswith(".")]
