@@ -48,5 +48,6 @@ def test_ctrl_c_after_the_solver_keeps_the_plan_and_says_so(tmp_path: Path, monk
     monkeypatch.setattr(plan_findings, "look", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted, match="best plan so far"):
         cli.run(["plan", str(FLEET), *QUICK, "--rounds", "0", "--out", str(tmp_path / "p")])
-    assert json.loads((tmp_path / "p" / "plan.json").read_text())["cost"] > 0
+    report = json.loads((tmp_path / "p" / "plan.json").read_text())
+    assert report["cost"] > 0 and any("stopped by Ctrl-C" in line for line in report["assumptions"])
     assert not [path for path in (tmp_path / "p").iterdir() if path.name.startswith(".")]

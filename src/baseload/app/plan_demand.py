@@ -75,7 +75,9 @@ def traffic(loaded: Loaded, plan: Plan, seed: int = 0) -> Traffic:
     elif demand.trace is not None:
         source = trace_files.open_trace(demand.trace, base_folder=loaded.base_folder, prefix_block_tokens=16)
     else:
-        raise RunError(f"{loaded.path}: demand names neither a trace nor a generator, so there is nothing to plan for")
+        raise RunError(
+            f"{loaded.path}: demand names neither a trace nor a generator, so there is nothing to plan for; add one"
+        )
     if source.closed_loop is not None:
         raise RunError(f"{loaded.path}: a closed loop has no rate of its own to plan for; name a trace or another kind")
     if demand.scale != 1.0:

@@ -74,6 +74,8 @@ def plan_verb(options: argparse.Namespace) -> int:
     wish = wish_of(options)
     with _stoppable() as stop:  # also while the answer is told and written: it is not lost to a Ctrl-C at the end
         asked, findings = solved(wish, say, stop)
+        if stop() and (asked.answer is None or asked.answer.status != "interrupted"):
+            findings.notes.append("stopped by Ctrl-C: the plan was made; what should have followed it was cut short")
         report, planned = reported(asked, findings)
         way = Path(os.path.relpath(asked.loaded.base_folder, wish.out)).as_posix()
         write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
