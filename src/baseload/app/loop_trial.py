@@ -131,7 +131,7 @@ def busiest(counts: npt.NDArray[np.float64], most_requests: int) -> tuple[float,
     """Return (start, end) in seconds of the busiest span with about so many requests; the whole where it has no more.
 
     >>> busiest(np.array([1.0] * 40 + [5.0] * 40 + [1.0] * 40), 150)
-    (40.0, 80.0)
+    (40.0, 70.0)
     """
     total = float(counts.sum())
     if total <= most_requests:
