@@ -10,7 +10,6 @@ A plan is settled from its decisions (`settle.py`), so that neither bound nor pl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,14 +17,13 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import transport
 from baseload.plan.build import Model
-from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import nothing
 from baseload.plan.problem import Answer, Floats, Problem, Status
 from baseload.plan.project import Program, Sheet
-from baseload.plan.proof import upper_bounds
+from baseload.plan.proof import priced, upper_bounds
 from baseload.plan.settle import settled
 
-Told = Callable[[float, float], None]
 _THRESHOLD = 0.2  # phases begun to this part in the relaxation are begun: power is a small part of what a plan costs
 _NEAR = 0.1  # a survival row that has less to spare than this joins too when another period breaks it
 _TOLERANCE = 1e-6  # of the interior point; bounds and plans are recomputed, so that more would buy nothing
@@ -74,7 +72,7 @@ def solve_large(
     *,
     gap: float = 0.01,
     cpu_limit_s: float = 120.0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
     fix: dict[tuple[int, int], int] | None = None,
@@ -120,7 +118,7 @@ def begin(problem: Problem, *, until_s: float, stop: Stop | None, fix: dict[tupl
     )
 
 
-def _search(search: _Search, gap: float, progress: Told | None) -> None:
+def _search(search: _Search, gap: float, progress: Progress | None) -> None:
     """Relax, round, then visit what the cuts name, until the gap is closed or time is up."""
 
     def closed() -> bool:
@@ -206,29 +204,15 @@ def _add_cut(search: _Search, found: Solution) -> None:
     assert found.row_dual is not None
     program, number = search.program, search.model.columns["w"]
     upper = upper_bounds(search.model, search.best.cost)
-    constant, reduced = priced(program, found.row_dual, number.ravel(), program.lower, upper)
+    total, reduced, ends = priced(program, found.row_dual, program.lower, upper)
+    ends[number.ravel()] = 0.0  # the phases' part is the slope
+    constant = total + float(ends.sum())
     if not np.isfinite(constant):
         return
     cut = _Cut(constant=constant, slope=reduced[number])
     search.cuts.append(cut)
     least = constant + float(np.minimum(cut.slope * search.lower, cut.slope * search.upper).sum())
     search.bound = max(search.bound, least)
-
-
-def priced(program: Program, row_dual: Floats, apart: np.ndarray, lower: Floats, upper: Floats) -> tuple[float, Floats]:
-    """Return (constant, reduced costs): what `row_dual` proves, with the columns `apart` left out of the constant."""
-    y = row_dual.copy()
-    y[(y > 0.0) & ~np.isfinite(program.row_lower)] = 0.0
-    y[(y < 0.0) & ~np.isfinite(program.row_upper)] = 0.0
-    side = np.where(y > 0.0, program.row_lower, program.row_upper)
-    total = float(np.where(y != 0.0, y * np.where(np.isfinite(side), side, 0.0), 0.0).sum())
-    weight = program.value * np.repeat(y, np.diff(program.start))
-    reduced = program.cost - np.bincount(program.index, weights=weight, minlength=len(program.cost))
-    end = np.where(reduced >= 0.0, lower, upper)
-    with np.errstate(invalid="ignore"):
-        more = np.where(reduced == 0.0, 0.0, reduced * end)
-    more[apart] = 0.0
-    return total + float(more.sum()), reduced
 
 
 def _add_halls(search: _Search, x: Floats) -> None:

@@ -9,7 +9,6 @@ bound comes from branch and bound over phases and hosting with racks left divisi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +16,13 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import transport
 from baseload.plan.build import Model
-from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import nothing
 from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, Status
 from baseload.plan.project import Program
 from baseload.plan.proof import safe_bound, upper_bounds
 from baseload.plan.settle import settled
 
-Told = Callable[[float, float], None]
 _STEPS = 40  # of fixing, at most, for hosting, and then for racks
 _FEW = 2  # that are fixed in one step at least
 _RACKS_S = 14.0  # CPU seconds for choosing whole racks
@@ -43,7 +41,7 @@ class _Search:
     program: Program
     until_s: float
     stop: Stop | None
-    progress: Told | None
+    progress: Progress | None
     lower: Floats  # of all columns
     upper: Floats
     best: Answer
@@ -75,7 +73,7 @@ def solve_mid(
     *,
     gap: float = 0.01,
     cpu_limit_s: float = 60.0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
     fix: dict[tuple[int, int], int] | None = None,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +17,11 @@ import numpy as np
 from baseload.errors import PlanError
 from baseload.plan import build as building
 from baseload.plan.build import Hall, Model
-from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import Fix, in_order, keeps, nothing
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
 
-Told = Callable[[float, float], None]  # (bound, cost of the best plan)
 _THRESHOLDS = (0.5, 0.3, 0.1, 0.7)
 _ROUNDS = 30
 _WHOLE = 1e-6  # nearer than this counts as whole
@@ -53,7 +51,7 @@ def solve_phases(
     *,
     gap: float = 0.01,
     cpu_limit_s: float = 60.0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
     fix: Fix | None = None,
@@ -96,7 +94,7 @@ class _Search:
         fix: Fix,
         gap: float,
         until_s: float,
-        progress: Told | None,
+        progress: Progress | None,
         stop: Stop | None,
     ) -> None:
         self.problem, self.halls, self.gap, self.until_s = problem, halls, gap, until_s

@@ -49,6 +49,12 @@ def safe_bound(program: Program, row_dual: Floats, lower: Floats, upper: Floats)
     >>> safe_bound(least, 2 * one, least.lower, least.upper), safe_bound(least, one, least.lower, least.upper)
     (6.0, 3.0)
     """
+    total, _, ends = priced(program, row_dual, lower, upper)
+    return total + float(ends.sum())
+
+
+def priced(program: Program, row_dual: Floats, lower: Floats, upper: Floats) -> tuple[float, Floats, Floats]:
+    """Return (worth of the rows, reduced costs, least part of each column); first and last add up to the bound."""
     y = row_dual.copy()
     y[(y > 0.0) & ~np.isfinite(program.row_lower)] = 0.0
     y[(y < 0.0) & ~np.isfinite(program.row_upper)] = 0.0
@@ -59,4 +65,4 @@ def safe_bound(program: Program, row_dual: Floats, lower: Floats, upper: Floats)
     end = np.where(reduced >= 0.0, lower, upper)
     with np.errstate(invalid="ignore"):
         more = np.where(reduced == 0.0, 0.0, reduced * end)
-    return total + float(more.sum())
+    return total, reduced, more

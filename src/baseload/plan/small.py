@@ -16,12 +16,11 @@ from baseload.errors import PlanError
 from baseload.plan import build as building
 from baseload.plan.build import Model
 from baseload.plan.dive import dive
-from baseload.plan.highs import INF, Lp, Solution, Stop
+from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import Fix, keeps, nothing
 from baseload.plan.problem import Answer, Floats, Problem, Status
 from baseload.plan.project import rented_in
 
-Told = Callable[[float, float], None]  # (bound, cost of the best plan)
 _ROUNDS = 60
 _LITTLE = 400  # columns: branch and bound needs no help there
 
@@ -31,7 +30,7 @@ def solve_small(
     *,
     gap: float = 1e-6,
     cpu_limit_s: float = 60.0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
     fix: Fix | None = None,
@@ -84,7 +83,7 @@ def solve_small(
 class _Search:
     """The state of a search: best plan, bound, and the programme with all rows found so far."""
 
-    def __init__(self, *, model: Model, lp: Lp, gap: float, progress: Told | None, stop: Stop | None) -> None:
+    def __init__(self, *, model: Model, lp: Lp, gap: float, progress: Progress | None, stop: Stop | None) -> None:
         self.model, self.lp, self.gap, self.progress, self.stop = model, lp, gap, progress, stop
         self.best: Floats | None = None
         self.best_cost = INF

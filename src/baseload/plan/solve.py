@@ -14,10 +14,9 @@ from dataclasses import replace
 from importlib import import_module
 
 from baseload.plan.check_answer import recompute_cost
-from baseload.plan.highs import Stop
+from baseload.plan.highs import Progress, Stop
 from baseload.plan.nothing import Fix
 from baseload.plan.problem import Answer, Problem
-from baseload.plan.small import Told
 from baseload.plan.sound import require_sound
 
 _SMALL_COLUMNS = 14_000  # of the whole programme, flows included
@@ -39,7 +38,7 @@ def solve(
     *,
     gap: float = 0.01,
     cpu_limit_s: float = 60.0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     stop: Stop | None = None,
     warm: Answer | None = None,
     fix: Fix | None = None,
