@@ -70,6 +70,9 @@ class _Drain:
     def comes(self, data: bytes) -> None:
         """Not wanted."""
 
+    def frame(self, data: bytes, at: int) -> None:
+        """Not wanted."""
+
     def ended(self) -> None:
         """Kept."""
 
@@ -272,22 +275,45 @@ class Relay(RelayState):
         elif scanner.ended and self.state != OVER:
             self._finish()
 
+    def frame(self, data: bytes, at: int) -> None:
+        """A piece of the answer that came as one chunk: an event like the one before goes on as it is, framing and all."""
+        scanner, client = self.scanner, self.client
+        if scanner is None or not (
+            self.first_s and client.chunked and self.state == STREAMING and scanner.same(data, at)
+        ):
+            self.comes(data[at:-2])
+            return
+        now_s = time.monotonic()
+        if self.sent_tokens and not client.transport.get_write_buffer_size() and not self._took(now_s):
+            return
+        client.transport.write(data)
+        self.sent_tokens = scanner.tokens
+        self.told_bytes += len(data) - at - 2
+        self.due_s = now_s + self.gateway.limits.token_s
+
+    def _took(self, now_s: float) -> bool:
+        """Count what the client has taken; False where that was the last it gets."""
+        opened = self.opened
+        assert opened is not None
+        if not self.gateway.purse.delivered(opened, self.sent_tokens, now_s):
+            if self.state == OVER:  # told to stop: the callback has ended it
+                return False
+            if opened.stop:
+                self._stopped(opened)
+                return False
+            self._hold()
+        return True
+
     def _pass_on(self, out: bytes) -> None:
         """Write whole events to the client."""
-        client, opened, scanner = self.client, self.opened, self.scanner
+        client, scanner = self.client, self.scanner
         transport = client.transport
         now_s = time.monotonic()
         if not self.begun:
             self._begin(now_s)
-        assert opened is not None and scanner is not None
-        if self.sent_tokens and not transport.get_write_buffer_size():
-            if not self.gateway.purse.delivered(opened, self.sent_tokens, now_s):
-                if self.state == OVER:  # told to stop: the callback has ended it
-                    return
-                if opened.stop:
-                    self._stopped(opened)
-                    return
-                self._hold()
+        assert scanner is not None
+        if self.sent_tokens and not transport.get_write_buffer_size() and not self._took(now_s):
+            return
         if scanner.tokens and not self.first_s:
             self.first_s = now_s
             self.gateway.door.answered(self.replica, now_s - self.sent_s, self.peek.input_tokens)

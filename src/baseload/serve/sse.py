@@ -15,6 +15,8 @@ from baseload.serve import shapes
 from baseload.serve.body import MESSAGES, RESPONSES
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024  # an event that is larger is garbage
+LEARN_MAX = 8  # a stream whose events are never alike is read whole
+_PLAIN = re.compile(rb'[^"\\\x00-\x1f]+')  # inside a JSON string, and as it is
 
 PIECE = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|arguments|delta|partial_json|thinking|refusal)"\s*:\s*"(?!")'
@@ -84,23 +86,18 @@ class Scanner:
     """One stream. `feed` bytes as they come; then see `ended`, `error`, `usage`, `usage_event`."""
 
     __slots__ = (
-        "_kind",
-        "_strip",
-        "_tail",
-        "_words",
-        "ended",
-        "error",
-        "finished",
-        "n_choices",
-        "splice",
-        "tokens",
-        "usage",
-    )
+        "_after", "_before", "_kind", "_learnt", "_strip", "_tail", "_words", "ended", "error", "finished", "n_choices",
+        "splice", "tokens", "usage",
+    )  # fmt: skip
 
     def __init__(self, kind: int, *, strip_usage: bool, n_choices: int = 1) -> None:
         self._kind, self._strip, self.n_choices = kind, strip_usage, n_choices
         self._words = _ENDS.get(kind, ())
         self._tail = b""
+        self._before = self._after = (
+            b""  # of an event whose like came before: what stands around the words of its delta
+        )
+        self._learnt = 0
         self.ended = False  # the engine said so: [DONE], message_stop, response.completed
         self.finished = False  # a reason to finish was seen of every choice
         self.error: bytes | None = None  # an event that says that the engine failed
@@ -123,9 +120,45 @@ class Scanner:
             data = self._cut(data)
             if not data:
                 return b""
-        if data.count(b"\n\n") == 1 and data.startswith(b"data: {"):
-            return self._one(data)
+        if data.count(b"\n\n") == 1 and b"\r" not in data:
+            if self._learnt >= LEARN_MAX:
+                return self._one(data)
+            seen = (self.usage, self.n_choices, self.ended, self.error)
+            tokens, out = self.tokens, self._one(data)
+            if out is data and self.tokens > tokens and seen == (self.usage, self.n_choices, self.ended, self.error):
+                self._learn(data)
+            return out
         return b"".join([self._one(event) for event in _events(data)])
+
+    def same(self, data: bytes, at: int) -> bool:
+        """Take one chunk, with its framing, of an event that differs from one before in its delta's plain words alone.
+
+        Nothing but the words can differ, and they hold neither quote, backslash nor line end: so it is JSON, one token,
+        and neither an end, an error nor usage, as the one before.
+        """
+        before, after = self._before, self._after
+        if not before or self._tail or not data.startswith(before, at) or not data.endswith(after):
+            return False
+        start, end = at + len(before), len(data) - len(after)
+        if (
+            end <= start
+            or _PLAIN.fullmatch(data, start, end) is None
+            or not (data.isascii() or _is_text(data[start:end]))
+        ):
+            return False
+        self.tokens += 1
+        return True
+
+    def _learn(self, event: bytes) -> None:
+        """Keep what stands around the words of a delta, where that is all that the event says."""
+        self._learnt += 1
+        found = PIECE.search(event)
+        if found is None or _USAGE.search(event) is not None:
+            return
+        end = event.find(b'"', found.end())
+        words = _PLAIN.fullmatch(event, found.end(), end)
+        if words is not None and event.isascii() and PIECE.search(event, end) is None:
+            self._before, self._after = event[: found.end()], event[end:] + b"\r\n"
 
     def _cut(self, data: bytes) -> bytes:
         """Keep back what is no whole event yet."""
@@ -184,6 +217,14 @@ class Scanner:
         if self._strip and self._words == () and _has_no_choice(text):
             return b""
         return event if self.splice is None else bytes(self.splice(event))
+
+
+def _is_text(words: bytes) -> bool:
+    try:
+        words.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _error_of(value: Any) -> Any:

@@ -33,6 +33,9 @@ class Taker(Protocol):
     def comes(self, data: bytes) -> None:
         """A piece of the body."""
 
+    def frame(self, data: bytes, at: int) -> None:
+        """A piece of the body that came as one chunk: it begins at `at`, and CR LF is behind it."""
+
     def ended(self) -> None:
         """The answer is whole, as far as its framing says."""
 
@@ -66,9 +69,9 @@ class Connection:
     """One connection to an engine."""
 
     __slots__ = (
-        "_begun", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head", "_keep",
-        "_length", "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place", "reused",
-        "taker", "transport",
+        "_begun", "_between", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head",
+        "_keep", "_length", "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place",
+        "reused", "taker", "transport",
     )  # fmt: skip
 
     def __init__(self, place: Place) -> None:
@@ -83,6 +86,7 @@ class Connection:
         self._length: bytes | None = None
         self._content_type = self._retry_after = b""
         self._begun = self._whole = self._extra = self._contradicts = self._keep = False
+        self._between = False  # the parser stands between two chunks
         self._pieces: list[bytes] = []
 
     # ---- asyncio ----
@@ -117,9 +121,16 @@ class Connection:
 
     def data_received(self, data: bytes) -> None:
         """Bytes of an answer."""
-        if self.taker is None:  # unasked: no engine of ours
+        taker = self.taker
+        if taker is None:  # unasked: no engine of ours
             self.drop()
             return
+        if self._between:
+            at = data.find(b"\r\n", 1, 10) + 2
+            n = len(data) - at - 2
+            if at > 2 and n > 0 and data.endswith(b"\r\n") and data[:at] in (b"%x\r\n" % n, b"%X\r\n" % n):
+                taker.frame(data, at)  # one whole chunk: the parser need not see it
+                return
         fresh = self._head_bytes == 0
         if self._in_head:
             self._head_bytes += len(data)
@@ -133,6 +144,8 @@ class Connection:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             fault = f"the engine's answer is no HTTP ({type(error).__name__})"
+        if self._between and not data.endswith(b"\r\n"):
+            self._between = False  # some of the next chunk's size is in the parser already
         if fresh and self._whole and self._keep and not (fault or self._chunked or self._close or self._extra):
             self._remember(data)
         self._act(fault)
@@ -189,7 +202,7 @@ class Connection:
         """Send a request; `taker` gets its answer."""
         self.taker = taker
         self._in_head, self._told, self._close, self._chunked = True, False, False, False
-        self._begun = self._whole = self._extra = self._contradicts = self._keep = False
+        self._begun = self._whole = self._extra = self._contradicts = self._keep = self._between = False
         self._head_bytes, self._length, self._status = 0, None, 0
         self._pieces = []
         self._content_type = self._retry_after = b""
@@ -251,8 +264,17 @@ class Connection:
         if not self._whole:
             self._pieces.append(data)
 
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._between = False
+
+    def on_chunk_complete(self) -> None:
+        """A chunk is whole, the line end behind it too."""
+        self._between = self._begun  # so that the head was handed on before
+
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was an interim one: then the real one follows."""
+        self._between = False
         if self._told and not self._whole:
             self._whole = True
             self._keep = self._parser.should_keep_alive()  # the parser forgets it at once
