@@ -47,9 +47,11 @@ def tables(replicas: int = 16, *, sites: int = 2, tenants: int = 2, models: int 
     pools, rows = [], []
     for m in range(models):
         for s in range(sites):
-            lo = len(rows)
-            pools.append(t.PoolRow(deployment_i=m, site_i=s, lo=lo, hi=lo + each, n_min=each, n_max=each))
-            rows += [t.ReplicaRow(deployment_i=m, site_i=s, pool_i=len(pools) - 1, on_at_start=True)] * each
+            pools.append(t.PoolRow(deployment_i=m, site_i=s, n_min=each, n_max=each))
+            rows += [
+                t.ReplicaRow(deployment_i=m, site_i=s, pool_i=len(pools) - 1, number=k, on_at_start=True)
+                for k in range(each)
+            ]
     may = [
         [
             [int(p.deployment_i == m and not (who == tenants - 1 > 0 and p.site_i == sites - 1 > 0)) for p in pools]

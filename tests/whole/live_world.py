@@ -38,15 +38,11 @@ def tables_of(spec: Any, **limits: Any) -> t.Tables:
         models.append(t.ModelRow(name=f"m{m}", max_context_tokens=most))
     pools, replicas = [], []
     for p, pool in enumerate(spec.pools):
-        lo = len(replicas)
         pools.append(
-            t.PoolRow(
-                deployment_i=pool.deployment, site_i=pool.site, lo=lo, hi=lo + pool.n_max, n_min=pool.n_min,
-                n_max=pool.n_max,
-            )
+            t.PoolRow(deployment_i=pool.deployment, site_i=pool.site, n_min=pool.n_min, n_max=pool.n_max)
         )  # fmt: skip
         replicas += [
-            t.ReplicaRow(deployment_i=pool.deployment, site_i=pool.site, pool_i=p, on_at_start=k < pool.n_min)
+            t.ReplicaRow(deployment_i=pool.deployment, site_i=pool.site, pool_i=p, number=k, on_at_start=k < pool.n_min)
             for k in range(pool.n_max)
         ]
     return t.Tables(

@@ -160,6 +160,11 @@ class ProcessProvisioner:
         self.running: dict[str, tuple[EngineStart, Engine]] = {}
         self.watches: set[asyncio.Task[None]] = set()
         self.emulated_turn = asyncio.Lock()
+        self.told: dict[str, Mapping[str, Any]] = {}  # step tables that the emulated engines' process has
+
+    def take_tables(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up step tables for emulated engines that are started from now on."""
+        self.tables.update({name: dict(table) for name, table in tables.items()})
 
     async def start(self, order: EngineStart) -> Engine:
         """Return the engine once it answers; raises EngineError."""
@@ -234,6 +239,9 @@ class ProcessProvisioner:
             child = self.children.get(EMULATED)
             if child is None or child.process.returncode is not None:
                 child = await self._start_emulated_host(order.start_s)
+            elif self.told.get(order.table) != self.tables[order.table]:
+                table = self.told[order.table] = self.tables[order.table]
+                await _command(child, "table", order.table, order.start_s, table=table)
         engine = {"name": order.name, "table": order.table, "model": order.model}
         did = await _command(child, "start", order.name, order.start_s, engine=engine)
         if order.cold_s > 0.0:
@@ -243,6 +251,7 @@ class ProcessProvisioner:
 
     async def _start_emulated_host(self, start_s: float) -> Child:
         self.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.told = dict(self.tables)
         spec: dict[str, Any] = {"tables": self.tables, "seed": self.seed}
         if self.journal is not None:
             spec["journal"] = str(self.journal)

@@ -96,6 +96,36 @@ class Housekeeper:
         place.why = "was not seen yet"
         self._mark(r, rc.STARTING)
 
+    def reload(self, tables: Tables, board: Board, orders: Sequence[EngineStart | None]) -> None:
+        """Take up tables that follow the old ones, after `steer` has: new engines begin, those that left drain and end.
+
+        Who left is told nothing new at once; an engine of ours ends when it is empty (`reconcile.py`), one of others is only
+        looked at no more. An address that changed is another engine: nothing is known of it until it was seen.
+        """
+        before, self.tables, self.board = self.orders, tables, board
+        self.orders = list(orders)
+        self.places += [Place(rc.Seen(r)) for r in range(len(self.places), len(tables.replicas))]
+        for r, row in enumerate(tables.replicas):
+            was = before[r] if r < len(before) else None
+            order, place = self.orders[r], self.places[r]
+            if row.gone:
+                place.sick = False  # `steer` has forgotten it too
+                if was is not None and was.kind != "external":
+                    self.orders[r] = was  # it still has to be ended
+                    continue
+            elif order is None or order.kind != "external" or _same(order, was):
+                if self.steer.state[r] == STARTING and place.seen.phase == rc.UP and not place.sick:
+                    self._came_up(r)  # it was to leave, and had not yet
+                continue
+            place.engine, place.scraper, place.looked, place.why = None, None, None, ""
+            self._mark(r, rc.ABSENT, calm=True)
+            if not row.gone:
+                self.steer.starting(r)
+                self.steer.gate[r] = -1
+                self._know_external(r)
+        self._write_endpoints()
+        self._tell()
+
     def _is_external(self, r: int) -> bool:
         order = self.orders[r]
         return order is not None and order.kind == "external"
@@ -105,8 +135,7 @@ class Housekeeper:
     def name(self, r: int) -> str:
         """Return deployment/site/index of a replica."""
         row = self.tables.replicas[r]
-        pool = self.tables.pools[row.pool_i]
-        return f"{self.tables.deployments[row.deployment_i].name}/{self.tables.sites[row.site_i].name}/{r - pool.lo}"
+        return f"{self.tables.deployments[row.deployment_i].name}/{self.tables.sites[row.site_i].name}/{row.number}"
 
     @property
     def n_up(self) -> int:
@@ -115,14 +144,18 @@ class Housekeeper:
 
     def wanted(self, r: int) -> bool:
         """Say whether a replica should run."""
-        return self.orders[r] is not None and self.steer.state[r] in (STARTING, UP)
+        there = self.orders[r] is not None and not self.tables.replicas[r].gone
+        return there and self.steer.state[r] in (STARTING, UP)
 
     def ended(self, name: str, why: str) -> None:
         """An engine ended without having been told to."""
         if self.closing:
             return
         r = next((r for r in range(len(self.places)) if self.name(r) == name), -1)
-        if r >= 0:
+        if r >= 0 and self.tables.replicas[r].gone:
+            self.places[r].engine, self.places[r].scraper = None, None
+            self._mark(r, rc.ABSENT, calm=True)
+        elif r >= 0:
             self.say(f"{name}: {why}")
             self._lost(r, rc.EXITED, why)
 
@@ -221,6 +254,8 @@ class Housekeeper:
                 place.starting = asyncio.create_task(self._stop(action.replica))
             elif action.kind == rc.DRAIN:
                 self._mark(action.replica, rc.DRAINING)
+            elif action.kind == rc.RESUME and self.steer.state[action.replica] == STARTING:
+                self._came_up(action.replica)
             elif action.kind == rc.RESUME:
                 self._mark(action.replica, rc.UP)
 
@@ -257,6 +292,8 @@ class Housekeeper:
     def _came_up(self, r: int) -> None:
         place = self.places[r]
         self._mark(r, rc.UP)
+        if self.tables.replicas[r].gone:  # it was being started when it left: it will be ended
+            return
         place.why = ""
         if place.sick:
             place.sick = False
@@ -380,6 +417,11 @@ class Housekeeper:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
         await self.provisioner.close()
+
+
+def _same(order: EngineStart, was: EngineStart | None) -> bool:
+    """Say whether two orders mean the same engine of others."""
+    return was is not None and (order.kind, order.url, order.key_env) == (was.kind, was.url, was.key_env)
 
 
 async def until(true: Callable[[], bool], timeout_s: float, every_s: float = 0.02) -> bool:

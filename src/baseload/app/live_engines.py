@@ -54,11 +54,10 @@ def step_tables(live: Live) -> dict[str, dict[str, Any]]:
 def replica_names(live: Live) -> list[str]:
     """Return deployment/site/index of each replica, by row."""
     tables = live.tables
-    names: list[str] = []
-    for pool in tables.pools:
-        where = f"{tables.deployments[pool.deployment_i].name}/{tables.sites[pool.site_i].name}"
-        names += [f"{where}/{k}" for k in range(pool.hi - pool.lo)]
-    return names
+    return [
+        f"{tables.deployments[row.deployment_i].name}/{tables.sites[row.site_i].name}/{row.number}"
+        for row in tables.replicas
+    ]
 
 
 def engine_orders(live: Live, *, kind: str | None = None) -> list[EngineStart | None]:
@@ -73,33 +72,31 @@ def engine_orders(live: Live, *, kind: str | None = None) -> list[EngineStart | 
     orders: list[EngineStart | None] = []
     names = replica_names(live)
     files: dict[str, tuple[str, str]] = {}
-    for pool in tables.pools:
-        row = tables.deployments[pool.deployment_i]
+    for r, replica in enumerate(tables.replicas):
+        row = tables.deployments[replica.deployment_i]
         engine = engine_of(live.fleet, row.name, kind)
-        urls = engine.urls.get(tables.sites[pool.site_i].name, [])
         if row.kind == "embedded" and row.name not in files:
             files[row.name] = model_file(row.name, engine, live.loaded.base_folder)
         gguf, digest = files.get(row.name, ("", engine.model_digest or ""))
         model = tables.models[row.model_i]
-        for k in range(pool.hi - pool.lo):
-            if row.kind == "external" and k >= len(urls):
-                orders.append(None)
-                continue
-            orders.append(
-                EngineStart(
-                    name=names[pool.lo + k],
-                    kind=engine.kind,
-                    model=row.served_model or model.name,
-                    url=urls[k] if row.kind == "external" else "",
-                    key_env=row.key_env,
-                    gguf=gguf,
-                    digest=digest,
-                    slots=engine.slots,
-                    context_tokens=min(EMBEDDED_CONTEXT_TOKENS, model.max_context_tokens),
-                    table=row.name,
-                    cold_s=row.cold_start_s,
-                )
+        if row.kind == "external" and not replica.address:
+            orders.append(None)
+            continue
+        orders.append(
+            EngineStart(
+                name=names[r],
+                kind=engine.kind,
+                model=row.served_model or model.name,
+                url=replica.address,
+                key_env=row.key_env,
+                gguf=gguf,
+                digest=digest,
+                slots=engine.slots,
+                context_tokens=min(EMBEDDED_CONTEXT_TOKENS, model.max_context_tokens),
+                table=row.name,
+                cold_s=row.cold_start_s,
             )
+        )
     return orders
 
 

@@ -29,6 +29,7 @@ class ReplicaFact:
     """What the owner knows of a replica beside the board."""
 
     state: view.ReplicaState = "parked"
+    name: str = ""  # '' as the fleet file alone would number it
     reason: str = ""
     ejected: bool = False
     restarts: int = 0
@@ -97,7 +98,7 @@ def snapshot(live: Live, fixed: Standing, tally: Tally, facts: Facts, started_ns
     ladders = [_site_ladder(live, fixed, tally, facts, i, now_s) for i in range(len(tables.sites))]
     replicas = [
         view.ReplicaNow(
-            name=names[r],
+            name=fact.name or names[r],
             deployment=tables.deployments[row.deployment_i].name,
             site=tables.sites[row.site_i].name,
             model=tables.models[tables.deployments[row.deployment_i].model_i].name,
@@ -138,8 +139,8 @@ def replica_names(live: Live) -> list[str]:
     """Return deployment/site/index of each replica."""
     tables = live.tables
     return [
-        f"{tables.deployments[row.deployment_i].name}/{tables.sites[row.site_i].name}/{r - tables.pools[row.pool_i].lo}"
-        for r, row in enumerate(tables.replicas)
+        f"{tables.deployments[row.deployment_i].name}/{tables.sites[row.site_i].name}/{row.number}"
+        for row in tables.replicas
     ]
 
 

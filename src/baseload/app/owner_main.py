@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from baseload.app import owner_reload
 from baseload.errors import BaseloadError, FleetError, LedgerError
 
 PR_SET_PDEATHSIG = 1
@@ -113,8 +114,12 @@ class House:
         self.on_fatal: Callable[[str], object] = lambda said: None
         self.tasks: set[asyncio.Task[Any]] = set()
         self.reload_fault = ""
+        self.reloading = asyncio.Lock()
         self.version = 1
         self.draining = False
+        self.meters: dict[str, Any] = {}
+        self.metered_j: dict[str, float] = {}
+        self.requests_mj: dict[str, list[int]] = {}  # of requests since the last division, by site
 
     # ---- up --------------------------------------------------------------------------------------------------------
 
@@ -127,19 +132,19 @@ class House:
         from baseload.app.live_engines import engine_orders, step_tables
         from baseload.app.live_tally import Tally
         from baseload.app.owner_view import View
-        from baseload.serve.board import Board
         from baseload.serve.drift import Drift
         from baseload.serve.keys import open_ring
         from baseload.serve.owner import Owner
         from baseload.serve.steer import Steer
 
-        self.loaded = self._load()
+        self.loaded = self.load()
         self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
-        tables = self.live.tables
-        self._write_tables()
-        self.board = Board.take_over(
-            self.run / "board", len(tables.replicas), len(tables.sites), self.config.workers + 1
-        )  # fmt: skip
+        self.rows = owner_reload.first_rows(self.run, self.live.tables)
+        tables = self.rows.tables
+        self.version = tables.version
+        self.live = self.live.at_version(self.version)
+        owner_reload.write_tables(self.run, tables)
+        self.board = owner_reload.board_for(self.run, tables, self.config.workers + 1)
         self.steer = Steer(tables)
         self.tally = Tally(tables)
         self.drift = Drift(tables.deployments, tables.sites)
@@ -159,9 +164,9 @@ class House:
         )  # fmt: skip
         self.keeper = Housekeeper(
             tables, self.board, self.steer, self.provisioner,
-            engine_orders(self.live, kind=self.config.engines), self.run, say=say,
+            owner_reload.by_row(self.rows, engine_orders(self.live, kind=self.config.engines)), self.run, say=say,
         )  # fmt: skip
-        self._meters()
+        self.more_meters()
         self.set_hour()
         self.spawn(self.keeper.loop())
         self.spawn(self.keeper.look())
@@ -175,7 +180,8 @@ class House:
         await self.server.start()
         await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
 
-    def _load(self) -> Any:
+    def load(self) -> Any:
+        """Return the fleet file as it is now, checked; raises FleetError."""
         from baseload.fleet import check, load
         from baseload.policies import KINDS
 
@@ -188,23 +194,12 @@ class House:
 
         for kind, table in KINDS.items():
             name = getattr(loaded.fleet.policy, kind)
-            if name not in table and self.version == 1:
+            if name not in table and not hasattr(self, "owner"):  # the first time
                 custom.install(name, loaded.base_folder, loaded.fleet.policy.digest, kind)
             elif name not in table and f"{kind}:{name}" not in jit.EXTRA_SOURCES:
                 mend = "start `baseload serve` anew"
                 raise FleetError(Problem(key=f"policy.{kind}", what=f"{name} is taken up at a start only", mend=mend))
         return loaded
-
-    def _write_tables(self) -> None:
-        from baseload import jit
-        from baseload.serve import tables
-
-        digests = {spec.split(":")[1]: digest for spec, digest in jit.EXTRA_SOURCES.items()}
-        (self.run / "rules.json").write_bytes(msgspec.json.encode(digests))  # a worker loads these very bytes or none
-        path = self.run / "tables.json"
-        fresh = path.with_suffix(".fresh")
-        fresh.write_bytes(tables.encode(self.live.tables))
-        fresh.replace(path)
 
     def _admin_token(self) -> None:
         """Make the first control token, once, in a file that its owner alone may read."""
@@ -263,7 +258,7 @@ class House:
             "admin_token_file": str(self.state / ADMIN),
             "ledger": str(self.state / "ledger.db") if self.loaded.fleet.serve.ledger_env is None else "postgresql",
             "engines_up": self.keeper.n_up,
-            "replicas": len(self.live.tables.replicas),
+            "replicas": len(self.rows.replicas),
             "rehearsal": self.live.tables.rehearsal,
             "owner_pid": os.getpid(),
         }
@@ -306,38 +301,44 @@ class House:
             await asyncio.sleep(3601.0 - now.minute * 60 - now.second)
             from baseload.app import serve_tables
 
-            self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
-            self.set_hour()
+            live = await asyncio.to_thread(
+                serve_tables.live, self.loaded, version=self.version, kind=self.config.engines
+            )
+            if owner_reload.same_fleet(self.live, live):
+                self.live = live
+                self.set_hour()
+            else:  # another day: something was energised, or has left
+                await self.reload_and_say("the calendar")
 
     def set_hour(self) -> None:
         """Write this hour's prices, carbon and limits to the board."""
         from baseload.simulate.setup import each_hour
 
-        tables = self.live.tables
+        tables = self.live.tables  # the file's own, and where its rows stand
         cost, carbon = each_hour(self.live.twin)
-        for r, row in enumerate(tables.replicas):
+        for r, row in zip(self.rows.replicas, tables.replicas, strict=True):
             self.board.cost_per_mtok[r] = float(cost[0][row.pool_i])
             self.board.carbon_g_per_mtok[r] = float(carbon[0][row.pool_i])
-        for i, site in enumerate(tables.sites):
+        for i, site in zip(self.rows.sites, tables.sites, strict=True):
             self.board.limit_kw[i] = float("inf") if site.limit_kw is None else site.limit_kw
             self.board.carbon_g_per_kwh[i] = site.carbon_g_per_kwh
             self.board.price_per_kwh[i] = site.price_per_kwh
         self.board.bump()
 
-    def _meters(self) -> None:
+    def more_meters(self) -> None:
+        """Put a meter at each site that has none yet; of a site that left it stays, and reads what still runs."""
         from baseload.adapters.meters import meter
 
         kind = self.loaded.fleet.serve.meter
-        self.requests_mj: dict[str, list[int]] = {site.name: [] for site in self.live.tables.sites}
 
         def power_w(i: int) -> Callable[[], float]:
             return lambda: self.keeper.metered()[i].power_kw * 1000.0
 
-        self.meters = {
-            site.name: meter(kind if i == 0 or kind == "modelled" else "modelled", power_w(i))
-            for i, site in enumerate(self.live.tables.sites)
-        }
-        self.metered_j = {name: one.energy_j() for name, one in self.meters.items()}
+        for i, site in enumerate(self.rows.tables.sites):
+            if site.name not in self.meters:
+                made = meter(kind if i == 0 or kind == "modelled" else "modelled", power_w(i))
+                self.meters[site.name], self.metered_j[site.name] = made, made.energy_j()
+                self.requests_mj[site.name] = []
 
     async def _meter(self) -> None:
         """Divide what each meter saw among requests and idleness, once a minute, in the ledger."""
@@ -352,7 +353,7 @@ class House:
             end_ns = time.time_ns()
             idle_kw = {
                 site.name: power.idle_kw
-                for site, power in zip(self.live.tables.sites, self.keeper.metered(), strict=True)
+                for site, power in zip(self.rows.tables.sites, self.keeper.metered(), strict=True)
             }
             for name, joules in seen.items():
                 metered_mj = max(0, round((joules - self.metered_j[name]) * 1000.0))
@@ -387,82 +388,8 @@ class House:
 
     async def reload(self, who: str) -> list[Any]:
         """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds."""
-        from baseload.app import live_view, serve_tables
-
-        try:
-            loaded = self._load_again()
-            live = serve_tables.live(loaded, version=self.version + 1, kind=self.config.engines)
-            self._same_shape(live)
-            self._same_engines(loaded)
-        except FleetError as error:
-            self.reload_fault = str(error)
-            return list(error.problems)
-        before = self.live
-        self.live = live
-        try:
-            self._write_tables()
-        except OSError as error:
-            self.live = before
-            self.reload_fault = f"{self.run}: tables.json cannot be written ({error.strerror}); make room, and reload"
-            return list(FleetError(self.reload_fault).problems)
-        self.version += 1
-        self.loaded = loaded
-        self.reload_fault = ""
-        self.fixed = live_view.standing(live)
-        self.tally.reload(live.tables)
-        self.keeper.tables = live.tables
-        self.steer.reload(live.tables)
-        self.drift.reload(live.tables.deployments, live.tables.sites)
-        self.set_hour()
-        self.owner.reload(live.tables, who)
-        return []
-
-    def _load_again(self) -> Any:
-        self.version += 1
-        try:
-            return self._load()
-        finally:
-            self.version -= 1
-
-    def _same_shape(self, live: Any) -> None:
-        """Refuse a reload that moves engines: sites, deployments and replicas are taken up at a start."""
-
-        def shape(tables: Any) -> Any:
-            names = [row.name for row in tables.deployments], [row.name for row in tables.sites]
-            kinds = [(row.kind, row.served_model, row.key_env) for row in tables.deployments]
-            return names, kinds, [(p.deployment_i, p.site_i, p.lo, p.hi) for p in tables.pools]
-
-        from baseload.errors import Problem
-
-        if shape(live.tables) != shape(self.live.tables):
-            raise FleetError(
-                Problem(
-                    file=self.config.fleet,
-                    key="deployments",
-                    what="sites, deployments or replicas differ from what runs",
-                    mend="restart `baseload serve` for that; tenants, prices, budgets, SLOs and limits reload live",
-                )
-            )
-        for kind in ("route", "admit", "scale", "cap"):
-            if ":" in getattr(live.tables.policy, kind) and getattr(live.tables.policy, kind) != getattr(
-                self.live.tables.policy, kind
-            ):
-                raise FleetError(
-                    Problem(
-                        file=self.config.fleet, key=f"policy.{kind}", what="an own rule is loaded at start only",
-                        mend="restart `baseload serve` for that",
-                    )
-                )  # fmt: skip
-
-    def _same_engines(self, loaded: Any) -> None:
-        """Refuse a reload that would change, under `serve`, what is read at a start only: it would be ignored unsaid."""
-        from baseload.errors import Problem
-
-        old, new = self.loaded.fleet.serve, loaded.fleet.serve
-        for key in ("engines", "listen", "control", "workers", "tls_cert", "tls_key", "ledger_env", "meter"):
-            if getattr(old, key) != getattr(new, key):
-                what, mend = "differs from what runs", "restart `baseload serve` for that, or put it back"
-                raise FleetError(Problem(file=self.config.fleet, key=f"serve.{key}", what=what, mend=mend))
+        async with self.reloading:
+            return await owner_reload.reload(self, who)
 
     async def reload_and_say(self, who: str) -> None:
         """Reload, and tell the operator how it went."""

@@ -69,10 +69,11 @@ class View:
         house = self.house
         at_ns = time.time_ns()
         seen = house.owner.snapshot()
-        board, keeper, tables = house.board, house.keeper, house.live.tables
+        board, keeper, tables, rows = house.board, house.keeper, house.live.tables, house.rows
         outstanding = board.totals("outstanding")
-        facts = [self._replica(r, outstanding[r]) for r in range(len(tables.replicas))]
-        power = keeper.metered()
+        facts = [self._replica(r, outstanding[r]) for r in rows.replicas]
+        metered = keeper.metered()
+        power = [metered[i] for i in rows.sites]
         workers = [worker for worker in seen["workers"] if worker["connected"]]
         spent = {row["tenant"]: row["spent_nano"] / NS for row in seen["tenants"] if row["tenant"]}
         self.alarms_now = self._alarms(at_ns, seen, power, facts, spent)
@@ -86,8 +87,8 @@ class View:
                 replicas=facts,
                 site_power_kw=[one.power_kw for one in power],
                 site_limit_kw=[row.limit_kw for row in tables.sites],
-                carbon_g_per_kwh=[float(g) for g in board.carbon_g_per_kwh],
-                price_per_kwh=[float(p) for p in board.price_per_kwh],
+                carbon_g_per_kwh=[float(board.carbon_g_per_kwh[i]) for i in rows.sites],
+                price_per_kwh=[float(board.price_per_kwh[i]) for i in rows.sites],
                 closed={
                     key.removeprefix("site/"): why for key, why in keeper.closed.items() if key.startswith("site/")
                 },
@@ -125,6 +126,7 @@ class View:
         looked = place.looked
         return live_view.ReplicaFact(
             state=STATES[place.seen.phase],
+            name=self.house.keeper.name(r),
             reason=place.why,
             restarts=max(0, place.restarts),
             kv_free=looked.kv_free if looked is not None and looked.kv_free >= 0.0 else None,
@@ -138,7 +140,7 @@ class View:
         return [self._request(row) for row in reversed(newest)]
 
     def _request(self, row: SettleRow) -> view.RecentRequest:
-        tables = self.house.live.tables
+        tables = self.house.rows.tables
         ttft_s, _ = live_tally.latencies(row)
         replica, kind = "", "emulated"
         if 0 <= row.replica_i < len(tables.replicas):
@@ -185,7 +187,7 @@ class View:
             if site.limit_kw is not None and one.power_kw > POWER_WARN_RATIO * site.limit_kw:
                 what = f"{site.name} draws {one.power_kw:.1f} kW at the equipment, and {site.limit_kw:.1f} may be drawn"
                 found.append(("power", False, site.name, what, {}))
-        for r, fact in enumerate(facts):
+        for r, fact in zip(house.rows.replicas, facts, strict=True):
             if fact.state == "down":
                 name = house.keeper.name(r)
                 found.append(("replica", False, name, f"{name} is down: {fact.reason}; it is started again", {}))
@@ -375,7 +377,7 @@ class View:
         known = {
             "site": [row.name for row in tables.sites],
             "deployment": [row.name for row in tables.deployments],
-            "replica": [house.keeper.name(r) for r in range(len(tables.replicas))],
+            "replica": [house.keeper.name(r) for r in house.rows.replicas],
         }[order.what]
         if order.name not in known:
             raise InputError(f"there is no {order.what} `{order.name[:120]}`; there is {', '.join(known[:10])}")

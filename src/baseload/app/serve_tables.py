@@ -7,7 +7,7 @@ costs its owner is reckoned here from the standing cost of a site's accelerators
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from math import isfinite
 from pathlib import Path
@@ -41,6 +41,10 @@ class Live:
     tables: t.Tables
     day: date
     hour: int  # of the year
+
+    def at_version(self, version: int) -> Live:
+        """Return the same with the version of the tables that follow others."""
+        return replace(self, tables=msgspec.structs.replace(self.tables, version=version))
 
 
 def live(loaded: Loaded, *, now: datetime | None = None, version: int = 1, kind: str | None = None) -> Live:
@@ -86,22 +90,26 @@ def engine_of(fleet: Fleet, deployment: str, kind: str | None = None) -> LiveEng
 def _tables(fleet: Fleet, twin: Twin, hour: int, *, version: int, digest: str, kind: str | None, day: date) -> t.Tables:
     spec = twin.spec
     policy, limits = fleet.policy, fleet.serve
-    pools, replicas, row = [], [], 0
+    pools, replicas = [], []
     for i, pool in enumerate(spec.pools):
         pools.append(
             t.PoolRow(
-                deployment_i=pool.deployment, site_i=pool.site, lo=row, hi=row + pool.n_max,
-                n_min=pool.n_min, n_max=pool.n_max,
+                deployment_i=pool.deployment, site_i=pool.site, n_min=pool.n_min, n_max=pool.n_max,
             )
         )  # fmt: skip
+        engine = engine_of(fleet, twin.engines[pool.deployment].name, kind)
+        urls = engine.urls.get(twin.sites[pool.site], []) if engine.kind == "external" else []
         replicas += [
-            t.ReplicaRow(deployment_i=pool.deployment, site_i=pool.site, pool_i=i, on_at_start=k < pool.n_min)
+            t.ReplicaRow(
+                deployment_i=pool.deployment, site_i=pool.site, pool_i=i, number=k, on_at_start=k < pool.n_min,
+                address=urls[k] if k < len(urls) else "",
+            )
             for k in range(pool.n_max)
-        ]
-        row += pool.n_max
+        ]  # fmt: skip
     deployments = [_deployment(fleet, twin, i, engine, kind, day) for i, engine in enumerate(twin.engines)]
     return t.Tables(
         version=version,
+        first_version=version,
         fleet=fleet.name,
         fleet_digest=digest,
         currency=fleet.money.currency,

@@ -56,6 +56,15 @@ def _lines(cells: int) -> int:
     return -(-cells // LINE) * LINE
 
 
+def room_for(n: int) -> int:
+    """Return how many rows a board is given for `n`: the rest of a cache line is room for what a reload adds.
+
+    >>> [room_for(n) for n in (1, 8, 9)]
+    [8, 8, 16]
+    """
+    return _lines(max(1, n))
+
+
 def size_bytes(n_replicas: int, n_sites: int, n_workers: int) -> int:
     """Return the size of a board's file.
 
@@ -84,7 +93,8 @@ class Board:
     `dynamic_ratio`, `lowest_open` by site.
     """
 
-    def __init__(self, mapped: mmap.mmap) -> None:
+    def __init__(self, mapped: mmap.mmap, file: tuple[int, int] = (0, 0)) -> None:
+        self._file = file  # device and inode
         whole = memoryview(mapped).cast("q")
         real = memoryview(mapped).cast("d")
         self._mapped: mmap.mmap | None = mapped
@@ -131,12 +141,13 @@ class Board:
         try:
             os.ftruncate(handle, size_bytes(n_replicas, n_sites, n_workers))
             mapped = mmap.mmap(handle, 0)
+            here = os.fstat(handle)
         finally:
             os.close(handle)
         cells = memoryview(mapped).cast("q")
         cells[H_REPLICAS], cells[H_SITES], cells[H_WORKERS] = n_replicas, n_sites, n_workers
         cells.release()
-        board = cls(mapped)
+        board = cls(mapped, (here.st_dev, here.st_ino))
         board._know_nothing()
         board.head[H_MAGIC] = MAGIC
         os.replace(fresh, path)  # so that nobody ever opens half a board
@@ -144,12 +155,12 @@ class Board:
 
     @classmethod
     def take_over(cls, path: Path | str, n_replicas: int, n_sites: int, n_workers: int) -> Board:
-        """Owner started anew: return the very board that the workers still look at, or a new one where none fits."""
+        """Owner started anew: return the very board that the workers still look at, or a new one where it is too small."""
         try:
             board = cls.open(path)
         except (OSError, ValueError):
             return cls.create(path, n_replicas, n_sites, n_workers)
-        if (board.head[H_REPLICAS], board.head[H_SITES], board.head[H_WORKERS]) != (n_replicas, n_sites, n_workers):
+        if not board.holds(n_replicas, n_sites) or board.n_workers != n_workers:
             board.close()
             return cls.create(path, n_replicas, n_sites, n_workers)
         board._know_nothing()
@@ -170,7 +181,8 @@ class Board:
         """Return the board in the file; ValueError where it is none, or of another layout."""
         handle = os.open(path, os.O_RDWR)
         try:
-            length = os.fstat(handle).st_size
+            here = os.fstat(handle)
+            length = here.st_size
             if length < HEADER * CELL or length % CELL:
                 raise ValueError(f"{path}: {length} bytes are no board; start `baseload serve` anew")
             mapped = mmap.mmap(handle, 0)
@@ -182,7 +194,19 @@ class Board:
         if magic != MAGIC or min(sizes) < 1 or size_bytes(*sizes) != length:
             mapped.close()
             raise ValueError(f"{path}: not a board of this version of Baseload; start `baseload serve` anew")
-        return cls(mapped)
+        return cls(mapped, (here.st_dev, here.st_ino))
+
+    def holds(self, n_replicas: int, n_sites: int) -> bool:
+        """Say whether there is a row for so many."""
+        return self.n_replicas >= n_replicas and self.n_sites >= n_sites
+
+    def is_at(self, path: Path | str) -> bool:
+        """Say whether this is the file that now lies there: after a reload it may be a larger one."""
+        try:
+            there = os.stat(path)
+        except OSError:
+            return True  # nothing better is known
+        return (there.st_dev, there.st_ino) == self._file
 
     def close(self) -> None:
         """Let the mapping go; the file stays."""

@@ -102,8 +102,8 @@ class Door:
         self._take_tenants(tables)
         limits = tables.limits
         self.ejection = Ejection(
-            [row.model_i for row in of], after=limits.eject_after, alone_s=limits.eject_s,
-            most_ratio=limits.eject_most_ratio,
+            [-1 - r if row.gone else of[r].model_i for r, row in enumerate(tables.replicas)],
+            after=limits.eject_after, alone_s=limits.eject_s, most_ratio=limits.eject_most_ratio,
             refused_s=max(policy.detect_s, 0.001) + max(one_way_s, default=0.0),  # by then the owner has seen it too
         )  # fmt: skip
         self.limits = ReplicaLimits([int(row.slots) for row in of])
@@ -351,10 +351,7 @@ class Door:
     def name(self, replica: int) -> str:
         """Return a replica's name: deployment/site/number."""
         row = self.tables.replicas[replica]
-        first = self.tables.pools[row.pool_i].lo
-        return (
-            f"{self.tables.deployments[row.deployment_i].name}/{self.tables.sites[row.site_i].name}/{replica - first}"
-        )
+        return f"{self.tables.deployments[row.deployment_i].name}/{self.tables.sites[row.site_i].name}/{row.number}"
 
     def predicted(self, tenant_i: int, model_i: int) -> float:
         """Return the running mean of the answers' length of a tenant's requests for a model, in tokens."""

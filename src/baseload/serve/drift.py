@@ -114,16 +114,21 @@ class Drift:
     """The series of every deployment: `ttft` and `tpot`."""
 
     def __init__(self, deployments: list[DeploymentRow], sites: list[SiteRow], *, band: float = BAND) -> None:
-        self.deployments, self.sites = deployments, sites
+        self.deployments, self.sites, self.band = deployments, sites, band
         self.rows = {row.name: i for i, row in enumerate(deployments)}
         self.places = {row.name: i for i, row in enumerate(sites)}
         self.ttft = [Series(band=band) for _ in deployments]
         self.tpot = [Series(band=band) for _ in deployments]
 
     def reload(self, deployments: list[DeploymentRow], sites: list[SiteRow]) -> None:
-        """Take new numbers of the same deployments and sites."""
-        assert [row.name for row in deployments] == [row.name for row in self.deployments]
+        """Take new numbers of the same deployments and sites, and those that stand behind them now."""
+        assert [row.name for row in deployments[: len(self.deployments)]] == [row.name for row in self.deployments]
+        more = len(deployments) - len(self.deployments)
         self.deployments, self.sites = deployments, sites
+        self.rows = {row.name: i for i, row in enumerate(deployments)}
+        self.places = {row.name: i for i, row in enumerate(sites)}
+        self.ttft += [Series(band=self.band) for _ in range(more)]
+        self.tpot += [Series(band=self.band) for _ in range(more)]
 
     def answered(
         self, now_s: float, deployment_i: int, site_i: int, *, ttft_s: float, input_tokens: int, cached_tokens: int = 0,

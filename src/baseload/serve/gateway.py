@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Gateway:
         self.currency = tables.currency.encode()
         old = {i: queue for i, queue in enumerate(self.waiting)}
         self.waiting = [
-            old[i] if i in old and len(old[i].finish) == len(tables.tenants)
+            old[i].resized(tables.limits.queue, len(tables.tenants)) if i in old
             else Waiting(tables.limits.queue, len(tables.tenants))
             for i in range(len(tables.models))
         ]  # fmt: skip
@@ -78,10 +79,20 @@ class Gateway:
             lines += f"x-baseload-model-digest: {digest or 'unknown'}\r\n"
             self.lines.append(lines.encode("latin-1", "replace"))
 
-    def reload(self, tables: Tables) -> None:
-        """Take new tables; what runs goes on as it began."""
-        self.door.reload(tables)
+    def reload(self, tables: Tables, board: Board | None = None) -> None:
+        """Take new tables, and a larger board where they need one; what runs goes on as it began.
+
+        Rows stay where they were (`succession.py`), so a request under way still means the replica it was sent to.
+        """
+        if board is not None:
+            board.counters[self.worker][:] = self.counters  # ours alone to write
+            self.board, self.counters = board, board.counters[self.worker]
+        self.door.reload(tables, board)
         self.purse.reload(tables)
+        more = tables.replicas[len(self.pool.places) :]
+        self.pool.places += [None] * len(more)
+        names = [tables.deployments[row.deployment_i].key_env for row in more]
+        self.pool.keys += [os.environ.get(name, "") if name else "" for name in names]
         self._take(tables)
         self.endpoint_seen = -1
 
@@ -96,8 +107,9 @@ class Gateway:
             self.faults += 1
             return
         self.endpoint_seen = version
-        self.pool.set_urls(self.endpoints.urls)
-        self.door.set_endpoints(self.endpoints.urls)
+        urls = self.endpoints.urls + [None] * (len(self.tables.replicas) - len(self.endpoints.urls))
+        self.pool.set_urls(urls)
+        self.door.set_endpoints(urls)
         self._lines()
 
     # ---- what relays ask ---------------------------------------------------------------------------------------------

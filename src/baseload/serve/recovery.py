@@ -78,7 +78,7 @@ def void_row(lease: Leased, now_ns: int, why: str) -> VoidRow:
 
 
 def settle_row(lease: Leased, mark: Mark, tables: Tables, now_ns: int) -> SettleRow:
-    """Return the row of a request whose worker died; names only where the tables are still those of its opening."""
+    """Return the row of a request whose worker died; names only where its row numbers are the tables' own."""
     row = SettleRow(
         request_id=mark.request_id, at_ns=now_ns, tenant=lease.tenant, key=lease.key, arrival_ns=mark.arrival_ns,
         first_token_ns=NEVER_NS, finish_ns=now_ns, streamed=mark.streamed, input_tokens=mark.input_tokens,
@@ -87,7 +87,7 @@ def settle_row(lease: Leased, mark: Mark, tables: Tables, now_ns: int) -> Settle
         price_nano=mark.price_nano, why="closed from its worker's marks", recovered=True,
         client_status=200 if mark.output_tokens or mark.status == SERVED else 0,
     )  # fmt: skip
-    if mark.tables_version == tables.version:
+    if tables.first_version <= mark.tables_version <= tables.version:  # row numbers have meant the same since
         _name(row, mark, tables)
     return row
 

@@ -15,7 +15,7 @@ from baseload.policies.cap import LOWEST_PRIORITY
 from baseload.policies.view import Tunables
 from baseload.serve.board import GATE_POWER, GATE_UNKNOWN, Board
 from baseload.serve.rules import Rules, chosen
-from baseload.serve.tables import Tables
+from baseload.serve.tables import ReplicaRow, Tables
 
 OFF, STARTING, UP, DRAINING = range(4)  # as in the twin
 STATES = ("off", "starting", "up", "draining")
@@ -32,6 +32,15 @@ def gate_of(lowest_open: int) -> int:
     (7, True)
     """
     return lowest_open if lowest_open >= 0 else GATE_POWER
+
+
+def rows_of(tables: Tables) -> list[list[int]]:
+    """Return the rows of each pool's replicas by number; those that left are left out."""
+    rows: list[list[int]] = [[] for _ in tables.pools]
+    for r, row in enumerate(tables.replicas):
+        if not row.gone:
+            rows[row.pool_i].append(r)
+    return [sorted(found, key=lambda r: tables.replicas[r].number) for found in rows]
 
 
 class Order(NamedTuple):
@@ -62,6 +71,7 @@ class Steer:
         )  # fmt: skip
         n = len(tables.replicas)
         self.site_of = [row.site_i for row in tables.replicas]
+        self.rows = rows_of(tables)
         self.state = [UP if row.on_at_start else OFF for row in tables.replicas]
         self.down = [0] * n  # causes
         self.gate = [LOWEST_PRIORITY if row.on_at_start else GATE_UNKNOWN for row in tables.replicas]
@@ -75,11 +85,41 @@ class Steer:
         self.cap_w = [float("inf")] * n  # most power above idle that each may draw in any step
 
     def reload(self, tables: Tables, *, rules: Rules | None = None) -> None:
-        """Take new tables of the same replicas: other rules, numbers and limits; what runs stays as it is."""
-        assert [row.pool_i for row in tables.replicas] == [row.pool_i for row in self.tables.replicas]
-        policy = tables.policy
+        """Take new tables that follow the old ones (`succession.py`): rows stay; new ones start, those that left stop.
+
+        A replica that left is `OFF` with its gate shut; carrying that out, draining first, is `reconcile.py`'s. With a fixed
+        number of replicas, those that should run from the start do; other rules see the new bounds at their next turn.
+        """
+        before, policy = self.tables.replicas, tables.policy
         self.tables, self.rules = tables, rules or chosen(policy)
         self.tunables = Tunables(policy.load_guard, policy.admit_factor, policy.target_utilisation, policy.scale_down_s)
+        more = len(tables.replicas) - len(before)
+        assert more >= 0, "rows of replicas are never taken away"
+        self.site_of = [row.site_i for row in tables.replicas]
+        self.rows = rows_of(tables)
+        for column, empty in ((self.state, OFF), (self.down, 0), (self.gate, GATE_UNKNOWN), (self.epoch, 0)):
+            column += [empty] * more
+        self.cap_w += [float("inf")] * more
+        self.below_since_s += [None] * (len(tables.pools) - len(self.below_since_s))
+        self.asked += [0] * (len(tables.pools) - len(self.asked))
+        more_sites = len(tables.sites) - len(self.ratio)
+        self.lowest_open += [LOWEST_PRIORITY] * more_sites
+        self.ratio += [1.0] * more_sites
+        self.capped += [False] * more_sites
+        self.peak_w = [
+            self.peak_w[i] if i < len(self.peak_w) else row.busy_w for i, row in enumerate(tables.deployments)
+        ]
+        for r, row in enumerate(tables.replicas):
+            self._follow(r, row, before[r] if r < len(before) else None)
+
+    def _follow(self, r: int, row: ReplicaRow, was: ReplicaRow | None) -> None:
+        """Take up what one row has become."""
+        if row.gone:
+            self.state[r], self.gate[r], self.down[r] = OFF, GATE_UNKNOWN, 0
+        elif row.on_at_start and (was is None or not was.on_at_start) and self.state[r] == OFF:
+            self.state[r] = STARTING
+        elif was is not None and was.on_at_start and not row.on_at_start and self.tables.policy.scale == "fixed":
+            self.state[r], self.gate[r] = OFF, GATE_UNKNOWN
 
     # ---- what is heard ---------------------------------------------------------------------------------------------
 
@@ -129,7 +169,7 @@ class Steer:
         orders: list[Order] = []
         if self.tables.policy.scale != "fixed":
             for p in range(len(self.tables.pools)):
-                new = asked[p] - self.asked[p]
+                new = max(0, asked[p] - self.asked[p])  # a worker counts from 0 again after a reload
                 self.asked[p] = asked[p]
                 self._scale(p, now_s, new, outstanding, busy, orders)
         return orders
@@ -144,7 +184,7 @@ class Steer:
         self, p: int, now_s: float, asked: int, outstanding: Sequence[int], busy: Sequence[bool], orders: list[Order]
     ) -> None:
         pool = self.tables.pools[p]
-        rows = range(pool.lo, pool.hi)
+        rows = self.rows[p]
         load = asked + sum(int(outstanding[r]) for r in rows)
         n_on = sum(1 for r in rows if self.state[r] in (UP, STARTING))
         slots = self.tables.deployments[pool.deployment_i].slots
@@ -221,6 +261,6 @@ class Steer:
             assert GATE_POWER <= gate <= LOWEST_PRIORITY
             assert gate < 0 or self.state[r] in (UP, STARTING), (r, gate, STATES[self.state[r]])
             assert self.down[r] >= 0
-        for pool in self.tables.pools:
-            on = sum(1 for r in range(pool.lo, pool.hi) if self.state[r] in (UP, STARTING))
+        for pool, rows in zip(self.tables.pools, self.rows, strict=True):
+            on = sum(1 for r in rows if self.state[r] in (UP, STARTING))
             assert on <= pool.n_max

@@ -76,21 +76,25 @@ class DeploymentRow(Row, frozen=True):
 
 
 class ReplicaRow(Row, frozen=True):
-    """One replica: rows are in the twin's order (pools by deployment, then site; lowest index first)."""
+    """One replica: rows are in the twin's order (pools by deployment, then site; lowest number first).
+
+    After a reload (`succession.py`) rows stay where they were, and new ones stand at the end.
+    """
 
     deployment_i: int
     site_i: int
     pool_i: int
+    number: int  # in its pool, from 0: the last part of its name
     on_at_start: bool  # the first n_min of its pool
+    address: str = ""  # of an external engine
+    gone: bool = False  # left at a reload: takes nothing any more
 
 
 class PoolRow(Row, frozen=True):
-    """Replicas of one deployment in one site: rows lo..hi."""
+    """The replicas of one deployment in one site."""
 
     deployment_i: int
     site_i: int
-    lo: int
-    hi: int
     n_min: int
     n_max: int
 
@@ -153,6 +157,7 @@ class Tables(Row, frozen=True):
     limits: LimitRow = LimitRow()
     predicted_output_tokens: float = 256.0  # before anything was seen
     seed: int = 0
+    first_version: int = 1  # since when a row number means what it means here
     rehearsal: bool = False  # some engines are emulated: nothing here validates anything
 
 

@@ -50,6 +50,14 @@ class Waiting:
         self.popped_s = -1.0
         self.n_shed = 0
 
+    def resized(self, limit: int, n_tenants: int) -> Waiting:
+        """Return this queue with room for more tenants; who waits goes on waiting, and rows of tenants stay."""
+        self.limit = limit
+        more = n_tenants - len(self.finish)
+        self.weights += [1.0] * more
+        self.finish += [0.0] * more
+        return self
+
     def __len__(self) -> int:
         return self.n
 

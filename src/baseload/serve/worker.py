@@ -76,7 +76,10 @@ async def run(config: Config, worker: int) -> int:
     state: dict[str, Gateway] = {}
 
     def reload(version: int, path: str) -> None:
-        state["gateway"].reload(tables.decode(Path(path).read_bytes()))
+        gateway = state["gateway"]
+        larger = None if gateway.board.is_at(folder / "board") else Board.open(folder / "board")
+        gateway.reload(tables.decode(Path(path).read_bytes()), larger)
+        gateway.look_at_endpoints()
 
     purse = Purse(
         folder, worker, found, on_reload=reload, on_drain=lambda deadline_s: stop.set(),
@@ -96,7 +99,7 @@ async def run(config: Config, worker: int) -> int:
     sweeper.cancel()
     whole = await purse.close()
     gateway.pool.close()
-    board.clear_worker(worker)
+    gateway.board.clear_worker(worker)
     return 0 if whole else 1
 
 

@@ -1,0 +1,218 @@
+"""Reload: how an owner that runs takes up another fleet file, and how one that starts anew carries on where it was.
+
+Everything that can be wrong is found first; only then is anything changed, and where it is wrong the last good file holds.
+Sites, deployments, replicas, models, tenants and prices may come, go and change: rows are carried on (`serve/succession.py`),
+so that no request under way notices. What a start alone can take up (ports, workers, TLS, the ledger, own rules) is refused
+by name. The parts themselves are put together in `owner_main.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from baseload.errors import FleetError, Problem
+from baseload.ports import EngineStart
+from baseload.serve import succession, tables
+from baseload.serve.board import Board, room_for
+from baseload.serve.succession import Succession
+
+if TYPE_CHECKING:
+    from baseload.app.owner_main import House
+    from baseload.app.serve_tables import Live
+
+AT_A_START = (
+    "listen",
+    "control",
+    "workers",
+    "tls_cert",
+    "tls_key",
+    "control_cert",
+    "control_key",
+    "ledger_env",
+    "meter",
+)
+ENGINE_FIELDS = ("kind", "model", "gguf", "digest", "slots", "context_tokens")
+
+
+# ---- what follows what ------------------------------------------------------------------------------------------------
+
+
+def first_rows(run: Path, fresh: tables.Tables) -> Succession:
+    """Return an owner's first tables: after those that running workers hold, where there are any.
+
+    The supervisor takes the board away before it starts the first owner; so where it lies, workers may look at it.
+    """
+    try:
+        old = tables.decode((run / "tables.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return succession.alone(fresh)
+    found = succession.follow(old, fresh)
+    if not (run / "board").exists() and succession.renumbered(old, found):
+        version = old.version + 1  # marks of dead workers hold row numbers of before: they are not read as ours
+        return succession.alone(msgspec.structs.replace(fresh, version=version, first_version=version))
+    same = msgspec.structs.replace(found.tables, version=old.version) == old
+    version = old.version if same else old.version + 1
+    return found._replace(tables=msgspec.structs.replace(found.tables, version=version))
+
+
+def same_fleet(old: Live, new: Live) -> bool:
+    """Say whether two readings of a fleet file have the same sites, deployments and replicas."""
+
+    def shape(live: Live) -> Any:
+        now = live.tables
+        names = (
+            [row.name for row in now.deployments],
+            [row.name for row in now.sites],
+            [row.name for row in now.tenants],
+        )
+        return names, now.pools, now.replicas, now.may
+
+    return bool(shape(old) == shape(new))
+
+
+def board_for(run: Path, now: tables.Tables, n_workers: int) -> Board:
+    """Return the board that the workers look at, or a new one where there is none that is large enough."""
+    return Board.take_over(run / "board", *_size(now), n_workers)
+
+
+def _size(now: tables.Tables) -> tuple[int, int]:
+    return room_for(max(len(now.replicas), len(now.pools))), room_for(len(now.sites))
+
+
+def by_row(rows: Succession, orders: Sequence[EngineStart | None]) -> list[EngineStart | None]:
+    """Return the fleet file's orders for engines by the rows of the tables; None for those that left.
+
+    An engine is named as its row is: an external one may keep a number that the file alone would not give it.
+    """
+    found: list[EngineStart | None] = [None] * len(rows.tables.replicas)
+    for order, r in zip(orders, rows.replicas, strict=True):
+        row = rows.tables.replicas[r]
+        if order is not None:
+            where = f"{rows.tables.deployments[row.deployment_i].name}/{rows.tables.sites[row.site_i].name}"
+            found[r] = order._replace(name=f"{where}/{row.number}")
+    return found
+
+
+# ---- a reload ----------------------------------------------------------------------------------------------------------
+
+
+async def reload(house: House, who: str) -> list[Problem]:
+    """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds."""
+    import asyncio
+
+    from baseload.app import serve_tables
+    from baseload.app.live_engines import engine_orders, step_tables
+
+    house.version += 1
+    try:
+        loaded = house.load()
+        at_a_start(house, loaded)
+        live = await asyncio.to_thread(
+            serve_tables.live, loaded, version=house.version, kind=house.config.engines
+        )  # describing a large fleet takes a while: the owner goes on granting
+        rows = succession.follow(house.rows.tables, live.tables)
+        orders = by_row(rows, await asyncio.to_thread(engine_orders, live, kind=house.config.engines))
+        _same_engines(house, rows, orders)
+        steps = step_tables(live)
+    except FleetError as error:
+        house.version -= 1
+        house.reload_fault = str(error)
+        return list(error.problems)
+    try:
+        larger = _larger_board(house, rows.tables)
+        write_tables(house.run, rows.tables)
+    except OSError as error:
+        house.version -= 1
+        house.reload_fault = f"{house.run}: cannot be written ({error.strerror}); make room, and reload"
+        return list(FleetError(house.reload_fault).problems)
+    house.provisioner.take_tables(steps)
+    _take(house, loaded, live, rows, orders, larger)
+    house.owner.reload(rows.tables, who)
+    await house.keeper.look_once()  # at those that are new
+    return []
+
+
+def _take(
+    house: House, loaded: Any, live: Live, rows: Succession, orders: list[EngineStart | None], larger: Board | None
+) -> None:
+    """Switch over; nothing here may fail."""
+    from baseload.app import live_view
+
+    house.loaded, house.live, house.rows, house.reload_fault = loaded, live, rows, ""
+    house.fixed = live_view.standing(live)
+    if larger is not None:
+        house.board = larger
+    house.tally.reload(rows.tables)
+    house.steer.reload(rows.tables)
+    house.drift.reload(rows.tables.deployments, rows.tables.sites)
+    house.keeper.reload(rows.tables, house.board, orders)
+    house.more_meters()
+    house.set_hour()
+
+
+def _larger_board(house: House, now: tables.Tables) -> Board | None:
+    """Return a board in the old one's place, where the old one has no room; workers take it up with the tables."""
+    n_replicas, n_sites = _size(now)
+    if house.board.holds(max(len(now.replicas), len(now.pools)), len(now.sites)):
+        return None
+    return Board.create(house.run / "board", n_replicas, n_sites, house.board.n_workers)
+
+
+def write_tables(run: Path, now: tables.Tables) -> None:
+    """Write what workers read, whole or not at all."""
+    from baseload import jit
+
+    digests = {spec.split(":")[1]: digest for spec, digest in jit.EXTRA_SOURCES.items()}
+    (run / "rules.json").write_bytes(msgspec.json.encode(digests))  # a worker loads these very bytes or none
+    path = run / "tables.json"
+    fresh = path.with_suffix(".fresh")
+    fresh.write_bytes(tables.encode(now))
+    fresh.replace(path)
+
+
+# ---- what only a start can take up -------------------------------------------------------------------------------------
+
+
+def at_a_start(house: House, loaded: Any) -> None:
+    """Refuse a reload that would change what is read at a start only: it would be ignored unsaid."""
+    old, new = house.loaded.fleet.serve, loaded.fleet.serve
+    for key in AT_A_START:
+        if getattr(old, key, None) != getattr(new, key, None):
+            what, mend = "differs from what runs", "restart `baseload serve` for that, or put it back"
+            raise FleetError(Problem(file=house.config.fleet, key=f"serve.{key}", what=what, mend=mend))
+    for kind in ("route", "admit", "scale", "cap"):
+        rule = getattr(loaded.fleet.policy, kind)
+        if ":" in rule and rule != getattr(house.loaded.fleet.policy, kind):
+            what, mend = "an own rule is loaded at start only", "restart `baseload serve` for that"
+            raise FleetError(Problem(file=house.config.fleet, key=f"policy.{kind}", what=what, mend=mend))
+    known = {engine.key_env for engine in old.engines.values()}
+    for name, engine in new.engines.items():
+        if engine.key_env and engine.key_env not in known and engine.key_env not in os.environ:
+            what = f"{engine.key_env} is not in the environment that `baseload serve` was started with"
+            mend = "restart `baseload serve` with it"
+            raise FleetError(
+                Problem(file=house.config.fleet, key=f"serve.engines.{name}.key_env", what=what, mend=mend)
+            )
+
+
+def _same_engines(house: House, rows: Succession, orders: Sequence[EngineStart | None]) -> None:
+    """Refuse another engine under an old deployment's name: what runs there would be taken for it."""
+    old = house.rows.tables
+    mend = "give the deployment another name (the old one drains, the new one starts), or restart `baseload serve`"
+    for name, key in succession.moved_engines(old, rows.tables):
+        what = f"{key} differs from what runs"
+        raise FleetError(Problem(file=house.config.fleet, key=f"deployments.{name}", what=what, mend=mend))
+    for r, was in enumerate(house.keeper.orders):
+        now = orders[r]
+        if was is None or now is None or was.kind == "external":
+            continue
+        for key in ENGINE_FIELDS:
+            if getattr(was, key) != getattr(now, key):
+                name = old.deployments[old.replicas[r].deployment_i].name
+                what = f"its engine's {key} differs from what runs"
+                raise FleetError(Problem(file=house.config.fleet, key=f"deployments.{name}", what=what, mend=mend))
