@@ -44,6 +44,11 @@ _REFUSED: dict[str, tuple[int, str, str]] = {
 }
 
 
+def digest_of(bearer: bytes) -> bytes:
+    """Return what is kept of a secret."""
+    return sha256(bearer).digest()
+
+
 def refusal(reason: str, retry_s: float | None = None) -> Refusal:
     """Return a refusal by its word.
 
@@ -84,16 +89,16 @@ class Bearers:
         self._questions: dict[int, _Question] = {}
         self._last_i = 0
 
-    def quick(self, bearer: bytes, now_s: float) -> Pocket | None:
-        """Return the pocket of a secret that is known, fresh, and of a key without an end."""
-        known = self._known.get(sha256(bearer).digest())
+    def quick(self, digest: bytes, now_s: float) -> Pocket | None:
+        """Return the pocket of a secret, by its digest, that is known, fresh, and of a key without an end."""
+        known = self._known.get(digest)
         if known is None or known[1] <= now_s or known[0].stop or known[0].view.expires_ns >= 0:
             return None
         return known[0]
 
     def find(self, bearer: bytes, now_s: float, then: Found) -> None:
         """Tell whose a secret is, now or later."""
-        digest = sha256(bearer).digest()
+        digest = digest_of(bearer)
         known = self._known.get(digest)
         if known is not None:
             if known[1] <= now_s:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +22,8 @@ MAX_BLOCKS = 64
 MAX_DEPTH = 100
 BYTES_PER_TOKEN = 4.0  # of text, on the mean: what a prompt is taken to be before the engine counts it
 MASK_63 = (1 << 63) - 1
+BEGUN_MOST = 4096  # tenants times models whose keyed hash is kept ready
+_BEGUN: dict[tuple[int, str], blake2b] = {}
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES = range(5)
 ENDPOINTS: dict[bytes, int] = {
@@ -40,7 +41,6 @@ FORBIDDEN = ("api_base", "base_url", "api_key", "custom_llm_provider", "litellm_
 _JUDGED = re.compile(
     rb'"(model|stream|messages|max_tokens|max_completion_tokens|max_output_tokens|n|best_of|prompt|input|stream_options)"'
 )
-_NONE = (msgspec.UNSET,) * len(FORBIDDEN)
 _REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?://|[^"]{0,64}:)', re.IGNORECASE)
 _ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
 _ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
@@ -56,18 +56,35 @@ class BodyError(Exception):
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
-class Peek(NamedTuple):
+class Peek:
     """What the gateway knows of a request from its body."""
 
-    model: str
-    stream: bool
-    wants_usage: bool  # in the stream
-    has_stream_options: bool
-    input_tokens: int  # estimated
-    input_tokens_max: int  # bound: a token is at least a byte
-    max_tokens: int  # the client's own limit of the answer, all choices together; 0: none said
-    text: bytes  # the prompt's JSON
-    choices: int = 1  # answers asked for at once
+    __slots__ = (
+        "choices", "has_stream_options", "input_tokens", "input_tokens_max", "max_tokens", "model", "stream", "text",
+        "wants_usage",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: str,
+        stream: bool,
+        wants_usage: bool,
+        has_stream_options: bool,
+        input_tokens: int,
+        input_tokens_max: int,
+        max_tokens: int,
+        text: bytes,
+        choices: int = 1,
+    ) -> None:
+        self.model = model
+        self.stream = stream
+        self.wants_usage = wants_usage  # in the stream
+        self.has_stream_options = has_stream_options
+        self.input_tokens = input_tokens  # estimated
+        self.input_tokens_max = input_tokens_max  # bound: a token is at least a byte
+        self.max_tokens = max_tokens  # the client's own limit of the answer, all choices together; 0: none said
+        self.text = text  # the prompt's JSON
+        self.choices = choices  # answers asked for at once
 
 
 def peek(endpoint: int, body: bytes) -> Peek:
@@ -89,10 +106,10 @@ def peek(endpoint: int, body: bytes) -> Peek:
     prompt = (
         found.messages if endpoint in (CHAT, MESSAGES) else found.prompt if endpoint == COMPLETIONS else found.input
     )
-    if not isinstance(prompt, msgspec.Raw) or bytes(prompt) == b"null":
+    text = b"null" if prompt is msgspec.UNSET else bytes(prompt)
+    if text == b"null":
         name = ("messages", "prompt", "input", "input", "messages")[endpoint]
         raise BodyError(f"`{name}` is missing", name, "missing_required_parameter")
-    text = bytes(prompt)
     if endpoint in (CHAT, MESSAGES):
         try:
             shapes.MESSAGES.decode(text)
@@ -101,15 +118,15 @@ def peek(endpoint: int, body: bytes) -> Peek:
     options = found.stream_options
     stream = bool(found.stream) and endpoint != EMBEDDINGS
     return Peek(
-        model=found.model,
-        stream=stream,
-        wants_usage=isinstance(options, shapes.StreamOptions) and bool(options.include_usage),
-        has_stream_options=options is not msgspec.UNSET,
-        input_tokens=max(1, round(len(text) / BYTES_PER_TOKEN)),
-        input_tokens_max=max(1, len(body)),
-        max_tokens=_most(found, 0 if endpoint == COMPLETIONS else 1),
-        text=text,
-        choices=max(1, found.n or 1),
+        found.model,
+        stream,
+        isinstance(options, shapes.StreamOptions) and bool(options.include_usage),
+        options is not msgspec.UNSET,
+        round(len(text) / BYTES_PER_TOKEN) or 1,
+        len(body),
+        _most(found, 0 if endpoint == COMPLETIONS else 1),
+        text,
+        found.n or 1,
     )
 
 
@@ -151,8 +168,11 @@ def _most(found: shapes.Body, least: int) -> int:
 
 def _require_plain(body: bytes, found: shapes.Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    if (found.api_base, found.base_url, found.api_key, found.custom_llm_provider, found.litellm_params,
-        found.model_list, found.prompt_embeds) != _NONE:  # fmt: skip
+    unset = msgspec.UNSET
+    if not (
+        found.api_base is unset and found.base_url is unset and found.api_key is unset and found.model_list is unset
+        and found.custom_llm_provider is unset and found.litellm_params is unset and found.prompt_embeds is unset
+    ):  # fmt: skip
         name = next(name for name in FORBIDDEN if getattr(found, name) is not msgspec.UNSET)
         raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
     lists = body.count(b"[")
@@ -270,10 +290,15 @@ def prefix_hashes(text: bytes, salt: int, model: str) -> list[int]:
 
     The salt is the tenant's: nobody learns from timing or from the ledger what another tenant has asked.
     """
-    key = (salt & ((1 << 64) - 1)).to_bytes(8, "little") + model.encode()[:48]
+    begun = _BEGUN.get((salt, model))
+    if begun is None:
+        if len(_BEGUN) >= BEGUN_MOST:
+            _BEGUN.clear()
+        key = (salt & ((1 << 64) - 1)).to_bytes(8, "little") + model.encode()[:48]
+        begun = _BEGUN[salt, model] = blake2b(digest_size=8, key=key)
+    running = begun.copy()
     hashes: list[int] = []
-    chained = b""
     for start in range(0, min(len(text) - BLOCK_BYTES + 1, MAX_BLOCKS * BLOCK_BYTES), BLOCK_BYTES):
-        chained = blake2b(chained + text[start : start + BLOCK_BYTES], digest_size=8, key=key).digest()
-        hashes.append((int.from_bytes(chained, "little") & MASK_63) or 1)
+        running.update(text[start : start + BLOCK_BYTES])
+        hashes.append((int.from_bytes(running.digest(), "little") & MASK_63) or 1)
     return hashes

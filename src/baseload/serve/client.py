@@ -18,7 +18,7 @@ import httptools
 from baseload.records import REASON_LOST
 from baseload.serve import body as bodies
 from baseload.serve import reply
-from baseload.serve.bearers import Refusal
+from baseload.serve.bearers import Refusal, digest_of
 from baseload.serve.body import BodyError, peek
 from baseload.serve.inbound import (
     BAD,
@@ -54,6 +54,7 @@ _PASSED_ON = frozenset(
 )
 _ROUTES_GET = (b"/v1/models", b"/health")
 _ALLOW = b"allow: %b\r\n"
+_OK = b"HTTP/1.1 200 OK\r\n"
 
 
 class Client:
@@ -348,7 +349,9 @@ class Client:
         gateway.count("decided")
         relay = Relay(gateway, self, endpoint, body, seen, request.extra, request.id)
         self.relay = relay
-        relay.open(request.bearer, model_i)
+        if not request.digest:
+            request.digest = digest_of(request.bearer)
+        relay.open(request.bearer, model_i, request.digest)
 
     def _known_only(self, request: Inbound, endpoint: int, problem: Problem) -> None:
         """Say what is wrong to who has a key; to anybody else, that they have none."""
@@ -462,10 +465,10 @@ class Client:
                 lines += b"retry-after: " + retry_after + b"\r\n"
             kind = content_type if content_type and len(content_type) < 200 else b"application/json"
             self.transport.write(
-                b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
+                b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
                 % (
-                    status, reply.phrase(status).encode(), kind, len(body), lines,
-                    b"connection: close\r\n" if self.closing else b"", body,
+                    _OK if status == 200 else b"HTTP/1.1 %d %b\r\n" % (status, reply.phrase(status).encode()), kind,
+                    len(body), lines, b"connection: close\r\n" if self.closing else b"", body,
                 )
             )  # fmt: skip
         if done:

@@ -19,25 +19,53 @@ from typing import NamedTuple
 from baseload.serve.tables import DeploymentRow, SiteRow, TenantRow
 
 MODEL_ERROR = 0.25  # step times within about 20 %, watts within about 13 %, in quadrature
-J_PER_KWH = 3.6e6
 J_PER_WH = 3600.0
+S_PER_HOUR = 3600.0
 METHODS = (
     b'{"cost":"modelled: capex, opex, energy and idle share by tokens","price":"exact: price list by tokens",'
     b'"energy":"modelled: replica at half load%b","carbon":"modelled: energy at the meter, grid average of the hour"}'
 )
 
 
-class Accounting(NamedTuple):
+class Accounting:
     """What a request cost, and took; money in the fleet's currency, ranges as (low, high)."""
 
-    cost: float
-    energy_wh: float  # at the site's meter: PUE included
-    carbon_g: float
-    cost_range: tuple[float, float]
-    energy_wh_range: tuple[float, float]
-    carbon_g_range: tuple[float, float]
-    method: str  # of energy, as the ledger names it
-    as_if: str = ""  # accelerator that a rehearsal pretends to be; '' where the engine is really there
+    __slots__ = (
+        "carbon_g", "cost", "cost_high", "cost_low", "energy_wh", "energy_wh_high", "energy_wh_low", "g_per_wh", "rates",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rates: Rates,
+        cost: float,
+        cost_low: float,
+        cost_high: float,
+        energy_wh: float,
+        energy_wh_low: float,
+        energy_wh_high: float,
+        g_per_wh: float,
+    ) -> None:
+        self.rates = rates
+        self.cost, self.cost_low, self.cost_high = cost, cost_low, cost_high
+        self.energy_wh = energy_wh  # at the site's meter: PUE included
+        self.energy_wh_low, self.energy_wh_high = energy_wh_low, energy_wh_high
+        self.g_per_wh = g_per_wh
+        self.carbon_g = energy_wh * g_per_wh
+
+    @property
+    def cost_range(self) -> tuple[float, float]:
+        """Return the least and the most that it may have cost."""
+        return self.cost_low, self.cost_high
+
+    @property
+    def energy_wh_range(self) -> tuple[float, float]:
+        """Return the least and the most energy that it may have taken."""
+        return self.energy_wh_low, self.energy_wh_high
+
+    @property
+    def carbon_g_range(self) -> tuple[float, float]:
+        """Return the least and the most carbon: its energy's range."""
+        return self.energy_wh_low * self.g_per_wh, self.energy_wh_high * self.g_per_wh
 
     @property
     def cost_nano(self) -> int:
@@ -53,6 +81,52 @@ class Accounting(NamedTuple):
     def carbon_ug(self) -> int:
         """Return the carbon in micrograms."""
         return round(self.carbon_g * 1e6)
+
+
+class Rates:
+    """What a token and a second cost and take at one replica: worked out once, so that a request is a few products."""
+
+    __slots__ = (
+        "above_j_in", "above_j_out", "all_j_in", "all_j_out", "alone_cost_per_s", "alone_kw", "alone_w", "carbon_g_per_kwh",
+        "cost_in", "cost_out", "low_ratio", "methods", "price_per_kwh", "wh_per_j",
+    )  # fmt: skip
+
+    def __init__(self, deployment: DeploymentRow, site: SiteRow) -> None:
+        self.above_j_in, self.above_j_out = deployment.j_per_input_token, deployment.j_per_output_token
+        self.all_j_in = self.above_j_in + idle_j_per_input(deployment)
+        self.all_j_out = self.above_j_out + idle_j_per_output(deployment)
+        self.wh_per_j = site.pue / J_PER_WH
+        self.alone_w = max(deployment.busy_w, deployment.idle_w)
+        self.alone_kw = self.alone_w * site.pue / 1e3  # at the site's meter
+        self.alone_cost_per_s = deployment.idle_cost_per_s
+        self.cost_in, self.cost_out = deployment.cost_per_input_token, deployment.cost_per_output_token
+        self.low_ratio = (1.0 - MODEL_ERROR) * (1.0 - deployment.idle_share_ratio)
+        self.carbon_g_per_kwh, self.price_per_kwh = site.carbon_g_per_kwh, site.price_per_kwh
+        as_if = "" if deployment.kind == "external" else deployment.accelerator  # that a rehearsal pretends to be
+        self.methods = METHODS % (b", as if on %b" % as_if.encode() if as_if else b"")
+
+    def account(
+        self, fresh: int, output_tokens: int, seconds: float, carbon_g_per_kwh: float, price_per_kwh: float
+    ) -> Accounting:
+        """Return what a request of `fresh` prompt tokens (not cached) cost and took; see `account` below."""
+        above_j = fresh * self.above_j_in + output_tokens * self.above_j_out
+        all_j = fresh * self.all_j_in + output_tokens * self.all_j_out
+        if seconds < 0.0:
+            seconds = 0.0
+        if carbon_g_per_kwh < 0.0:
+            carbon_g_per_kwh = self.carbon_g_per_kwh
+        if price_per_kwh < 0.0:
+            price_per_kwh = self.price_per_kwh if self.price_per_kwh > 0.0 else 0.0
+        wh_per_j = self.wh_per_j
+        high_j, alone_j = (1.0 + MODEL_ERROR) * all_j, seconds * self.alone_w
+        cost = fresh * self.cost_in + output_tokens * self.cost_out
+        high = (1.0 + MODEL_ERROR) * cost
+        alone = seconds * (self.alone_cost_per_s + self.alone_kw * price_per_kwh / S_PER_HOUR)
+        return Accounting(
+            self, cost, self.low_ratio * cost, alone if alone > high else high, all_j * wh_per_j,
+            (1.0 - MODEL_ERROR) * above_j * wh_per_j, (alone_j if alone_j > high_j else high_j) * wh_per_j,
+            carbon_g_per_kwh / 1000.0,
+        )  # fmt: skip
 
 
 def price_nano(tenant: TenantRow, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
@@ -83,32 +157,8 @@ def account(
 
     Carbon and price of the current hour come from the board where the caller has them; below 0 the tables' count.
     """
-    carbon_per_kwh = site.carbon_g_per_kwh if carbon_g_per_kwh < 0.0 else carbon_g_per_kwh
-    kwh_price = site.price_per_kwh if price_per_kwh < 0.0 else price_per_kwh
-    fresh = max(0, input_tokens - cached_tokens)
-    above_j = fresh * deployment.j_per_input_token + output_tokens * deployment.j_per_output_token
-    all_j = above_j + fresh * idle_j_per_input(deployment) + output_tokens * idle_j_per_output(deployment)
-    alone_j = max(0.0, seconds) * max(deployment.busy_w, deployment.idle_w)
-    wh_per_j = site.pue / J_PER_WH
-    energy_wh = all_j * wh_per_j
-    low_wh = (1.0 - MODEL_ERROR) * above_j * wh_per_j
-    high_wh = max((1.0 + MODEL_ERROR) * all_j, alone_j) * wh_per_j
-    cost = fresh * deployment.cost_per_input_token + output_tokens * deployment.cost_per_output_token
-    alone = max(0.0, seconds) * deployment.idle_cost_per_s + alone_j * site.pue / J_PER_KWH * max(0.0, kwh_price)
-    g_per_wh = carbon_per_kwh / 1000.0
-    return Accounting(
-        cost=cost,
-        energy_wh=energy_wh,
-        carbon_g=energy_wh * g_per_wh,
-        cost_range=(
-            (1.0 - MODEL_ERROR) * (1.0 - deployment.idle_share_ratio) * cost,
-            max((1.0 + MODEL_ERROR) * cost, alone),
-        ),
-        energy_wh_range=(low_wh, high_wh),
-        carbon_g_range=(low_wh * g_per_wh, high_wh * g_per_wh),
-        method="modelled",
-        as_if="" if deployment.kind == "external" else deployment.accelerator,
-    )
+    rates, fresh = Rates(deployment, site), max(0, input_tokens - cached_tokens)
+    return rates.account(fresh, output_tokens, seconds, carbon_g_per_kwh, price_per_kwh)
 
 
 def idle_j_per_input(deployment: DeploymentRow) -> float:
@@ -130,13 +180,13 @@ def idle_j_per_output(deployment: DeploymentRow) -> float:
 
 def usage_fields(done: Accounting, price: float, currency: bytes) -> bytes:
     """Return what `usage` gains in an answer, as JSON members without braces: `"cost":…,"price":…,…,"baseload":{…}`."""
-    methods = METHODS % (b", as if on %b" % done.as_if.encode() if done.as_if else b"")
+    low_wh, high_wh, g_per_wh = done.energy_wh_low, done.energy_wh_high, done.g_per_wh
     return (
         b'"cost":%.9g,"price":%.9g,"energy_wh":%.6g,"carbon_g":%.6g,"baseload":{"currency":"%b","method":%b,'
         b'"range":{"cost":[%.6g,%.6g],"energy_wh":[%.6g,%.6g],"carbon_g":[%.6g,%.6g]},"provisional":true}'
     ) % (
-        done.cost, price, done.energy_wh, done.carbon_g, currency, methods,
-        *done.cost_range, *done.energy_wh_range, *done.carbon_g_range,
+        done.cost, price, done.energy_wh, done.carbon_g, currency, done.rates.methods,
+        done.cost_low, done.cost_high, low_wh, high_wh, low_wh * g_per_wh, high_wh * g_per_wh,
     )  # fmt: skip
 
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import msgspec
 from baseload.serve import energy
 from baseload.serve.board import COUNTER_I, H_ENDPOINTS, Board
 from baseload.serve.door import Door
+from baseload.serve.energy import Rates
 from baseload.serve.purse import Opened, Purse
 from baseload.serve.reply import Problem
 from baseload.serve.rows import SettleRow
@@ -65,9 +66,12 @@ class Gateway:
         self._lines()
 
     def _lines(self) -> None:
-        """Prepare the header lines that name each replica."""
+        """Prepare what names each replica: header lines, and the fields of its rows; and what a token costs there."""
         tables = self.tables
         self.lines = []
+        self._rows: dict[int, SettleRow] = {}
+        self.rates = [Rates(tables.deployments[row.deployment_i], tables.sites[row.site_i]) for row in tables.replicas]
+        self.prices = [(row.input_pico, row.cached_pico, row.output_pico) for row in tables.tenants]
         for r, row in enumerate(tables.replicas):
             site, deployment = tables.sites[row.site_i], tables.deployments[row.deployment_i]
             digest = self.endpoints.digests[r] if r < len(self.endpoints.digests) else ""
@@ -150,33 +154,46 @@ class Gateway:
             if item is not None:
                 item.go()
 
-    def fill(self, row: SettleRow, replica: int, tenant_i: int, seconds: float) -> None:
-        """Fill in where a request ran, what it costs its tenant and its owner, its energy and carbon."""
+    def row(self, replica: int, tenant_i: int) -> SettleRow:
+        """Return a row with what is the same for all requests of a tenant at a replica."""
+        kind = tenant_i * len(self.rates) + replica if replica >= 0 else ~tenant_i
+        known = self._rows.get(kind)
+        if known is None:
+            known = self._rows[kind] = self._first_row(replica, tenant_i)
+        return copy(known)
+
+    def _first_row(self, replica: int, tenant_i: int) -> SettleRow:
         tables = self.tables
+        row = SettleRow(request_id=0, at_ns=0, tenant="", key="", policy=self.policy_name)
         if 0 <= tenant_i < len(tables.tenants):
             row.region = tables.regions[self.regions[tenant_i]]
-            row.price_nano = energy.price_nano(
-                tables.tenants[tenant_i], row.input_tokens, row.cached_tokens, row.output_tokens
-            )
         if not 0 <= replica < len(tables.replicas):
-            return
+            return row
         place = tables.replicas[replica]
         deployment, site = tables.deployments[place.deployment_i], tables.sites[place.site_i]
-        done = energy.account(
-            deployment, site, input_tokens=row.input_tokens, cached_tokens=row.cached_tokens,
-            output_tokens=row.output_tokens, seconds=seconds,
-            carbon_g_per_kwh=self.board.carbon_g_per_kwh[place.site_i], price_per_kwh=self.board.price_per_kwh[place.site_i],
-        )  # fmt: skip
         row.deployment, row.site, row.jurisdiction, row.replica_i = (
             deployment.name, site.name, site.jurisdiction, replica,
         )  # fmt: skip
-        row.cost_nano, row.energy_mj, row.carbon_ug = done.cost_nano, done.energy_mj, done.carbon_ug
-        row.method = done.method
         digests = self.endpoints.digests
-        row.model_digest = (digests[replica] if replica < len(digests) else "") or tables.models[
-            deployment.model_i
-        ].digest
-        self._done = done
+        digest = digests[replica] if replica < len(digests) else ""
+        row.model_digest = digest or tables.models[deployment.model_i].digest
+        return row
+
+    def fill(self, row: SettleRow, replica: int, tenant_i: int, seconds: float) -> None:
+        """Fill in what a request costs its tenant and its owner, its energy and carbon."""
+        cached, fresh = row.cached_tokens, row.input_tokens - row.cached_tokens
+        if 0 <= tenant_i < len(self.prices):
+            input_pico, cached_pico, output_pico = self.prices[tenant_i]
+            row.price_nano = (fresh * input_pico + cached * cached_pico + row.output_tokens * output_pico) // 1000
+        if 0 <= replica < len(self.rates):
+            site_i = self.tables.replicas[replica].site_i
+            board = self.board
+            self._done = done = self.rates[replica].account(
+                fresh, row.output_tokens, seconds, board.carbon_g_per_kwh[site_i], board.price_per_kwh[site_i]
+            )
+            row.cost_nano = round(done.cost * 1e9)
+            row.energy_mj = round(done.energy_wh * 3.6e6)
+            row.carbon_ug = round(done.carbon_g * 1e6)
 
     def members(self, row: SettleRow, tenant_i: int) -> bytes:
         """Return what `usage` gains, for the row that was filled in last."""
@@ -210,7 +227,7 @@ class Gateway:
         for model_i, queue in enumerate(self.waiting):
             if len(queue):
                 self.room(model_i)  # a replica may have come up
-        self.pool.sweep(asyncio.get_running_loop().time())
+        self.pool.sweep(now_s)
 
     def stats(self) -> dict[str, float]:
         """Return what the owner adds up over workers."""

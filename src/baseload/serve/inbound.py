@@ -18,12 +18,13 @@ class Inbound:
     """A request as it is read."""
 
     __slots__ = (
-        "bearer", "body", "close", "encoding", "expects", "extra", "hosts", "id", "length", "method", "old", "path",
+        "bearer", "body", "close", "digest", "encoding", "expects", "extra", "hosts", "id", "length", "method", "old", "path",
         "refused", "size", "te",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.method = self.path = self.bearer = self.extra = self.id = b""
+        self.digest = b""  # of the bearer, once it was needed
         self.body: list[bytes] = []
         self.size = self.hosts = 0
         self.length = -1

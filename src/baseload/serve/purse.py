@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from baseload.serve import wire
-from baseload.serve.bearers import WAIT_S, Bearers, Refusal, refusal
+from baseload.serve.bearers import WAIT_S, Bearers, Refusal, digest_of, refusal
 from baseload.serve.marks import CELLS, COUNT_CELL, Marks
 from baseload.serve.opened import STEP_TOKENS, Opened, Steps, Then, Want
 from baseload.serve.outbox import Outbox
@@ -229,15 +229,17 @@ class Purse:
         now_s: float,
         then: Then,
         region_i: int = 0,
+        digest: bytes = b"",
     ) -> None:
         """Open a request: call `then` with an Opened whose lease is durable, or with a Refusal; at once if it can be.
 
-        `input_tokens` and `max_output_tokens` are upper bounds: the money for them is set aside.
+        `input_tokens` and `max_output_tokens` are upper bounds: the money for them is set aside. `digest` is the bearer's
+        (`bearers.digest_of`), where the caller has it already.
         """
         if self.draining:
             return then(refusal("drain"))
         step = max_output_tokens if not stream or max_output_tokens < STEP_TOKENS else STEP_TOKENS
-        pocket = self.bearers.quick(bearer, now_s)
+        pocket = self.bearers.quick(digest or digest_of(bearer), now_s)
         if pocket is not None and not pocket.wishes and pocket.view.tenant_i >= 0:
             prices = self._prices[pocket.view.tenant_i]
             tokens = input_tokens + step
@@ -248,8 +250,8 @@ class Purse:
                 pocket.used_s = now_s
                 assert lease is not None
                 self._begin(
-                    pocket, lease, request_id, need_nano, prices,
-                    Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then),
+                    pocket, lease, request_id, need_nano, prices, model_i, region_i, input_tokens, step,
+                    max_output_tokens, stream, then,
                 )  # fmt: skip
                 if not pocket.asked and (request_id >= lease.low_id or pocket.money_nano < 4 * need_nano):
                     self._ask_ahead(pocket, need_nano)
@@ -302,9 +304,14 @@ class Purse:
         request_id: int,
         need_nano: int,
         prices: tuple[int, int, int],
-        want: Want,
+        model_i: int,
+        region_i: int,
+        input_tokens: int,
+        step: int,
+        max_tokens: int,
+        stream: bool,
+        then: Then,
     ) -> None:
-        model_i, region_i, input_tokens, step, max_tokens, stream, then = want
         tokens = input_tokens + step
         slot = self.marks.begin(
             request_id, self._utc_ns(), prices, input_tokens, self._tables_version, model_i, pocket.view.tenant_i,
@@ -340,7 +347,8 @@ class Purse:
             lease = pocket.lease
             request_id = pocket.take(wish.money_nano, wish.tokens)
             assert request_id and lease is not None
-            self._begin(pocket, lease, request_id, wish.money_nano, self._prices[pocket.view.tenant_i], wish.item)
+            prices = self._prices[pocket.view.tenant_i]
+            self._begin(pocket, lease, request_id, wish.money_nano, prices, *wish.item)
         if pocket.wishes and not pocket.asked and self.connected:
             self.counts["asks"] += 1
             self._send(pocket.ask(self._next_i()))

@@ -90,7 +90,7 @@ class Relay(RelayState):
 
     # ---- opening ---------------------------------------------------------------------------------------------------
 
-    def open(self, bearer: bytes, model_i: int) -> None:
+    def open(self, bearer: bytes, model_i: int, digest: bytes) -> None:
         """Ask the purse; everything follows from its answer."""
         self.model_i = model_i
         peek = self.peek
@@ -98,7 +98,7 @@ class Relay(RelayState):
         bound = 0 if self.endpoint == EMBEDDINGS else min(peek.max_tokens, most) if peek.max_tokens else most
         self.gateway.purse.open(
             bearer, model_i=model_i, input_tokens=min(peek.input_tokens_max, most), max_output_tokens=bound,
-            stream=peek.stream, now_s=self.arrival_s, then=self._opened,
+            stream=peek.stream, now_s=self.arrival_s, then=self._opened, digest=digest,
         )  # fmt: skip
 
     def _opened(self, found: Opened | Refusal) -> None:

@@ -105,22 +105,24 @@ class RelayState:
             self.gateway.settle(opened, row)
 
     def _row(self, status: int, reason: int, client_status: int, usage: Usage | None, tokens: int) -> SettleRow:
-        gateway = self.gateway
-        now_s = time.monotonic()
-        known = usage is not None and usage.input_tokens >= 0
-        input_tokens = min(usage.input_tokens, self.peek.input_tokens_max + TEMPLATE_TOKENS) if known and usage else 0
-        cached = max(0, min(usage.cached_tokens, input_tokens)) if usage is not None else 0
-        row = SettleRow(
-            request_id=0, at_ns=0, tenant="", key="", model=self.peek.model,
-            arrival_ns=self.arrival_ns,
-            first_token_ns=self.arrival_ns + round((self.first_s - self.arrival_s) * 1e9) if self.first_s else -1,
-            finish_ns=self.arrival_ns + round((now_s - self.arrival_s) * 1e9),
-            streamed=self.peek.stream, input_tokens=input_tokens, cached_tokens=cached, output_tokens=tokens,
-            tokens_from="engine" if known else "counted", status=status, reason=reason, n_tries=self.tries,
-            policy=gateway.policy_name, why=self.why, prefix=self.prefix, endpoint=ENDPOINT_NAMES[self.endpoint],
-            client_status=client_status,
-        )  # fmt: skip
-        gateway.fill(row, self.replica, self.tenant_i, now_s - self.arrival_s)
+        gateway, peek, arrival_ns = self.gateway, self.peek, self.arrival_ns
+        seconds = time.monotonic() - self.arrival_s
+        row = gateway.row(self.replica, self.tenant_i)
+        if usage is not None and usage.input_tokens >= 0:
+            row.input_tokens = min(usage.input_tokens, peek.input_tokens_max + TEMPLATE_TOKENS)
+            row.cached_tokens = max(0, min(usage.cached_tokens, row.input_tokens))
+            row.tokens_from = "engine"
+        row.model = peek.model
+        row.arrival_ns = arrival_ns
+        if self.first_s:
+            row.first_token_ns = arrival_ns + round((self.first_s - self.arrival_s) * 1e9)
+        row.finish_ns = arrival_ns + round(seconds * 1e9)
+        row.streamed = peek.stream
+        row.output_tokens = tokens
+        row.status, row.reason, row.n_tries = status, reason, self.tries
+        row.why, row.prefix = self.why, self.prefix
+        row.endpoint, row.client_status = ENDPOINT_NAMES[self.endpoint], client_status
+        gateway.fill(row, self.replica, self.tenant_i, seconds)
         return row
 
     def _with_cost(self, event: bytes) -> bytes:

@@ -307,5 +307,6 @@ def with_members(event: bytes, members: bytes) -> bytes:
     at = usage_end(event)
     if at < 0:
         return event
-    empty = event[:at].rstrip().endswith(b"{")
-    return event[:at] + (b"" if empty else b",") + members + event[at:]
+    last = event[at - 1 : at]
+    empty = last == b"{" or (last.isspace() and event[:at].rstrip().endswith(b"{"))
+    return b"%b%b%b%b" % (event[:at], b"" if empty else b",", members, event[at:])

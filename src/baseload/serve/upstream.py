@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -285,7 +286,7 @@ class Connection:
         keep = keep and self._keep and not (self._close or self._extra)
         if keep and self.transport is not None and len(self.place.idle) < IDLE_MAX:
             self.reused = True
-            self.idle_since_s = asyncio.get_running_loop().time()
+            self.idle_since_s = time.monotonic()
             self.place.idle.append(self)
         elif self.transport is not None:
             self.transport.close()
