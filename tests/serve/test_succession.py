@@ -78,6 +78,7 @@ def test_no_row_ever_means_something_else(data: Any) -> None:
         check_fresh(fresh, found)
         assert now.first_version == 1 and now.version == version
         steer.reload(now)
+        steer.leave()
         steer.check()
         for r, row in enumerate(now.replicas):
             assert steer.state[r] in ((0,) if row.gone else (1, 2)), (r, row)

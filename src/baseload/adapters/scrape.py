@@ -63,7 +63,7 @@ class Scraper:
     """Looks at one engine again and again; what kind it is, is found out once."""
 
     def __init__(self, url: str, *, kind: str = "auto", api_key: str = "", timeout_s: float = 2.0) -> None:
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")  # as upstream.py reads it
         self.kind = kind
         self.timeout_s = timeout_s
         self.headers = {"authorization": f"Bearer {api_key}"} if api_key else {}

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from baseload.adapters.scrape import Seen as Looked
 from baseload.ports import Engine, EngineError, EngineStart, Provisioner
 from baseload.serve import reconcile as rc
 from baseload.serve.board import Board
-from baseload.serve.steer import STARTING, UP, SitePower, Steer
+from baseload.serve.steer import OFF, STARTING, UP, SitePower, Steer
 from baseload.serve.tables import Tables
 
 LOOP_S = 0.1  # how often what is and what should be are compared
@@ -96,11 +96,31 @@ class Housekeeper:
         place.why = "was not seen yet"
         self._mark(r, rc.STARTING)
 
-    def reload(self, tables: Tables, board: Board, orders: Sequence[EngineStart | None]) -> None:
-        """Take up tables that follow the old ones, after `steer` has: new engines begin, those that left drain and end.
+    async def look_ahead(self, orders: Sequence[EngineStart | None]) -> set[tuple[str, str]]:
+        """Return which engines of others among `orders` answer already: (address, name of its key's variable)."""
+        known = {(order.url, order.key_env) for order in self.orders if order is not None}
+        new = {(order.url, order.key_env) for order in orders if order is not None and order.kind == "external"} - known
 
-        Who left is told nothing new at once; an engine of ours ends when it is empty (`reconcile.py`), one of others is only
-        looked at no more. An address that changed is another engine: nothing is known of it until it was seen.
+        async def answers(url: str, key_env: str) -> bool:
+            key = os.environ.get(key_env, "") if key_env else ""
+            return (await Scraper(url.rstrip("/"), kind="none", api_key=key).look()).healthy
+
+        each = sorted(new)
+        found = await asyncio.gather(*(answers(*one) for one in each))
+        up = {
+            (order.url, order.key_env)
+            for order, place in zip(self.orders, self.places, strict=True)
+            if order is not None and place.seen.phase == rc.UP
+        }
+        return up | {one for one, healthy in zip(each, found, strict=True) if healthy}
+
+    def reload(
+        self, tables: Tables, board: Board, orders: Sequence[EngineStart | None], up: Set[tuple[str, str]]
+    ) -> None:
+        """Take up tables that follow the old ones, after `steer` has: what is new begins.
+
+        An address that changed is another engine: nothing is sent there until it was seen, or is among those known to be
+        `up`. Those that left go on until `leave`: first the workers have to know of what takes their place.
         """
         before, self.tables, self.board = self.orders, tables, board
         self.orders = list(orders)
@@ -109,20 +129,28 @@ class Housekeeper:
             was = before[r] if r < len(before) else None
             order, place = self.orders[r], self.places[r]
             if row.gone:
-                place.sick = False  # `steer` has forgotten it too
-                if was is not None and was.kind != "external":
-                    self.orders[r] = was  # it still has to be ended
-                    continue
+                self.orders[r] = was  # it still has to be ended
             elif order is None or order.kind != "external" or _same(order, was):
                 if self.steer.state[r] == STARTING and place.seen.phase == rc.UP and not place.sick:
                     self._came_up(r)  # it was to leave, and had not yet
-                continue
-            place.engine, place.scraper, place.looked, place.why = None, None, None, ""
-            self._mark(r, rc.ABSENT, calm=True)
-            if not row.gone:
+            else:
                 self.steer.starting(r)
                 self.steer.gate[r] = -1
+                place.looked = None
                 self._know_external(r)
+                if (order.url, order.key_env) in up:
+                    self._came_up(r)
+        self._write_endpoints()
+        self._tell()
+
+    def leave(self) -> None:
+        """Send nothing more to replicas that left: an engine of ours ends when it is empty, one of others is let be."""
+        for r in self.steer.leave():
+            place = self.places[r]
+            place.sick = False  # `steer` has forgotten it too
+            if self._is_external(r):
+                self.orders[r] = place.engine = place.scraper = place.looked = None
+                self._mark(r, rc.ABSENT, calm=True)
         self._write_endpoints()
         self._tell()
 
@@ -144,8 +172,7 @@ class Housekeeper:
 
     def wanted(self, r: int) -> bool:
         """Say whether a replica should run."""
-        there = self.orders[r] is not None and not self.tables.replicas[r].gone
-        return there and self.steer.state[r] in (STARTING, UP)
+        return self.orders[r] is not None and self.steer.state[r] in (STARTING, UP)
 
     def ended(self, name: str, why: str) -> None:
         """An engine ended without having been told to."""
@@ -292,7 +319,9 @@ class Housekeeper:
     def _came_up(self, r: int) -> None:
         place = self.places[r]
         self._mark(r, rc.UP)
-        if self.tables.replicas[r].gone:  # it was being started when it left: it will be ended
+        if (
+            self.tables.replicas[r].gone and self.steer.state[r] == OFF
+        ):  # it left while it was started: it will be ended
             return
         place.why = ""
         if place.sick:

@@ -8,6 +8,7 @@ by name. The parts themselves are put together in `owner_main.py`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ AT_A_START = (
     "ledger_env",
     "meter",
 )
+HEARD_S = 0.25  # by then each worker has taken up new tables; until then what left goes on beside what is new
 ENGINE_FIELDS = ("kind", "model", "gguf", "digest", "slots", "context_tokens")
 
 
@@ -103,8 +105,6 @@ def by_row(rows: Succession, orders: Sequence[EngineStart | None]) -> list[Engin
 
 async def reload(house: House, who: str) -> list[Problem]:
     """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds."""
-    import asyncio
-
     from baseload.app import serve_tables
     from baseload.app.live_engines import engine_orders, step_tables
 
@@ -119,6 +119,7 @@ async def reload(house: House, who: str) -> list[Problem]:
         orders = by_row(rows, await asyncio.to_thread(engine_orders, live, kind=house.config.engines))
         _same_engines(house, rows, orders)
         steps = step_tables(live)
+        up = await house.keeper.look_ahead(orders)
     except FleetError as error:
         house.version -= 1
         house.reload_fault = str(error)
@@ -131,16 +132,18 @@ async def reload(house: House, who: str) -> list[Problem]:
         house.reload_fault = f"{house.run}: cannot be written ({error.strerror}); make room, and reload"
         return list(FleetError(house.reload_fault).problems)
     house.provisioner.take_tables(steps)
-    _take(house, loaded, live, rows, orders, larger)
+    _take(house, loaded, live, rows, larger)
+    house.keeper.reload(rows.tables, house.board, orders, up)
+    house.more_meters()
+    house.set_hour()
     house.owner.reload(rows.tables, who)
-    await house.keeper.look_once()  # at those that are new
+    await asyncio.sleep(HEARD_S)
+    house.keeper.leave()
     return []
 
 
-def _take(
-    house: House, loaded: Any, live: Live, rows: Succession, orders: list[EngineStart | None], larger: Board | None
-) -> None:
-    """Switch over; nothing here may fail."""
+def _take(house: House, loaded: Any, live: Live, rows: Succession, larger: Board | None) -> None:
+    """Switch over; nothing from here on may fail."""
     from baseload.app import live_view
 
     house.loaded, house.live, house.rows, house.reload_fault = loaded, live, rows, ""
@@ -150,9 +153,6 @@ def _take(
     house.tally.reload(rows.tables)
     house.steer.reload(rows.tables)
     house.drift.reload(rows.tables.deployments, rows.tables.sites)
-    house.keeper.reload(rows.tables, house.board, orders)
-    house.more_meters()
-    house.set_hour()
 
 
 def _larger_board(house: House, now: tables.Tables) -> Board | None:

@@ -85,10 +85,10 @@ class Steer:
         self.cap_w = [float("inf")] * n  # most power above idle that each may draw in any step
 
     def reload(self, tables: Tables, *, rules: Rules | None = None) -> None:
-        """Take new tables that follow the old ones (`succession.py`): rows stay; new ones start, those that left stop.
+        """Take new tables that follow the old ones (`succession.py`): rows stay, and new ones start.
 
-        A replica that left is `OFF` with its gate shut; carrying that out, draining first, is `reconcile.py`'s. With a fixed
-        number of replicas, those that should run from the start do; other rules see the new bounds at their next turn.
+        Those that left stay open until `leave`, when the workers have the new tables too. With a fixed number of replicas,
+        those that should run from the start do; other rules see the new bounds at their next turn.
         """
         before, policy = self.tables.replicas, tables.policy
         self.tables, self.rules = tables, rules or chosen(policy)
@@ -112,11 +112,18 @@ class Steer:
         for r, row in enumerate(tables.replicas):
             self._follow(r, row, before[r] if r < len(before) else None)
 
+    def leave(self) -> list[int]:
+        """Shut the replicas that left; return them. Draining and ending them is `reconcile.py`'s."""
+        left = [r for r, row in enumerate(self.tables.replicas) if row.gone]
+        for r in left:
+            self.state[r], self.gate[r], self.down[r] = OFF, GATE_UNKNOWN, 0
+        return left
+
     def _follow(self, r: int, row: ReplicaRow, was: ReplicaRow | None) -> None:
         """Take up what one row has become."""
         if row.gone:
-            self.state[r], self.gate[r], self.down[r] = OFF, GATE_UNKNOWN, 0
-        elif row.on_at_start and (was is None or not was.on_at_start) and self.state[r] == OFF:
+            return
+        if row.on_at_start and (was is None or not was.on_at_start) and self.state[r] == OFF:
             self.state[r] = STARTING
         elif was is not None and was.on_at_start and not row.on_at_start and self.tables.policy.scale == "fixed":
             self.state[r], self.gate[r] = OFF, GATE_UNKNOWN
