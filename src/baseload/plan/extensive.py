@@ -44,9 +44,18 @@ def size(blocks: Sequence[Block]) -> int:
     return sum(len(block.program.cost) for block in blocks)
 
 
-def joined(blocks: Sequence[Block], cvar: float | None) -> tuple[Program, list[Ints]]:
-    """Return the programme of all scenarios, and where each scenario's columns are in it."""
-    n_now, n = len(blocks[0].now), len(blocks)
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Scenarios side by side: what is decided now first, then each one's own columns; rows of all, costs apart."""
+
+    program: Program  # without cost
+    places: list[Ints]  # where each scenario's columns are
+    costs: list[Floats]  # by scenario, of all columns
+
+
+def side_by_side(blocks: Sequence[Block]) -> Side:
+    """Return the programmes of scenarios with one set of columns for what is decided now."""
+    n_now = len(blocks[0].now)
     places, end = [], n_now
     for block in blocks:
         place = np.full(len(block.program.cost), -1, dtype=np.int64)
@@ -56,32 +65,38 @@ def joined(blocks: Sequence[Block], cvar: float | None) -> tuple[Program, list[I
         place[own] = np.arange(end, end + len(own))
         end += len(own)
         places.append(place)
-    lower, upper = np.full(end, -INF), np.full(end, INF)
-    costs = np.zeros((n, end)) if cvar is not None else None
-    cost = np.zeros(end)
-    for k, (block, place) in enumerate(zip(blocks, places, strict=True)):
+    lower, upper, costs = np.full(end, -INF), np.full(end, INF), []
+    for block, place in zip(blocks, places, strict=True):
         lower[place] = np.maximum(lower[place], block.program.lower)
         upper[place] = np.minimum(upper[place], block.program.upper)
         of_block = np.zeros(end)
         of_block[place] = block.program.cost
         missing = block.now < 0
         of_block[:n_now][missing] = block.lost[missing]
-        cost += of_block / n
-        if costs is not None:
-            costs[k] = of_block
+        costs.append(of_block)
     lower[~np.isfinite(lower)] = 0.0  # decided now, but there in no scenario
-    index = np.concatenate([place[block.program.index] for block, place in zip(blocks, places, strict=True)])
-    value = np.concatenate([block.program.value for block in blocks])
     sizes = np.concatenate([np.diff(block.program.start) for block in blocks])
-    start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    row_lower = np.concatenate([block.program.row_lower for block in blocks])
-    row_upper = np.concatenate([block.program.row_upper for block in blocks])
-    whole = np.zeros(end, bool)
-    plain = Program(
-        cost=cost, lower=lower, upper=upper, whole=whole, row_lower=row_lower, row_upper=row_upper, start=start,
-        index=index, value=value,
-    )  # fmt: skip
-    return (plain if costs is None or cvar is None else _with_tail(plain, costs, cvar)), places
+    program = Program(
+        cost=np.zeros(end),
+        lower=lower,
+        upper=upper,
+        whole=np.zeros(end, bool),
+        row_lower=np.concatenate([block.program.row_lower for block in blocks]),
+        row_upper=np.concatenate([block.program.row_upper for block in blocks]),
+        start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        index=np.concatenate([place[block.program.index] for block, place in zip(blocks, places, strict=True)]),
+        value=np.concatenate([block.program.value for block in blocks]),
+    )
+    return Side(program=program, places=places, costs=costs)
+
+
+def joined(blocks: Sequence[Block], cvar: float | None) -> tuple[Program, list[Ints]]:
+    """Return the programme of all scenarios, and where each scenario's columns are in it."""
+    side = side_by_side(blocks)
+    if cvar is None:
+        side.program.cost = np.sum(side.costs, axis=0) / len(blocks)
+        return side.program, side.places
+    return _with_tail(side.program, np.array(side.costs), cvar), side.places
 
 
 def _with_tail(plain: Program, costs: Floats, cvar: float) -> Program:

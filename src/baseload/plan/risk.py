@@ -1,10 +1,11 @@
 """A plan against many futures: phases and the first orders are decided now, the rest when it is known how things turn out.
 
-Each scenario is a linear programme of its own that is held and re-solved warm. What is decided now is to be the same in all:
-Lagrange prices say what a scenario would pay to have its own way, and with prices that add up to nought the scenarios' least
-costs are a bound on any plan (Caroe and Schultz 1999). Plans come from rounding the scenarios' mean phases, and from the plan
-for the mean scenario; each is priced in every scenario. For CVaR the bound is that of the scenarios' own least costs. Racks
-and hosting are divisible here.
+Each scenario is a linear programme of its own that is held and re-solved warm. As if each were known, their least costs are a
+bound on any plan. Where all together are not too large they are solved in one programme, which gives a better bound and
+decisions; where they are, phases come from what scenarios would begin on average, and orders from a few scenarios that stand
+for the others (`orders.py`). Then Lagrange prices on what is decided now, which say what a scenario would pay to have its own
+way and add up to nought, better the bound (Caroe and Schultz 1999): they begin at what the best decision's costs say. Every
+decision is priced in every scenario. Racks and hosting are divisible after what is decided now.
 """
 
 from __future__ import annotations
@@ -15,28 +16,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from baseload.plan import build as building
-from baseload.plan import extensive
-from baseload.plan.build import Hall
-from baseload.plan.highs import INF, Lp, Solution
-from baseload.plan.problem import Answer, Bools, Floats, Problem
-from baseload.plan.proof import safe_bound
+from baseload.plan import extensive, orders
+from baseload.plan.highs import INF
+from baseload.plan.problem import Answer, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
+from baseload.plan.scene import Kept, Scene
+from baseload.plan.scene import Now as Now
 from baseload.plan.solve import solve
 
-_ROUNDS = 12
 _THRESHOLDS = (0.5, 0.25, 0.75)
+_BEGUN = (0.2, 0.4, 0.05)  # phases begun to this part on average are begun: they are a small part of what a plan costs
 _TOGETHER = 3  # times that all scenarios are solved in one programme
+_TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each as if it were known
+_TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
+_GUESSES = 4
 _GRACE_S = 30.0  # to price a decision that was found in time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Now:
-    """What is decided now: all phases, and the orders and rent of the first periods."""
-
-    w: Floats  # [P,T]
-    buy: Floats  # [S,A,n]
-    sign: Floats  # [S,A,K,n]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +89,14 @@ def robust(
     search = _Search(problem, scenarios, first, cvar, began_s + cpu_limit_s, stop, say)
     search.mean_plan(0.15 * cpu_limit_s)
     search.known()
-    search.together(gap)
-    while search.gap() > gap and not search.over():
+    if search.fits():
+        search.price_mean_plan()
+        search.together(gap)
+    else:
+        search.guess(gap)
+        search.price_mean_plan()
+    while search.gap() > gap and not search.over() and search.price(gap):
         search.plans()
-        if search.gap() <= gap or not search.price(gap):
-            break
     assert search.best is not None
     return RiskPlan(
         now=search.best,
@@ -116,103 +113,14 @@ def robust(
 def evaluate(problem: Problem, now: Now, scenarios: Sequence[Scenario], *, cpu_limit_s: float = INF) -> Floats:
     """Return what a decision costs in each scenario, such as those that it was not made for; what time left out is missing."""
     until_s = time.process_time() + cpu_limit_s
-    costs, basis = [], None
+    costs, halls = [], None
     for scenario in scenarios:
-        scene = _Scene(applied(problem, scenario), now.buy.shape[2], basis)
-        cost = scene.kept(now, until_s)
-        basis = scene.lp.basis()
-        if cost < INF:
-            costs.append(cost)
+        scene = Scene(applied(problem, scenario), now.buy.shape[2], halls)
+        kept = scene.kept(now, until_s)
+        halls = scene.halls
+        if kept is not None:
+            costs.append(kept.cost)
     return np.array(costs)
-
-
-class _Scene:
-    """The programme of one scenario, held for re-solves."""
-
-    def __init__(self, problem: Problem, first: int, basis: object | None) -> None:
-        self.problem = problem
-        halls: list[Hall] = building.first_halls(problem)
-        self.model = building.build(problem, halls)
-        self.program = self.model.program
-        self.lp = Lp(self.program, relaxed=True)
-        self.warm = basis is not None
-        if basis is not None:
-            self.lp.set_basis(basis)
-        at = self.model.columns
-        self.parts = {"w": at["w"], "buy": at["buy"][..., :first], "sign": at["sign"][..., :first]}
-        self.columns = np.concatenate([part.ravel() for part in self.parts.values()])
-        self.there: Bools = self.columns >= 0
-        self.cost = self.program.cost.copy()
-
-    def block(self) -> extensive.Block:
-        """Return the programme for the one of all scenarios."""
-        buy = self.parts["buy"]
-        late = np.where(buy < 0, self.problem.cost_buy[..., : buy.shape[2]], 0.0)
-        none = [np.zeros(self.parts["w"].size), np.zeros(self.parts["sign"].size)]
-        return extensive.Block(
-            program=self.program, now=self.columns, lost=np.concatenate([none[0], late.ravel(), none[1]])
-        )
-
-    def vector(self, x: Floats) -> Floats:
-        """Return what is decided now in a solution."""
-        return np.where(self.there, x[self.columns], 0.0)
-
-    def solve(self, until_s: float, stop: Callable[[], bool] | None = None) -> Solution | None:
-        """Return the solution with all survival rows that it needs; None where time was over."""
-        for _ in range(_ROUNDS):
-            found = self.lp.solve(
-                method="simplex" if self.warm else "ipm",
-                cpu_limit_s=max(0.05, until_s - time.process_time()),
-                stop=stop,
-            )
-            if found.state != "optimal" or found.x is None:
-                return None
-            self.warm = True
-            model, x = self.model, found.x
-            short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
-            halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
-            if not halls:
-                return found
-            least, start, index, value = building.rows_of(model, halls)
-            self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
-            self.program = self.program.with_rows(least, start, index, value)
-        return found
-
-    def free(self, until_s: float, prices: Floats | None = None) -> tuple[float, Floats] | None:
-        """Return (a bound, what would be decided now) with extra prices on what is decided now."""
-        columns = self.columns[self.there]
-        self.lp.set_bounds(columns, self.program.lower[columns], self.program.upper[columns])
-        cost = self.cost.copy()
-        if prices is not None:
-            cost[columns] += prices[self.there]
-        self.lp.set_costs(columns, cost[columns])
-        found = self.solve(until_s)
-        if found is None or found.x is None:
-            return None
-        bound = -INF
-        if found.row_dual is not None:
-            bound = safe_bound(replace(self.program, cost=cost), found.row_dual, self.program.lower, self.program.upper)
-        return (bound if np.isfinite(bound) else found.cost - 1e-7 * abs(found.cost)), self.vector(found.x)
-
-    def with_phases(self, w: Floats, until_s: float) -> tuple[float, Floats] | None:
-        """Return (cost, what would be decided now) with these phases."""
-        columns = self.columns[self.there]
-        self.lp.set_costs(columns, self.cost[columns])
-        self.lp.set_bounds(columns, self.program.lower[columns], self.program.upper[columns])
-        at = self.parts["w"].ravel()
-        self.lp.set_bounds(at, w.ravel(), w.ravel())
-        found = self.solve(until_s)
-        return None if found is None or found.x is None else (found.cost, self.vector(found.x))
-
-    def kept(self, now: Now, until_s: float) -> float:
-        """Return the least cost with what is decided now; inf where time was over."""
-        values = np.concatenate([now.w.ravel(), now.buy.ravel(), now.sign.ravel()])
-        columns = self.columns[self.there]
-        self.lp.set_costs(columns, self.cost[columns])
-        self.lp.set_bounds(columns, values[self.there], values[self.there])
-        found = self.solve(until_s)
-        lost = np.where(self.parts["buy"] < 0, self.problem.cost_buy[..., : now.buy.shape[2]] * now.buy, 0.0)
-        return INF if found is None else found.cost + float(lost.sum())  # what arrives too late is paid all the same
 
 
 class _Search:
@@ -231,7 +139,7 @@ class _Search:
         self.problem, self.scenarios, self.cvar = problem, scenarios, cvar
         self.first = min(first, len(problem.periods))
         self.until_s, self.stop, self.say = until_s, stop, say
-        self.scenes: list[_Scene] = []
+        self.scenes: list[Scene] = []
         self.best: Now | None = None
         self.costs = np.full(len(scenarios), INF)
         self.value, self.bound, self.free, self.of_mean_plan = INF, -INF, -INF, INF
@@ -240,6 +148,9 @@ class _Search:
         self.prices: Floats | None = None
         self.tried: set[bytes] = set()
         self.pace = 1.0  # of the prices' moves
+        self.known_s = INF  # CPU seconds that all scenarios took as if known
+        self.decided: Now | None = None  # by the mean scenario
+        self.slopes: Floats | None = None  # [scenarios, now] of the best decision's costs
 
     def over(self) -> bool:
         return time.process_time() >= self.until_s or (self.stop is not None and self.stop())
@@ -256,31 +167,67 @@ class _Search:
         answer: Answer = solve(
             applied(self.problem, mean_of(self.scenarios)), gap=0.01, cpu_limit_s=max(1.0, cpu_limit_s), stop=self.stop
         )
-        self.best = Now(w=answer.w, buy=answer.buy[..., : self.first], sign=answer.sign[..., : self.first])
+        self.decided = Now(w=answer.w, buy=answer.buy[..., : self.first], sign=answer.sign[..., : self.first])
 
     def known(self) -> None:
-        """Solve every scenario as if it were known: a bound; then price the mean scenario's plan."""
-        bounds, vectors, basis = [], [], None
+        """Solve every scenario as if it were known: a bound."""
+        began_s = time.process_time()
+        bounds, vectors, halls = [], [], None
         for scenario in self.scenarios:
-            scene = _Scene(applied(self.problem, scenario), self.first, basis)
+            scene = Scene(applied(self.problem, scenario), self.first, halls)
             self.scenes.append(scene)
-            found = scene.free(self.until_s)
+            found = scene.free(self.until_s, stop=self.stop)
             bounds.append(-INF if found is None else found[0])
             vectors.append(np.zeros(len(scene.columns)) if found is None else found[1])
-            basis = scene.lp.basis()
-        self.free = self.bound = measured(np.array(bounds), self.cvar) if np.isfinite(bounds).all() else -INF
+            halls = scene.halls
+        self.least = np.array(bounds)
+        self.free = self.bound = measured(self.least, self.cvar) if np.isfinite(self.least).all() else -INF
         self.each = np.array(vectors)
         self.mean = self.each.mean(axis=0)
-        assert self.best is not None
-        self.costs = np.array([scene.kept(self.best, self.until_s + 30.0) for scene in self.scenes])
-        self.value = self.of_mean_plan = measured(self.costs, self.cvar)
-        self._told()
+        self.known_s = time.process_time() - began_s
+
+    def price_mean_plan(self) -> None:
+        """Price what deciding by the mean scenario costs, and keep it where it is the best."""
+        assert self.decided is not None
+        costs = self._keep(self.decided, must=self.best is None)
+        if costs is not None:
+            self.of_mean_plan = measured(costs, self.cvar)
+
+    def fits(self) -> bool:
+        """Return whether all scenarios in one programme are likely to be solved in time."""
+        columns = sum(len(scene.program.cost) for scene in self.scenes)
+        if columns > extensive.MOST_COLUMNS or not np.isfinite(self.least).all():
+            return False
+        return columns < extensive.FEW_COLUMNS or _TIMES_KNOWN * self.known_s < 0.6 * self._left_s()
+
+    def guess(self, gap: float) -> None:
+        """Take phases that scenarios would begin on average, and orders by a few scenarios that stand for the others."""
+        assert self.decided is not None
+        if not np.isfinite(self.least).all():
+            return
+        each_s = self.known_s / len(self.scenes)
+        for threshold in _BEGUN:
+            w = self._in_order((self._mean_phases() >= threshold).astype(np.float64))
+            n = int(0.25 * self._left_s() / (_TIMES_CHOSEN * each_s))
+            if w.tobytes() in self.tried or n < 1 or self.over():
+                continue
+            self.tried.add(w.tobytes())
+            state = orders.begun(self.scenes, w, self.least, self.cvar, min(n, len(self.scenes)))
+            for _ in range(_GUESSES):
+                vector = orders.guess(state, cpu_limit_s=0.7 * self._left_s(), stop=self.stop)
+                if vector is None:
+                    break
+                now = replace(self._whole(self.decided.of(vector)), w=w)
+                kept = self._priced(now)
+                if kept is None or self.gap() <= gap:
+                    return
+                orders.learn(state, orders.Priced(now=now.vector(), kept=kept))
 
     def together(self, gap: float) -> None:
-        """Solve all scenarios in one programme, where that is not too large: its bound, and decisions rounded from it."""
-        blocks = [scene.block() for scene in self.scenes]
-        if extensive.size(blocks) > extensive.MOST_COLUMNS or self.gap() <= gap:
+        """Solve all scenarios in one programme: its bound, and decisions rounded from it."""
+        if self.gap() <= gap:
             return
+        blocks = [scene.block() for scene in self.scenes]
         few = extensive.size(blocks) < extensive.FEW_COLUMNS
         shape = self.scenes[0].parts["w"].shape
         for _ in range(_TOGETHER):
@@ -313,12 +260,14 @@ class _Search:
 
     def plans(self) -> None:
         """Round the phases that scenarios would begin on average, and price what comes of it."""
-        n_w = self.scenes[0].parts["w"].size
-        w = self.mean[:n_w].reshape(self.scenes[0].parts["w"].shape)
         for threshold in _THRESHOLDS:
             if self.over():
                 return
-            self._try(self._in_order((w >= threshold).astype(np.float64)))
+            self._try(self._in_order((self._mean_phases() >= threshold).astype(np.float64)))
+
+    def _mean_phases(self) -> Floats:
+        shape = self.scenes[0].parts["w"].shape
+        return self.mean[: shape[0] * shape[1]].reshape(shape)
 
     def _in_order(self, w: Floats) -> Floats:
         """Return phases that keep their order and dates, near `w`."""
@@ -350,32 +299,55 @@ class _Search:
 
     def _pay(self, w: Floats, vector: Floats) -> None:
         """Price a decision in every scenario, and keep it where it is the best."""
-        buy, sign = self.scenes[0].parts["buy"], self.scenes[0].parts["sign"]
-        orders = np.maximum(0.0, vector[w.size :])
-        now = Now(w=w, buy=orders[: buy.size].reshape(buy.shape), sign=orders[buy.size :].reshape(sign.shape))
-        whole = self.problem.whole[:, :, None]
-        now = replace(now, buy=np.where(whole, np.round(now.buy), now.buy))
-        paid = np.array([scene.kept(now, self.until_s + _GRACE_S) for scene in self.scenes])
-        value = measured(paid, self.cvar)
+        assert self.decided is not None
+        self._priced(replace(self._whole(self.decided.of(vector)), w=w))
+
+    def _whole(self, now: Now) -> Now:
+        """Return a decision with whole racks where they must be."""
+        return replace(now, buy=np.where(self.problem.whole[:, :, None], np.round(now.buy), now.buy))
+
+    def _keep(self, now: Now, *, must: bool = False) -> Floats | None:
+        """Return what a decision costs in each scenario; where it `must` be, some may be inf for want of time."""
+        kept = self._priced(now)
+        if kept is not None:
+            return np.array([one.cost for one in kept])
+        if must:
+            self.best = now
+        return None
+
+    def _priced(self, now: Now) -> list[Kept] | None:
+        """Price a decision in every scenario, keep it where it is the best; None where time did not suffice."""
+        kept = []
+        for scene in self.scenes:
+            one = scene.kept(now, self.until_s + _GRACE_S, self.stop)
+            if one is None:
+                return None
+            kept.append(one)
+        costs = np.array([one.cost for one in kept])
+        value = measured(costs, self.cvar)
         if value < self.value:
-            self.best, self.costs, self.value = now, paid, value
+            self.best, self.costs, self.value = now, costs, value
+            self.slopes = np.array([one.slope for one in kept])
             self._told()
+        return kept
 
     def price(self, gap: float) -> bool:
         """Move the Lagrange prices once and better the bound; return whether that can go on."""
         if self.cvar is not None or self.over():
             return False
-        apart = self.each - self.each.mean(axis=0)[None]
-        size = float((apart**2).sum(axis=1).mean())
-        if size <= 1e-12:
-            return False
-        step = self.pace * max(self.value - self.bound, gap * abs(self.value)) / size
-        base = self.prices if self.prices is not None else np.zeros_like(self.each)
-        prices = base + step * apart
-        prices -= prices.mean(axis=0)[None]
+        if self.slopes is not None:  # to begin with: what the best decision is worth more here than on average
+            prices, self.slopes = self.slopes.mean(axis=0)[None] - self.slopes, None
+        else:
+            apart = self.each - self.each.mean(axis=0)[None]
+            size = float((apart**2).sum(axis=1).mean())
+            if size <= 1e-12:
+                return False
+            step = self.pace * max(self.value - self.bound, gap * abs(self.value)) / size
+            prices = (self.prices if self.prices is not None else np.zeros_like(self.each)) + step * apart
+            prices -= prices.mean(axis=0)[None]
         bounds, vectors = [], []
         for scene, of_scene in zip(self.scenes, prices, strict=True):
-            found = scene.free(self.until_s, of_scene)
+            found = scene.free(self.until_s, of_scene, self.stop)
             if found is None:
                 return False
             bounds.append(found[0])

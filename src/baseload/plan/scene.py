@@ -1,0 +1,155 @@
+"""One scenario's programme, held for re-solves: as if the future were known, or with what is decided now kept.
+
+What is decided now is a vector: all phases, then the orders and the rent of the first periods. A scenario in which an order
+comes after the horizon has no column for it; its money is lost there all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from baseload.plan import build as building
+from baseload.plan import extensive
+from baseload.plan.build import Hall
+from baseload.plan.highs import INF, Lp, Solution
+from baseload.plan.problem import Bools, Floats, Problem
+from baseload.plan.proof import safe_bound
+
+_ROUNDS = 12
+_LOOSE = 1e-7  # of a cost that the solver calls best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Now:
+    """What is decided now: all phases, and the orders and rent of the first periods."""
+
+    w: Floats  # [P,T]
+    buy: Floats  # [S,A,n]
+    sign: Floats  # [S,A,K,n]
+
+    def vector(self) -> Floats:
+        """Return it as one vector."""
+        return np.concatenate([self.w.ravel(), self.buy.ravel(), self.sign.ravel()])
+
+    def of(self, vector: Floats) -> Now:
+        """Return the decision that a vector of the same shape says, with orders of no less than nought."""
+        n_w, n_buy = self.w.size, self.buy.size
+        orders = np.maximum(0.0, vector[n_w:])
+        return Now(
+            w=vector[:n_w].reshape(self.w.shape),
+            buy=orders[:n_buy].reshape(self.buy.shape),
+            sign=orders[n_buy:].reshape(self.sign.shape),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a decision costs in a scenario, and how that changes with it."""
+
+    cost: float
+    slope: Floats  # of the cost by the decision's entries
+
+
+class Scene:
+    """The programme of one scenario."""
+
+    def __init__(self, problem: Problem, first: int, halls: Iterable[Hall] | None = None) -> None:
+        """Build it with the survival rows given, such as those that an earlier scenario needed."""
+        self.problem = problem
+        self.halls = list(halls) if halls is not None else building.first_halls(problem)
+        self.model = building.build(problem, self.halls)
+        self.program = self.model.program
+        self.lp = Lp(self.program, relaxed=True)
+        self.warm = False
+        at = self.model.columns
+        self.parts = {"w": at["w"], "buy": at["buy"][..., :first], "sign": at["sign"][..., :first]}
+        self.columns = np.concatenate([part.ravel() for part in self.parts.values()])
+        self.there: Bools = self.columns >= 0
+        self.cost = self.program.cost.copy()
+        late = np.where(self.parts["buy"] < 0, problem.cost_buy[..., : self.parts["buy"].shape[2]], 0.0)
+        none = [np.zeros(self.parts["w"].size), np.zeros(self.parts["sign"].size)]
+        self.lost = np.concatenate([none[0], late.ravel(), none[1]])
+
+    def block(self) -> extensive.Block:
+        """Return the programme for the one of many scenarios."""
+        return extensive.Block(program=self.program, now=self.columns, lost=self.lost)
+
+    def vector(self, x: Floats) -> Floats:
+        """Return what is decided now in a solution."""
+        return np.where(self.there, x[self.columns], 0.0)
+
+    def solve(self, until_s: float, stop: Callable[[], bool] | None = None) -> Solution | None:
+        """Return the solution with all survival rows that it needs; None where time was over."""
+        for _ in range(_ROUNDS):
+            found = self.lp.solve(
+                method="simplex" if self.warm else "ipm",
+                cpu_limit_s=max(0.05, until_s - time.process_time()),
+                stop=stop,
+            )
+            if found.state != "optimal" or found.x is None:
+                return None
+            self.warm = True
+            model, x = self.model, found.x
+            short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
+            halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
+            if not halls:
+                return found
+            least, start, index, value = building.rows_of(model, halls)
+            self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
+            self.program = self.program.with_rows(least, start, index, value)
+            self.halls += halls
+        return found
+
+    def free(
+        self, until_s: float, prices: Floats | None = None, stop: Callable[[], bool] | None = None
+    ) -> tuple[float, Floats] | None:
+        """Return (a bound, what would be decided now) with extra prices on what is decided now."""
+        columns = self.columns[self.there]
+        self.lp.set_bounds(columns, self.program.lower[columns], self.program.upper[columns])
+        cost = self.cost.copy()
+        if prices is not None:
+            cost[columns] += prices[self.there]
+        self.lp.set_costs(columns, cost[columns])
+        found = self.solve(until_s, stop)
+        if found is None or found.x is None:
+            return None
+        bound = -INF
+        if found.row_dual is not None:
+            bound = safe_bound(replace(self.program, cost=cost), found.row_dual, self.program.lower, self.program.upper)
+        return (bound if np.isfinite(bound) else found.cost - _LOOSE * abs(found.cost)), self.vector(found.x)
+
+    def with_phases(self, w: Floats, until_s: float) -> tuple[float, Floats] | None:
+        """Return (cost, what would be decided now) with these phases."""
+        columns = self.columns[self.there]
+        self.lp.set_costs(columns, self.cost[columns])
+        self.lp.set_bounds(columns, self.program.lower[columns], self.program.upper[columns])
+        at = self.parts["w"].ravel()
+        self.lp.set_bounds(at, w.ravel(), w.ravel())
+        found = self.solve(until_s)
+        return None if found is None or found.x is None else (found.cost, self.vector(found.x))
+
+    def kept(self, now: Now, until_s: float, stop: Callable[[], bool] | None = None) -> Kept | None:
+        """Return the least cost with what is decided now; None where time was over."""
+        values = now.vector()
+        columns = self.columns[self.there]
+        self.lp.set_costs(columns, self.cost[columns])
+        self.lp.set_bounds(columns, values[self.there], values[self.there])
+        found = self.solve(until_s, stop)
+        if found is None or found.x is None:
+            return None
+        model, x = self.model, found.x
+        _, short = building.missing_halls(
+            self.problem,
+            building.carried(model, x),
+            model.value("unserved", x),
+            np.zeros(self.problem.demand.shape[1:]),
+        )
+        slope = self.lost.copy()
+        if found.reduced_cost is not None:
+            slope[self.there] = found.reduced_cost[columns]
+        late = float(self.lost @ values)  # what arrives too late is paid all the same
+        return Kept(cost=building.true_cost(model, x, short) + late, slope=slope)
