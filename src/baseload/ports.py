@@ -223,11 +223,12 @@ class TokenRecord(Part, frozen=True):
 
     token_i: int
     name: str
-    role: str  # viewer, operator, admin
+    role: str  # tenant, viewer, operator, admin
     prefix: str
     created_ns: int
     expires_ns: int | None
     revoked_ns: int | None
+    tenant: str = ""  # whose figures alone a `tenant` token sees
 
 
 class Accounts(Protocol):
@@ -280,16 +281,9 @@ class Accounts(Protocol):
         """Revoke a key for ever; False where there is none, or it was revoked before."""
 
     def add_token(
-        self,
-        role: str,
-        digest: bytes,
-        *,
-        pepper_i: int,
-        prefix: str,
-        now_ns: int,
-        name: str = "",
-        expires_ns: int | None = None,
-    ) -> TokenRecord:
+        self, role: str, digest: bytes, *, pepper_i: int, prefix: str, now_ns: int, name: str = "",
+        expires_ns: int | None = None, tenant: str = "",
+    ) -> TokenRecord:  # fmt: skip
         """Store a control token."""
 
     def tokens(self) -> list[TokenRecord]:

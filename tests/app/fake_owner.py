@@ -44,6 +44,7 @@ from baseload.report.model import Step
 
 PEPPER = b"a pepper for tests"
 TOKENS = {"viewer": "ct-viewer-" + "a" * 43, "operator": "ct-operator-" + "b" * 43, "admin": "ct-admin-" + "c" * 43}
+TENANT_TOKENS = {"acme": "ct-tenant-" + "d" * 43, "lab": "ct-tenant-" + "e" * 43}
 CANARY = "the canary prompt of nobody"
 PLACES = (
     ("frankfurt", "Germany", 50.1, 8.7, "DE", "DE"),
@@ -110,10 +111,14 @@ class FakeOwner:
             self.token_digest(secret.encode()): Staff(name=f"{role}-desk", role=role)  # type: ignore[arg-type]
             for role, secret in TOKENS.items()
         }
+        for tenant, secret in TENANT_TOKENS.items():
+            staff = Staff(name=f"{tenant}-desk", role="tenant", tenant=tenant)
+            self.tokens[self.token_digest(secret.encode())] = staff
         self.asked: list[tuple[str, Any]] = []
         self.audits: list[Audit] = []
         self.held = [
-            KeyRow(key_id="k1", tenant="acme", name="prod", created_ns=self.started_ns, budget=500.0, spent=120.5)
+            KeyRow(key_id="k1", tenant="acme", name="prod", created_ns=self.started_ns, budget=500.0, spent=120.5),
+            KeyRow(key_id="k2", tenant="lab", name="trial", created_ns=self.started_ns),
         ]
         self.problems: list[Problem] = []
         self.audit_fails = False
@@ -448,9 +453,10 @@ class FakeOwner:
         ]
         return [row for row in rows if tenant in (None, row.tenant)]
 
-    async def receipt(self, request_id: str) -> Any:
-        """Return a receipt."""
-        return {"request_id": request_id, "proof": []} if request_id == "req-0000000000000001" else None
+    async def receipt(self, request_id: str, tenant: str | None = None) -> Any:
+        """Return a receipt: the one request was acme's."""
+        found = request_id == "req-0000000000000001" and tenant in (None, "acme")
+        return {"request_id": request_id, "proof": []} if found else None
 
     async def reload(self) -> Reloaded:
         """Say how it went."""

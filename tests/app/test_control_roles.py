@@ -10,7 +10,7 @@ import pytest
 from baseload.app.web.control import RULES, Rule
 from baseload.app.web.guard import COOKIE, ROLES, SESSION_IDLE_S, allows
 from tests.app.control_client import Answer, Listener, listening
-from tests.app.fake_owner import TOKENS, FakeOwner
+from tests.app.fake_owner import TENANT_TOKENS, TOKENS, FakeOwner
 
 TENANT_KEY = "bl-" + "k" * 43  # a data key: opens the gateway, and nothing here
 BODIES = {
@@ -18,7 +18,9 @@ BODIES = {
     ("POST", "/api/drain"): {"what": "gateway"},
 }
 SESSIONS = tuple(f"{role}, logged in" for role in ROLES)
-WHO = ("nobody", "wrong token", "tenant's key", "expired session", "revoked session", "two tokens", *ROLES, *SESSIONS)
+TENANTS = {f"{tenant}'s token": secret for tenant, secret in TENANT_TOKENS.items()}
+WHO = ("nobody", "wrong token", "tenant's key", "expired session", "revoked session", "two tokens", *ROLES, *SESSIONS,
+       *TENANTS, "acme's token as a cookie")  # fmt: skip
 STREAMS = ("/api/events",)
 
 
@@ -44,6 +46,12 @@ def knock(listener: Listener, rule: Rule, who: str) -> Answer:
     body = json.dumps(BODIES[rule.method, rule.path]).encode() if (rule.method, rule.path) in BODIES else None
     if who in ROLES:
         headers["Authorization"] = f"Bearer {TOKENS[who]}"
+    elif who in TENANTS:
+        headers["Authorization"] = f"Bearer {TENANTS[who]}"
+    elif who == "acme's token as a cookie":  # even a session that somehow came to be opens nothing
+        gate = listener.control.gate
+        digest, _ = gate.by_secret(TENANT_TOKENS["acme"])
+        headers["Cookie"] = f"{COOKIE}={gate.open(digest)}"
     elif who == "wrong token":
         headers["Authorization"] = "Bearer ' OR '1'='1"
     elif who == "tenant's key":
@@ -80,14 +88,39 @@ def test_a_route_serves_the_roles_it_names_and_nobody_else(listener: Listener, r
     else:
         wanted = "viewer" if rule.access == "loopback" else rule.access
         allowed = role in ROLES and allows(role, wanted)
-    if allowed:
+    if rule.own and who in TENANTS:
+        theirs = "{request_id}" not in rule.path or who.startswith("acme")
+        assert got.status == (200 if theirs else 404), got
+        assert (b"lab" if who.startswith("acme") else b"acme") not in got.body
+    elif allowed:
         assert got.status not in (403, 404, 405, 500), got
         assert rule.access == "public" or got.status < 300, got
     else:
-        by_browser = rule.path == "/" and who in ("nobody", "expired session", "revoked session")
-        assert got.status == (303 if by_browser else 403 if role in ROLES else 401), got
+        by_browser = rule.path == "/" and ("session" in who or "cookie" in who or who == "nobody")
+        assert got.status == (303 if by_browser else 403 if role in ROLES or who in TENANTS else 401), got
         assert len(listener.owner.asked) == before
         assert not by_browser or got.headers["location"] == "/login"
+
+
+def test_a_tenant_s_token_sees_its_own_and_asks_for_no_one_else(listener: Listener):
+    """Usage, keys and receipts of its tenant; another's, and one that is not there, are told alike; no page, no metrics."""
+    acme, lab = TENANT_TOKENS["acme"], TENANT_TOKENS["lab"]
+
+    for token, own, other in ((acme, "acme", "lab"), (lab, "lab", "acme")):
+        for path in ("/api/usage", f"/api/usage?tenant={own}"):
+            rows = listener.ask("GET", path, token=token).json["usage"]
+            assert rows and {row["tenant"] for row in rows} == {own}
+        assert {row["tenant"] for row in listener.ask("GET", "/api/keys", token=token).json["keys"]} == {own}
+        theirs, nobodys = (listener.ask("GET", f"/api/usage?tenant={name}", token=token) for name in (other, "nobody"))
+        assert theirs.status == nobodys.status == 404 and theirs.body == nobodys.body
+        assert listener.ask("GET", "/metrics", token=token).status == 403
+        assert listener.log_in(token).status == 403
+    receipt, none = ("req-0000000000000001", "req-0000000000000002")
+    assert listener.ask("GET", f"/api/receipts/{receipt}", token=acme).status == 200
+    hidden, nowhere = (listener.ask("GET", f"/api/receipts/{name}", token=lab) for name in (receipt, none))
+    assert hidden.status == nowhere.status == 404 and hidden.body == nowhere.body
+    assert {rule.path for rule in RULES if rule.own} == {"/api/usage", "/api/keys", "/api/receipts/{request_id}"}
+    assert {rule.method for rule in RULES if rule.own} == {"GET"}
 
 
 def test_what_is_served_is_the_table():

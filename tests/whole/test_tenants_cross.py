@@ -58,6 +58,7 @@ class Rig:
         self.keys = {name: self.gateway.key(name) for name in ("acme", "bank")}
         revoked = self.gateway.key("acme", "--name", "gone")
         assert self.gateway.baseload("keys", "revoke", revoked, "--state", str(state)).returncode == 0
+        self.tokens = {name: self.gateway.key(name, "--role", "tenant") for name in self.keys}
         admin = (state / "admin.token").read_text().strip()
         self.bearers = self.keys | {
             "nobody": "", "a guess": "bl-" + "A" * 43, "a revoked key": revoked, "a key cut short": self.keys["acme"][:-1],
@@ -195,6 +196,29 @@ def test_neither_listener_does_the_other_s_work(rig: Rig, rule: Any) -> None:
     for bearer in (*rig.keys.values(), rig.bearers["the admin's token"]):
         here = rig.ask(rule.method, path, bearer, b"{}")
         assert here.status in (404, 405), (rule, here.status, here.body)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.method} {rule.path}")
+def test_a_tenant_s_control_token_crosses_nowhere(rig: Rig, rule: Any) -> None:
+    """On the control listener it sees its own usage, keys and receipts alone; on the data listener it opens nothing."""
+    for who, other in (("acme", "bank"), ("bank", "acme")):
+        for whose in ("acme", "bank"):
+            path = (
+                rule.path.replace("{key_id}", "1").replace("{request_id}", rig.rids[whose]).replace("{name}", "live.js")
+            )
+            got = rig.ask(rule.method, path, rig.tokens[who], b"{}", port=rig.gateway.control_port)
+            if not rule.own:
+                assert rule.access == "public" or got.status == 403, (rule, who, got.status)
+            elif "{request_id}" in rule.path:
+                assert got.status == (200 if whose == who else 404), (rule, who, whose, got.status)
+            else:
+                told = json.loads(got.body)
+                rows = told.get("usage", told.get("keys"))
+                assert got.status == 200 and rows and {row["tenant"] for row in rows} == {who}
+                crossed = rig.ask("GET", f"{path}?tenant={other}", rig.tokens[who], port=rig.gateway.control_port)
+                assert other.encode() not in crossed.body
+    for route in ROUTES:
+        assert rig.knock(route, rig.tokens["acme"]).status == 401
 
 
 def test_an_error_tells_nothing_of_others(rig: Rig) -> None:

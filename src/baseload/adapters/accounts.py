@@ -18,7 +18,7 @@ from typing import Any
 from baseload.errors import InputError
 from baseload.ports import KeyRecord, TokenRecord
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE tenants (
     tenant TEXT PRIMARY KEY, pseudonym TEXT NOT NULL UNIQUE
@@ -34,10 +34,17 @@ CREATE TABLE secrets (
 CREATE INDEX secrets_of_key ON secrets (key_i);
 CREATE TABLE tokens (
     token_i INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, pepper_i INTEGER NOT NULL,
-    name TEXT NOT NULL, role TEXT NOT NULL CHECK (role IN ('viewer', 'operator', 'admin')), prefix TEXT NOT NULL,
-    created_ns INTEGER NOT NULL, expires_ns INTEGER, revoked_ns INTEGER
+    name TEXT NOT NULL, role TEXT NOT NULL CHECK (role IN ('tenant', 'viewer', 'operator', 'admin')), prefix TEXT NOT NULL,
+    created_ns INTEGER NOT NULL, expires_ns INTEGER, revoked_ns INTEGER, tenant TEXT NOT NULL DEFAULT ''
 ) STRICT;
 """
+_SINCE_1 = (  # tokens of a tenant came with version 2
+    "ALTER TABLE tokens RENAME TO tokens_1",
+    _SCHEMA[_SCHEMA.index("CREATE TABLE tokens") :].strip().rstrip(";"),
+    "INSERT INTO tokens (token_i, digest, pepper_i, name, role, prefix, created_ns, expires_ns, revoked_ns)"
+    " SELECT token_i, digest, pepper_i, name, role, prefix, created_ns, expires_ns, revoked_ns FROM tokens_1",
+    "DROP TABLE tokens_1",
+)
 _KEY_COLUMNS = (
     "key_i, pseudonym, tenant, tenant_pseudonym, name, prefix, budget_nano, rpm, tpm, concurrency, created_ns,"
     " expires_ns, revoked_ns"
@@ -45,7 +52,7 @@ _KEY_COLUMNS = (
 _ALL_KEYS = f"SELECT {_KEY_COLUMNS} FROM keys ORDER BY key_i"  # noqa: S608 - a constant of this file
 _TENANTS_KEYS = f"SELECT {_KEY_COLUMNS} FROM keys WHERE tenant = ? ORDER BY key_i"  # noqa: S608
 _ONE_KEY = f"SELECT {_KEY_COLUMNS} FROM keys WHERE key_i = ?"  # noqa: S608
-_TOKEN_COLUMNS = "token_i, name, role, prefix, created_ns, expires_ns, revoked_ns"
+_TOKEN_COLUMNS = "token_i, name, role, prefix, created_ns, expires_ns, revoked_ns, tenant"
 _ALL_TOKENS = f"SELECT {_TOKEN_COLUMNS} FROM tokens ORDER BY token_i"  # noqa: S608
 _TOKEN_BY_DIGEST = f"SELECT {_TOKEN_COLUMNS} FROM tokens WHERE digest = ?"  # noqa: S608
 
@@ -79,9 +86,13 @@ class AccountsFile:
         if version == 0:
             for statement in _SCHEMA.split(";\n"):
                 self._db.execute(statement)
+        elif version == 1:
+            for statement in _SINCE_1:
+                self._db.execute(statement)
+        if version in (0, 1):
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
         self._db.execute("COMMIT")
-        if version not in (0, _VERSION):
+        if version not in (0, 1, _VERSION):
             raise InputError(f"{self.path}: written by another version of baseload ({version}); upgrade baseload")
 
     def close(self) -> None:
@@ -232,13 +243,14 @@ class AccountsFile:
         now_ns: int,
         name: str = "",
         expires_ns: int | None = None,
+        tenant: str = "",
     ) -> TokenRecord:
         """Store a control token."""
         self._write(
             (
-                "INSERT INTO tokens (digest, pepper_i, name, role, prefix, created_ns, expires_ns)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (digest, pepper_i, name, role, prefix, now_ns, expires_ns),
+                "INSERT INTO tokens (digest, pepper_i, name, role, prefix, created_ns, expires_ns, tenant)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (digest, pepper_i, name, role, prefix, now_ns, expires_ns, tenant),
             )
         )
         return _token(self._one(_TOKEN_BY_DIGEST, (digest,)))
@@ -267,6 +279,7 @@ class AccountsFile:
         done = self._write(
             ("DELETE FROM secrets WHERE key_i IN (SELECT key_i FROM keys WHERE tenant = ?)", (tenant,)),
             ("DELETE FROM tenants WHERE tenant = ?", (tenant,)),
+            ("DELETE FROM tokens WHERE role = 'tenant' AND tenant = ?", (tenant,)),
             (
                 "UPDATE keys SET tenant = '', name = '', prefix = '', revoked_ns = coalesce(revoked_ns, ?)"
                 " WHERE tenant = ?",

@@ -231,7 +231,7 @@ def _keys(verbs: Verbs) -> None:  # type: ignore[type-arg]
     what = sub.add_subparsers(dest="keys_verb", metavar="WHAT", required=True, help="what to do with them")
     create = what.add_parser("create", help="make a key; it is shown once")
     create.add_argument("--tenant", help="name under `tenants` of the fleet file")
-    create.add_argument("--role", choices=["viewer", "operator", "admin"], help="a control token instead")
+    create.add_argument("--role", choices=["tenant", "viewer", "operator", "admin"], help="a control token instead")
     create.add_argument("--name", default="", help="what it is for, as you will see it in lists")
     create.add_argument("--budget", type=float, help="most it may spend in its whole life, in the fleet's currency")
     create.add_argument("--rpm", type=int, help="requests a minute")

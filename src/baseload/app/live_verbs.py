@@ -60,13 +60,21 @@ def keyring(state: Path | None) -> tuple[Keyring, AccountsFile]:
 
 def _create(options: argparse.Namespace, ring: Keyring) -> int:
     now_ns = time.time_ns()
-    if (options.tenant is None) == (options.role is None):
+    if options.tenant is None and options.role is None:
         raise InputError("keys create: say --tenant for a tenant's key, or --role for a control token")
+    if options.role not in (None, "tenant") and options.tenant is not None:
+        raise InputError(
+            "keys create: say --tenant for a tenant's key, or --role for a control token; both only with --role tenant"
+        )
     if options.days is not None and not 0.0 < options.days < 36_500.0:
         raise InputError(f"keys create: --days {options.days:g} is out of range; give days from now")
     expires_ns = None if options.days is None else now_ns + round(options.days * DAY_S * NS)
     if options.role is not None:
-        token = ring.create_token(options.role, now_ns=now_ns, name=options.name, expires_ns=expires_ns)
+        if options.role == "tenant" and options.tenant is not None:
+            _known_tenant(options.tenant, _served_fleet(options.state))
+        token = ring.create_token(
+            options.role, now_ns=now_ns, name=options.name, expires_ns=expires_ns, tenant=options.tenant or ""
+        )
         return _made(options, token.secret, _token_row(token.record))
     _known_tenant(options.tenant, _served_fleet(options.state))
     budget = None if options.budget is None else _nano(options.budget)
@@ -86,13 +94,14 @@ def _nano(amount: float) -> int:
 def _served_fleet(state: Path | None) -> list[str] | None:
     """Return the tenants of the fleet that this state folder last served; None where none was."""
     from baseload.app.serving import state_folder
+    from baseload.serve.succession import GONE
     from baseload.serve.tables import decode
 
     try:
         tables = decode((state_folder(state) / "run" / "tables.json").read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
-    return [row.name for row in tables.tenants]
+    return [row.name for row in tables.tenants if not row.name.startswith(GONE)]
 
 
 def _known_tenant(name: str, known: list[str] | None) -> None:
@@ -114,6 +123,8 @@ def _list(options: argparse.Namespace, ring: Keyring) -> int:
     rows = [_key_row(record) for record in ring.list(options.tenant)]
     if options.tenant is None:
         rows += [_token_row(record) for record in ring.accounts.tokens()]
+    else:
+        rows += [_token_row(record) for record in ring.accounts.tokens() if record.tenant == options.tenant]
     if options.json:
         print(json.dumps(rows))
         return 0
@@ -131,11 +142,15 @@ def _shown(row: dict[str, Any]) -> tuple[str, ...]:
     ]
     budget = row.get("budget")
     return (
-        str(row["id"]), _calm(row.get("tenant") or row.get("role") or "(forgotten)"), _calm(row["name"]), row["begins"],
+        str(row["id"]), _calm(row.get("tenant") or _of_role(row) or "(forgotten)"), _calm(row["name"]), row["begins"],
         "-" if budget is None else f"{budget:,.2f}", ", ".join(limits) or "-",
         "-" if row.get("concurrency") is None else str(row["concurrency"]),
         row["created"], row["state"],
     )  # fmt: skip
+
+
+def _of_role(row: dict[str, Any]) -> str:
+    return f"{row['role']} {row['of']}".strip() if "role" in row else ""
 
 
 def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -160,7 +175,7 @@ def _key_row(record: KeyRecord) -> dict[str, Any]:
 
 def _token_row(record: TokenRecord) -> dict[str, Any]:
     return {
-        "id": f"token-{record.token_i}", "role": record.role, "name": record.name, "begins": record.prefix,
+        "id": f"token-{record.token_i}", "role": record.role, "of": record.tenant, "name": record.name, "begins": record.prefix,
         "created": _day_of(record.created_ns), "state": _state(record),
     }  # fmt: skip
 

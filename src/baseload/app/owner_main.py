@@ -236,7 +236,7 @@ class House:
     def _listen(self) -> None:
         from baseload.app.web.control import make_app
         from baseload.app.web.guard import default_hosts, require_safe_bind
-        from baseload.app.web.server import ControlServer, bound_socket
+        from baseload.app.web.server import ControlServer, bound_socket, tls_of
 
         host, port = self.config.control_host, self.config.control_port
         try:
@@ -245,10 +245,12 @@ class House:
             raise FleetError(f"serve.control {host}:{port}: {error.strerror}; choose another address or port") from None
         self.control_port = int(sock.getsockname()[1])
         shown = f"[{host}]" if ":" in host else host
-        self.control_url = f"http://{shown}:{self.control_port}"
+        cert, key = self.config.control_cert, self.config.control_key
+        self.control_url = f"{'https' if cert else 'http'}://{shown}:{self.control_port}"
         require_safe_bind(f"{shown}:{self.control_port}", has_tokens=True)  # `_admin_token` made the first
-        app = make_app(self.view, allowed_hosts=default_hosts(f"{shown}:{self.control_port}"))
-        self.server = ControlServer(app, sock)
+        hosts = (*default_hosts(f"{shown}:{self.control_port}"), *self.config.control_hosts)
+        app = make_app(self.view, allowed_hosts=hosts, secure_cookies=bool(cert))
+        self.server = ControlServer(app, sock, tls_of(cert, key) if cert and key else None)
 
     def ready(self) -> dict[str, Any]:
         """Return what the supervisor tells the user."""

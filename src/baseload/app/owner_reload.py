@@ -34,6 +34,7 @@ AT_A_START = (
     "tls_key",
     "control_cert",
     "control_key",
+    "control_hosts",
     "ledger_env",
     "meter",
 )

@@ -21,6 +21,7 @@ from baseload.errors import BaseloadError, InputError
 from baseload.ports import KeyRecord
 from baseload.records import REASON_NAMES
 from baseload.serve import reconcile as rc
+from baseload.serve.overview import receipt_of
 from baseload.serve.rows import ControlRow, SettleRow, settled
 
 if TYPE_CHECKING:
@@ -274,8 +275,8 @@ class View:
         record = self.house.accounts.token_by_digest(digest, time.time_ns())
         if record is None:
             return None
-        role = next(one for one in view.ROLES if one == record.role)
-        return view.Staff(name=record.name or f"token-{record.token_i}", role=role)
+        role = next(one for one in ("tenant", *view.ROLES) if one == record.role)
+        return view.Staff(name=record.name or f"token-{record.token_i}", role=role, tenant=record.tenant)
 
     async def keys(self) -> Sequence[view.KeyRow]:
         """Return every data key, without secrets."""
@@ -350,15 +351,20 @@ class View:
             for (name, model), n in sorted(sums.items())
         ]  # fmt: skip
 
-    async def receipt(self, request_id: str) -> Any:
-        """Return a request's receipt as JSON-able data; None: no such request."""
+    async def receipt(self, request_id: str, tenant: str | None = None) -> Any:
+        """Return a request's receipt as JSON-able data; None: no such request, or none of that tenant's."""
         try:
             number = int(request_id.removeprefix("req-"), 16)
         except ValueError:
             return None
         if not 0 < number < 1 << 63:
             return None
-        blob = await asyncio.get_running_loop().run_in_executor(None, self.house.ledger.receipt, number)
+        loop, ledger = asyncio.get_running_loop(), self.house.ledger
+        if tenant is None:
+            blob = await loop.run_in_executor(None, ledger.receipt, number)
+        else:
+            stands_for = {name: pseudonym for pseudonym, name in self.house.accounts.tenants().items()}.get(tenant, "")
+            blob = await loop.run_in_executor(None, receipt_of, ledger, number, stands_for)
         return None if blob is None else msgspec.json.decode(blob)
 
     async def reload(self) -> view.Reloaded:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ from baseload.fleet import check, load
 from baseload.fleet.check_serve import host_and_port
 from baseload.policies import KINDS
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 READY_S = 60.0  # an owner that starts engines first takes its time
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CALM_S = 30.0  # a child that lived this long starts again at the first back-off
@@ -54,6 +56,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
     engines: str | None = None  # one kind for all deployments
     tls_cert: str | None = None
     tls_key: str | None = None
+    control_cert: str | None = None
+    control_key: str | None = None
+    control_hosts: list[str] = []
     drain_s: float = 30.0
 
     @property
@@ -137,16 +142,38 @@ def config_of(options: argparse.Namespace) -> ServeConfig:
     def beside(name: str | None) -> str | None:
         return None if name is None else str(loaded.base_folder / name)
 
-    _check_tls(beside(serve.tls_cert), beside(serve.tls_key))
+    _check_tls("tls", beside(serve.tls_cert), beside(serve.tls_key))
+    own = (beside(serve.control_cert), beside(serve.control_key))
+    _check_tls("control", *own)
+    if own[0] is None and control[0] not in LOOPBACK:
+        own = (beside(serve.tls_cert), beside(serve.tls_key))
+    _refuse_every_address(control[0], serve.control_hosts)
     return ServeConfig(
         fleet=str(options.fleet), overrides=list(options.overrides), state=str(state), listen_host=listen[0],
         listen_port=listen[1], control_host=control[0], control_port=control[1], workers=workers,
         engines=options.engines, tls_cert=beside(serve.tls_cert), tls_key=beside(serve.tls_key),
-        drain_s=serve.limits.drain_s,
+        drain_s=serve.limits.drain_s, control_cert=own[0], control_key=own[1], control_hosts=list(serve.control_hosts),
     )  # fmt: skip
 
 
-def _check_tls(cert: str | None, key: str | None) -> None:
+def _refuse_every_address(host: str, names: list[str]) -> None:
+    """Refuse a control listener on all addresses of the machine, unless it is said under which names it is to be reached."""
+    try:
+        found = {str(where[4][0]) for where in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return  # it cannot be bound either, which the owner tells
+    every = [
+        one for one in map(ipaddress.ip_address, found) if (getattr(one, "ipv4_mapped", None) or one).is_unspecified
+    ]
+    if every and not names:
+        raise InputError(
+            f"serve.control {host}: would listen on every address of this machine, and a control token is worth a fleet; name "
+            "one address (127.0.0.1, or that of an inner network), or say in serve.control_hosts under which names it is to "
+            "be reached, e.g. [control.example:8081]"
+        )
+
+
+def _check_tls(which: str, cert: str | None, key: str | None) -> None:
     """Refuse a certificate and key that do not belong together, or are none, before anything is started."""
     if cert is None or key is None:
         return
@@ -157,8 +184,8 @@ def _check_tls(cert: str | None, key: str | None) -> None:
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"serve.tls_cert {cert} with serve.tls_key {key}: cannot be used ({reason}); name a PEM certificate and its "
-            "key without a password"
+            f"serve.{which}_cert {cert} with serve.{which}_key {key}: cannot be used ({reason}); name a PEM certificate "
+            "and its key without a password"
         ) from None
 
 
@@ -437,8 +464,11 @@ def _tell(config: ServeConfig, ready: dict[str, object], as_json: bool, say: Cal
         return
     say(f"gateway  {gateway}/v1     (keys: baseload keys create --tenant NAME --state {config.state})")
     say(f"control  {ready.get('control')}     (token in {ready.get('admin_token_file')})")
-    if config.control_host not in ("127.0.0.1", "::1", "localhost"):
-        say("warning: the control listener speaks plain HTTP and can be reached from other machines; put TLS in front")
+    if config.control_host not in LOOPBACK and config.control_cert is None:
+        say(
+            "warning: the control listener speaks plain HTTP and can be reached from other machines; give it "
+            "serve.control_cert and control_key, or put TLS in front"
+        )
     if ready.get("rehearsal"):
         say(
             "rehearsal: engines are emulated; what they answer is made up, and nothing measured here validates anything"

@@ -15,6 +15,7 @@ from baseload.fleet.typed import nearest
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HOST_HEADER = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 MOST_PORT = 65_535
 
 
@@ -29,10 +30,18 @@ def look(notes: Notes) -> None:
             notes.problem(("serve", key), f"`{address}`: {error}", "write an address and a port, e.g. 127.0.0.1:8080")
     if serve.listen == serve.control and not serve.listen.endswith(":0"):
         notes.problem(("serve", "control"), "is the gateway's own address", "give it another port")
-    if (serve.tls_cert is None) != (serve.tls_key is None):
-        missing = "tls_key" if serve.tls_key is None else "tls_cert"
-        notes.problem(("serve", missing), "is missing", "TLS needs both, the certificate and its key")
-    for key in ("tls_cert", "tls_key"):
+    for cert, its_key in (("tls_cert", "tls_key"), ("control_cert", "control_key")):
+        if (getattr(serve, cert) is None) != (getattr(serve, its_key) is None):
+            missing = its_key if getattr(serve, its_key) is None else cert
+            notes.problem(("serve", missing), "is missing", "TLS needs both, the certificate and its key")
+    for i, name in enumerate(serve.control_hosts):
+        if not _HOST_HEADER.fullmatch(name):
+            what, mend = (
+                f"`{name[:100]}` is no name with a port",
+                "write it as browsers send it, e.g. control.example:8081",
+            )
+            notes.problem(("serve", "control_hosts", str(i)), what, mend)
+    for key in ("tls_cert", "tls_key", "control_cert", "control_key"):
         _file(notes, ("serve", key), getattr(serve, key))
     _environment(notes, ("serve", "ledger_env"), serve.ledger_env)
     for name, engine in serve.engines.items():

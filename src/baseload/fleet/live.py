@@ -65,6 +65,15 @@ class Serve(Record, frozen=True):
     workers: Annotated[OneUp, D("gateway processes", le=256)] = 1
     tls_cert: Annotated[str | None, D("PEM file; TLS on the gateway where given")] = None
     tls_key: Annotated[str | None, D("PEM file of its private key")] = None
+    control_cert: Annotated[
+        str | None, D("PEM file; TLS on the control listener (off loopback, absent: the gateway's pair, where it has one)")
+    ] = None
+    control_key: Annotated[str | None, D("PEM file of its private key")] = None
+    control_hosts: Annotated[
+        list[str],
+        D("names, with their ports, under which browsers may ask the control listener, beside its address; has to name some "
+          "where it listens on every address of the machine"),
+    ] = []
     ledger_env: Annotated[
         str | None,
         D("environment variable with a PostgreSQL address for the ledger; SQLite in the state folder where absent"),

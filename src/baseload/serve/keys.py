@@ -23,7 +23,7 @@ from baseload.ports import Accounts, KeyRecord, TokenRecord
 
 KEY_PREFIX = "bl_"
 TOKEN_PREFIX = "blc_"
-ROLES = ("viewer", "operator", "admin")
+ROLES = ("tenant", "viewer", "operator", "admin")
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS, _SUM_CHARS = 43, 6  # 62**43 > 2**256, 62**6 > 2**32
 MOST_NAME = 200
@@ -270,15 +270,20 @@ class Keyring:
                 return record if usable(record, now_ns) else None
         return None
 
-    def create_token(self, role: str, *, now_ns: int, name: str = "", expires_ns: int | None = None) -> MadeToken:
-        """Make a token of the control listener with a role: viewer, operator or admin."""
+    def create_token(
+        self, role: str, *, now_ns: int, name: str = "", expires_ns: int | None = None, tenant: str = ""
+    ) -> MadeToken:
+        """Make a token of the control listener with a role; one of the role `tenant` sees that tenant's own alone."""
         if role not in ROLES:
             raise InputError(f"{role}: no role; one of {', '.join(ROLES)}")
+        if (role == "tenant") != bool(tenant):
+            raise InputError("keys create: --role tenant wants the tenant with --tenant, and other roles want none")
         _plain("--name", name)
+        _plain("--tenant", tenant)
         secret = mint(TOKEN_PREFIX)
         record = self.accounts.add_token(
             role, self.peppers.digest(secret.encode(), self.peppers.newest), pepper_i=self.peppers.newest,
-            prefix=shown(secret), now_ns=now_ns, name=name, expires_ns=expires_ns,
+            prefix=shown(secret), now_ns=now_ns, name=name, expires_ns=expires_ns, tenant=tenant,
         )  # fmt: skip
         return MadeToken(secret, record)
 

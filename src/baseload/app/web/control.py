@@ -72,6 +72,7 @@ class Rule(NamedTuple):
     access: Access
     handler: Handler
     about: str
+    own: bool = False  # a tenant's token may ask this too, and is answered with its tenant's own alone
 
 
 # ---- answers ---------------------------------------------------------------------------------------------
@@ -132,7 +133,9 @@ async def ladder(control: Control, request: Request, caller: Caller | None) -> R
 
 async def list_keys(control: Control, request: Request, caller: Caller | None) -> Response:
     """Answer with the data keys, without their secrets."""
-    return _json({"keys": list(await control.owner.keys())})
+    assert caller is not None
+    keys = await control.owner.keys()
+    return _json({"keys": [key for key in keys if caller.tenant is None or key.tenant == caller.tenant]})
 
 
 async def create_key(control: Control, request: Request, caller: Caller | None) -> Response:
@@ -152,7 +155,10 @@ async def revoke_key(control: Control, request: Request, caller: Caller | None) 
 
 async def usage(control: Control, request: Request, caller: Caller | None) -> Response:
     """Answer with what was used, by tenant and model."""
-    tenant = request.query_params.get("tenant") or None
+    assert caller is not None
+    tenant = request.query_params.get("tenant") or caller.tenant
+    if caller.tenant is not None and tenant != caller.tenant:
+        return problem(404, "not_found", "no such tenant, or not yours")  # which of the two is not told
     since_ns = _since_ns(request.query_params.get("since", ""))
     rows = await control.owner.usage(tenant, since_ns)
     return _json({"tenant": tenant, "since_ns": since_ns, "currency": control.owner.snapshot().currency, "usage": rows})
@@ -160,7 +166,8 @@ async def usage(control: Control, request: Request, caller: Caller | None) -> Re
 
 async def receipt(control: Control, request: Request, caller: Caller | None) -> Response:
     """Answer with a request's receipt."""
-    found = await control.owner.receipt(request.path_params["request_id"])
+    assert caller is not None
+    found = await control.owner.receipt(request.path_params["request_id"], caller.tenant)
     return problem(404, "not_found", "no receipt with this request id") if found is None else _json(found)
 
 
@@ -219,6 +226,8 @@ async def login(control: Control, request: Request, caller: Caller | None) -> Re
     digest, staff = control.gate.by_secret(secret)
     if staff is None:
         return _html(control.pages.login("This token is not known, or no longer valid."), 401)
+    if staff.role == "tenant":
+        return _html(control.pages.login("A tenant's token opens no page: send it as Bearer to /api/usage."), 403)
     # Without a ledger one may still look, and see why; every change wants its row first.
     await _noted(control, Audit(actor=staff.name, action="session.open", subject="", outcome="done"))
     control.gate.close(control.gate.cookie(request.scope))
@@ -269,9 +278,9 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/api/snapshot", "viewer", snapshot, "what the page shows"),
     Rule("GET", "/api/events", "viewer", events, "what changes, as server-sent events"),
     Rule("GET", "/api/ladder", "viewer", ladder, "the capacity ladder now"),
-    Rule("GET", "/api/usage", "viewer", usage, "what was used: ?tenant=, ?since=YYYY-MM-DD"),
-    Rule("GET", "/api/receipts/{request_id}", "viewer", receipt, "a request's receipt"),
-    Rule("GET", "/api/keys", "operator", list_keys, "data keys, without secrets"),
+    Rule("GET", "/api/usage", "viewer", usage, "what was used: ?tenant=, ?since=YYYY-MM-DD", own=True),
+    Rule("GET", "/api/receipts/{request_id}", "viewer", receipt, "a request's receipt", own=True),
+    Rule("GET", "/api/keys", "operator", list_keys, "data keys, without secrets", own=True),
     Rule("POST", "/api/reload", "operator", reload, "read the fleet file again"),
     Rule("POST", "/api/drain", "operator", drain, "take no new requests, or take them again"),
     Rule("POST", "/api/keys", "admin", create_key, "make a data key"),
@@ -350,7 +359,7 @@ def _turned(control: Control, rule: Rule, request: Request, caller: Caller | Non
         if rule.path == "/" and not shown:
             return RedirectResponse("/login", 303)
         return problem(401, "unauthorised", "send a control token as Bearer, or log in at /login")
-    if not allows(caller.role, wanted):
+    if not allows(caller.role, wanted) and not (rule.own and caller.tenant is not None):
         return problem(403, "forbidden", f"this wants the role {wanted}; yours is {caller.role}")
     return None
 

@@ -184,6 +184,7 @@ class Caller(NamedTuple):
     name: str
     role: Role
     by: Literal["token", "session", "open"]
+    tenant: str | None = None  # whose figures alone it may see; None: everybody's
 
 
 def allows(role: Role, wanted: Role) -> bool:
@@ -191,8 +192,10 @@ def allows(role: Role, wanted: Role) -> bool:
 
     >>> allows("operator", "viewer"), allows("operator", "operator"), allows("operator", "admin")
     (True, True, False)
+    >>> allows("tenant", "viewer")
+    False
     """
-    return ROLES.index(role) >= ROLES.index(wanted)
+    return role != "tenant" and ROLES.index(role) >= ROLES.index(wanted)
 
 
 class _Session(msgspec.Struct):
@@ -251,11 +254,13 @@ class Gate:
         if authorization is not None:
             scheme, _, secret = authorization.partition(" ")
             staff = self.by_secret(secret.strip())[1] if scheme.lower() == "bearer" else None
-            return Caller(staff.name, staff.role, "token") if staff else None
+            if staff is None or (staff.role == "tenant") != bool(staff.tenant):
+                return None
+            return Caller(staff.name, staff.role, "token", staff.tenant or None)
         cookie = self.cookie(scope)
         if cookie and (scope["method"] in SAFE_METHODS or header(scope, b"origin")):
             staff = self._by_session(cookie)
-            if staff:
+            if staff and staff.role != "tenant":  # there is no page for it
                 return Caller(staff.name, staff.role, "session")
         if self.open_role and is_loopback(client_host(scope)):
             return Caller("this machine", self.open_role, "open")

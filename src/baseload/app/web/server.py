@@ -96,6 +96,15 @@ class ControlServer(uvicorn.Server):
             await self._task
 
 
+def tls_of(cert: str, key: str) -> ssl.SSLContext:
+    """Return the server's side of TLS 1.2 or newer, with a certificate and its key (PEM files)."""
+    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.load_cert_chain(cert, key)
+    made.set_alpn_protocols(["http/1.1"])
+    return made
+
+
 def bound_socket(host: str, port: int) -> socket.socket:
     """Return a socket bound to an address, port 0 for any free one; the caller reads its port from it."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)

@@ -21,9 +21,10 @@ SERIES_S = 900  # seconds of history that a series holds, one point a second
 RECENT_MAX = 100
 ALARMS_MAX = 100
 
-Role = Literal["viewer", "operator", "admin"]
+Role = Literal["tenant", "viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
-"""Least first. A viewer looks, an operator reloads and drains, an admin makes and revokes keys."""
+"""Least first. A viewer looks, an operator reloads and drains, an admin makes and revokes keys. `tenant` stands apart: it
+sees what is its tenant's own (usage, keys, receipts), and nothing of the fleet."""
 
 EngineKind = Literal["external", "embedded", "emulated"]
 ReplicaState = Literal["up", "starting", "draining", "down", "parked"]
@@ -250,6 +251,7 @@ class Staff(Part, frozen=True):
 
     name: str
     role: Role
+    tenant: str = ""  # of the role `tenant`
 
 
 class KeyRow(Part, frozen=True):
@@ -359,8 +361,8 @@ class OwnerView(Protocol):
     async def usage(self, tenant: str | None, since_ns: int | None) -> Sequence[UsageRow]:
         """Return what was used since a UTC instant (this month's first where None)."""
 
-    async def receipt(self, request_id: str) -> Any:
-        """Return a request's receipt as JSON-able data; None: no such request."""
+    async def receipt(self, request_id: str, tenant: str | None = None) -> Any:
+        """Return a request's receipt as JSON-able data; None: no such request, or none of that tenant's."""
 
     async def reload(self) -> Reloaded:
         """Read the fleet file again: its problems, or the new version. The last good one is kept."""
