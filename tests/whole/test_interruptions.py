@@ -115,6 +115,50 @@ def test_a_signal_at_any_moment_leaves_partial_or_complete(number: signal.Signal
         assert_told(out)
 
 
+@pytest.mark.parametrize("wait_s", [0.04, 0.08, 0.12, 0.2, 0.3])
+@pytest.mark.parametrize(
+    "words", [("serve", FLEET), ("plan", FLEET), ("check", FLEET), ("keys", "list")], ids=lambda w: w[0]
+)
+def test_ctrl_c_among_the_imports_is_one_line(words: tuple[str, ...], wait_s: float, tmp_path: Path) -> None:
+    """However early Ctrl-C comes once Python has begun with us: 130, one line, no traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *command(*words)[1:]], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:  # until it is our own modules that are being imported
+        if "baseload" in line:
+            break
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGINT)
+    told = [line for line in process.stderr if not line.startswith("import time:")]
+    code = process.wait(20)
+    process.stderr.close()
+    assert "Traceback" not in "".join(told), told
+    if code not in (0, 2):  # a short command may have ended by itself
+        assert code == 130 and [line for line in told if "interrupted" in line], (code, told)
+
+
+def test_ctrl_c_while_a_plan_measures_replicas_ends_at_once(tmp_path: Path) -> None:
+    """A plan that is not begun is not waited for: within a second (on a machine that is not busy) it is over, with 130."""
+    out = tmp_path / "plan"
+    process = subprocess.Popen(
+        command("plan", FLEET, "--out", out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = [next(process.stderr)]
+    while "measuring" not in said[-1]:
+        said.append(next(process.stderr))
+    time.sleep(2.5)
+    pressed_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    code, took_s = process.wait(60), time.monotonic() - pressed_s
+    process.stderr.close()
+    assert code == 130 and "interrupted" in rest and "Traceback" not in rest, (code, rest)
+    assert took_s < 1.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) + 0.5, took_s
+
+
 def test_the_next_run_replaces_what_an_interrupted_one_left(tmp_path: Path) -> None:
     """After SIGKILL the same command runs again: it says that it replaced the leftover, and ends complete."""
     out = tmp_path / "run"

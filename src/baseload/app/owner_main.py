@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from baseload.app import owner_reload
-from baseload.errors import BaseloadError, FleetError, LedgerError
+from baseload.errors import BaseloadError, FleetError, LedgerError, LedgerUnavailable
 
 PR_SET_PDEATHSIG = 1
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
@@ -225,13 +225,29 @@ class House:
 
             return SqliteLedger.open(self.state / "ledger.db", signer, witness=witness)
         address = os.environ.get(name)
+        if address and not address.startswith(("postgresql://", "postgres://")):
+            raise FleetError(
+                f"serve.ledger_env {name}: is no address of a database; write it as postgresql://user@host:5432/name"
+            )
         if not address:
             raise FleetError(f"serve.ledger_env: the environment variable {name} is not set; put the address there")
         try:
             from baseload.adapters.ledger_postgres import PostgresLedger
         except ImportError:
             raise LedgerError("a ledger in PostgreSQL needs asyncpg: pip install 'baseload[postgres]'") from None
-        return PostgresLedger.open(address, signer, witness=witness)
+        try:
+            return PostgresLedger.open(address, signer, witness=witness)
+        except LedgerUnavailable as error:
+            where = owner_reload.database_at(address)
+            raise LedgerUnavailable(
+                f"serve.ledger_env {name} ({where}): {error}; start the database, or mend the address in {name}. Nothing is "
+                "served without a ledger (docs/serve.md, PostgreSQL)"
+            ) from None
+        except ValueError as error:  # an address that is none
+            raise FleetError(
+                f"serve.ledger_env {name}: is no address of a database ({error}); write it as "
+                "postgresql://user@host:5432/name"
+            ) from None
 
     def _listen(self) -> None:
         from baseload.app.web.control import make_app

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -99,6 +100,19 @@ def by_row(rows: Succession, orders: Sequence[EngineStart | None]) -> list[Engin
             where = f"{rows.tables.deployments[row.deployment_i].name}/{rows.tables.sites[row.site_i].name}"
             found[r] = order._replace(name=f"{where}/{row.number}")
     return found
+
+
+def database_at(address: str) -> str:
+    """Return where a database is, without its password.
+
+    >>> database_at("postgresql://me:secret@db.example:5433/ledger?sslmode=require")
+    'db.example:5433/ledger'
+    """
+    try:
+        parts = urlsplit(address)
+        return f"{parts.hostname or 'this machine'}:{parts.port or 5432}{parts.path}"
+    except ValueError:
+        return "its address cannot be read"
 
 
 # ---- a reload ----------------------------------------------------------------------------------------------------------

@@ -148,8 +148,14 @@ def gap_of(text: str) -> float:
 # ---- asking ----------------------------------------------------------------------------------------------
 
 
-def ask(wish: Wish, overrides: tuple[str, ...], say: Callable[[str], None], table: ReplicaTable | None = None) -> Asked:
-    """Read and check the fleet file, get the table of replicas, and put the question."""
+def ask(
+    wish: Wish,
+    overrides: tuple[str, ...],
+    say: Callable[[str], None],
+    table: ReplicaTable | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Asked:
+    """Read and check the fleet file, get the table of replicas, and put the question; `stop` is asked before the long part."""
     from baseload.app import plan_problem, simulating
     from baseload.fleet import check, load
     from baseload.fleet.planning import Plan
@@ -160,6 +166,8 @@ def ask(wish: Wish, overrides: tuple[str, ...], say: Callable[[str], None], tabl
     today = wish.day or plan.start or date.today()
     quarters = horizon_quarters(wish.horizon or plan.horizon)
     _within_the_calendar(wish, today, quarters)
+    if stop():
+        raise KeyboardInterrupt
     found = table_of(wish, loaded, say) if table is None else table
     problem, plan_map = plan_problem.plan_problem(loaded, found, quarters=quarters, today=today, seed=wish.seed)
     return Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=found)
@@ -208,7 +216,7 @@ def solved(wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> 
     findings = plan_findings.Findings()
     if wish.what_if:
         _check_what_if(wish)
-    asked = ask(wish, wish.overrides, say)
+    asked = ask(wish, wish.overrides, say, stop=stop)
     _solve(asked, wish, stop)
     if wish.what_if:
         before = asked

@@ -8,7 +8,9 @@ what-if measures only what it changes. One run of the twin is `replica_probe.py`
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
@@ -98,19 +100,46 @@ def replica_table(loaded: Loaded, *, seed: int = 0, cache: Path | None = None, s
 
     plan = loaded.fleet.plan or Plan()
     fleet = plan_rent.with_rent(loaded.fleet, plan_rent.offers(loaded.fleet, plan))
-    meter = bench(loaded, fleet, seed=seed, cache=cache)
+    with _interrupts_at_once(lambda: None):
+        meter = bench(loaded, fleet, seed=seed, cache=cache)
     rows: list[ReplicaRow] = []
     kinds = accelerators(fleet, plan)
-    for model, slo, names in plan_demand.promises(loaded.fleet):
-        network_ms = network_budget_ms(fleet, names, slo)
-        for kind in kinds:
-            row = meter.row(model, slo, names, kind, network_ms)
-            if row is not None:
-                rows.append(row)
-                if say is not None:
-                    say(f"{row.service} on {kind}: {row.requests_per_s:.3g} requests/s a replica")
+    with _interrupts_at_once(meter.memory.write):
+        for model, slo, names in plan_demand.promises(loaded.fleet):
+            network_ms = network_budget_ms(fleet, names, slo)
+            for kind in kinds:
+                row = meter.row(model, slo, names, kind, network_ms)
+                if row is not None:
+                    rows.append(row)
+                    if say is not None:
+                        say(f"{row.service} on {kind}: {row.requests_per_s:.3g} requests/s a replica")
     meter.memory.write()
     return ReplicaTable.of(rows, seed=seed)
+
+
+@contextmanager
+def _interrupts_at_once(keep: Callable[[], None]) -> Iterator[None]:
+    """Let Ctrl-C end this at once, whoever else listens for it: there is no plan yet to lose. What was measured is kept."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, press)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not pressed:
+            raise
+        keep()
+        raise KeyboardInterrupt from error  # a compiler or a library may have made something else of it
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def accelerators(fleet: Fleet, plan: Plan) -> tuple[str, ...]:
