@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -28,6 +31,12 @@ PR_SET_PDEATHSIG = 1
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
 METER_S = 60.0
 ADMIN = "admin.token"
+EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
+    "uvloop", "numpy", "baseload.fleet.load", "baseload.fleet.check", "baseload.policies", "baseload.adapters.accounts",
+    "baseload.adapters.engine_process", "baseload.adapters.ledger_sqlite", "baseload.adapters.signing",
+    "baseload.app.serving", "baseload.app.serve_tables", "baseload.app.housekeeping", "baseload.app.live_engines",
+    "baseload.app.live_tally", "baseload.serve.drift", "baseload.serve.keys", "baseload.serve.owner", "baseload.serve.steer",
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +44,13 @@ def main(arguments: list[str]) -> int:
     from baseload.app.serving import ServeConfig
 
     die_with_parent()
+    gc.disable()  # while it starts: nothing of what is made then goes
+    if arguments == ["--wait"]:  # started before the supervisor knew of what: it says so in a line, or is gone
+        for name in EARLY:
+            importlib.import_module(name)
+        arguments = [_line_of_stdin()]
+        if not arguments[0]:
+            return 0
     config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=ServeConfig)
     import uvloop
 
@@ -52,6 +68,14 @@ def main(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _line_of_stdin() -> str:
+    """Return what standard input says up to a NUL, read letter by letter: its end is for who watches it."""
+    line = b""
+    while (letter := os.read(0, 1)) not in (b"", b"\0"):
+        line += letter
+    return line.decode("utf-8", "surrogateescape") if letter else ""
 
 
 def say(sentence: str) -> None:
@@ -127,11 +151,10 @@ class House:
         """Put everything up; raises BaseloadError where something of the user's is wrong."""
         from baseload.adapters.accounts import AccountsFile
         from baseload.adapters.engine_process import ProcessProvisioner
-        from baseload.app import live_view, serve_tables
+        from baseload.app import serve_tables
         from baseload.app.housekeeping import Housekeeper, until
         from baseload.app.live_engines import engine_orders, step_tables
         from baseload.app.live_tally import Tally
-        from baseload.app.owner_view import View
         from baseload.serve.drift import Drift
         from baseload.serve.keys import open_ring
         from baseload.serve.owner import Owner
@@ -148,7 +171,6 @@ class House:
         self.steer = Steer(tables)
         self.tally = Tally(tables)
         self.drift = Drift(tables.deployments, tables.sites)
-        self.fixed = live_view.standing(self.live)
         self.accounts = AccountsFile(self.state / "accounts.db")
         self.keyring = open_ring(self.accounts, self.state / "pepper")
         self._admin_token()
@@ -173,12 +195,9 @@ class House:
         self.spawn(self.keeper.control())
         self.spawn(self._each_hour())
         self.spawn(self._meter())
-        self.view = View(self)
-        self.spawn(self.view.loop())
-        self.spawn(self.view.watch_checkpoints())
-        self._listen()
-        await self.server.start()
+        sock = self._bind_control()
         await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
+        self.spawn(self._control(sock))
 
     def load(self) -> Any:
         """Return the fleet file as it is now, checked; raises FleetError."""
@@ -249,24 +268,44 @@ class House:
                 "postgresql://user@host:5432/name"
             ) from None
 
-    def _listen(self) -> None:
-        from baseload.app.web.control import make_app
-        from baseload.app.web.guard import default_hosts, require_safe_bind
-        from baseload.app.web.server import ControlServer, bound_socket, tls_of
+    def _bind_control(self) -> socket.socket:
+        """Bind the control listener; who asks before it is put up waits."""
+        from baseload.app.web.sockets import BACKLOG, bound_socket
 
         host, port = self.config.control_host, self.config.control_port
         try:
             sock = bound_socket(host, port)
+            sock.listen(BACKLOG)
         except OSError as error:
             raise FleetError(f"serve.control {host}:{port}: {error.strerror}; choose another address or port") from None
-        self.control_port = int(sock.getsockname()[1])
-        shown = f"[{host}]" if ":" in host else host
+        port = int(sock.getsockname()[1])
+        self.control_at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.control_url = f"{'https' if self.config.control_cert else 'http'}://{self.control_at}"
+        return sock
+
+    async def _control(self, sock: socket.socket) -> None:
+        """Put up what people look at, once requests are served: its modules are a third of all that is imported."""
+        names = ("live_view", "owner_view", "web.control", "web.server")
+        await asyncio.to_thread(lambda: [importlib.import_module(f"baseload.app.{name}") for name in names])
+        from baseload.app import live_view
+        from baseload.app.owner_view import View
+        from baseload.app.web.control import make_app
+        from baseload.app.web.guard import default_hosts, require_safe_bind
+        from baseload.app.web.server import ControlServer, tls_of
+
+        self.fixed = live_view.standing(self.live)
+        self.view = View(self)
+        require_safe_bind(self.control_at, has_tokens=True)  # `_admin_token` made the first
         cert, key = self.config.control_cert, self.config.control_key
-        self.control_url = f"{'https' if cert else 'http'}://{shown}:{self.control_port}"
-        require_safe_bind(f"{shown}:{self.control_port}", has_tokens=True)  # `_admin_token` made the first
-        hosts = (*default_hosts(f"{shown}:{self.control_port}"), *self.config.control_hosts)
+        hosts = (*default_hosts(self.control_at), *self.config.control_hosts)
         app = make_app(self.view, allowed_hosts=hosts, secure_cookies=bool(cert))
         self.server = ControlServer(app, sock, tls_of(cert, key) if cert and key else None)
+        await self.server.start()
+        self.spawn(self.view.loop())
+        self.spawn(self.view.watch_checkpoints())
+        gc.collect()
+        gc.freeze()  # what is there from the start is never looked at again
+        gc.enable()
 
     def ready(self) -> dict[str, Any]:
         """Return what the supervisor tells the user."""

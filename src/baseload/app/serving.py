@@ -22,13 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from baseload.app.child import Child
 from baseload.errors import BaseloadError, FleetError, InputError
 from baseload.fleet import check, load
 from baseload.fleet.check_serve import host_and_port
@@ -65,64 +65,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
     def run_folder(self) -> Path:
         """Return the folder of sockets, board and marks."""
         return Path(self.state) / "run"
-
-
-@dataclass(slots=True)
-class Child:
-    """A process of ours, and when to start it again."""
-
-    name: str
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    ready: dict[str, object] | None = None
-    started_s: float = 0.0
-    failures: int = 0
-    again_s: float = 0.0
-    line: bytes = b""
-    restarts: int = 0
-    told: bool = False  # to end
-    keep_open: int = -1  # our end of its stdin: when it closes, we are gone
-
-    def start(self, now_s: float) -> None:
-        """Start it; its first line on stdout says that it is ready."""
-        read_end, write_end = os.pipe()  # ours stays open as long as we live
-        try:
-            self.process = subprocess.Popen(
-                self.command, stdin=read_end, stdout=subprocess.PIPE, start_new_session=True
-            )
-        except BaseException:
-            os.close(write_end)
-            raise
-        finally:
-            os.close(read_end)
-        self.keep_open = write_end
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.ready, self.line, self.started_s, self.told = None, b"", now_s, False
-
-    def tell(self, number: int) -> None:
-        """Send it a signal that ends it."""
-        self.told = True
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-
-    def let_go(self) -> None:
-        """Close our ends of a process that is gone."""
-        if self.keep_open >= 0:
-            os.close(self.keep_open)
-            self.keep_open = -1
-        if self.process is not None and self.process.stdout is not None:
-            self.process.stdout.close()
-
-    def hear(self) -> None:
-        """Read what it says; a whole JSON line means ready."""
-        assert self.process is not None and self.process.stdout is not None
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.process.stdout.fileno(), 65_536):
-                self.line = (self.line + data)[-65_536:]
-        if self.ready is None and b"\n" in self.line:
-            with contextlib.suppress(ValueError):
-                self.ready = json.loads(self.line.split(b"\n", 1)[0])
 
 
 def config_of(options: argparse.Namespace) -> ServeConfig:
@@ -257,11 +199,13 @@ def hold_port(host: str, port: int, what: str) -> tuple[socket.socket, int]:
 class Supervisor:
     """Starts, watches and ends the children."""
 
-    def __init__(self, config: ServeConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, config: ServeConfig, say: Callable[[str], None], owner: Child | None = None) -> None:
+        """`owner` was started before it was known of what, and waits."""
         self.config, self.say = config, say
-        path = self._write_config()
+        self.path = path = self._write_config()
         python = [sys.executable, "-m"]
-        self.owner = Child("owner", [*python, "baseload.app.owner_main", str(path)])
+        self.owner = Child("owner", []) if owner is None else owner
+        self.owner.command = [*python, "baseload.app.owner_main", str(path)]
         self.workers = [
             Child(f"worker {i}", [*python, "baseload.serve.worker", str(path), str(i)]) for i in range(config.workers)
         ]
@@ -280,9 +224,11 @@ class Supervisor:
         """Start everything; return what the owner and the workers said of themselves."""
         with contextlib.suppress(OSError):
             (self.config.run_folder / "board").unlink(missing_ok=True)  # of workers that are gone
+        for child in self.workers:
+            child.start(time.monotonic(), wait=True)  # what they import, they import meanwhile
         self._first(self.owner)
         for worker in self.workers:
-            worker.start(time.monotonic())
+            worker.go()
         for worker in self.workers:
             self._await(worker)
         assert self.owner.ready is not None
@@ -305,7 +251,10 @@ class Supervisor:
         return path
 
     def _first(self, child: Child) -> None:
-        child.start(time.monotonic())
+        if child.process is None:
+            child.start(time.monotonic())
+        else:
+            child.go(str(self.path))
         self._await(child)
 
     def _await(self, child: Child) -> None:
@@ -432,13 +381,23 @@ class ChildEnded(BaseloadError):
 def serve(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Run until SIGTERM or Ctrl-C; return the exit code."""
     os.umask(0o077)  # whatever we and our children write is nobody else's to read
-    config = config_of(options)
-    held = lock(Path(config.state))
-    holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
-    config = msgspec.structs.replace(config, listen_port=port)
-    if warning := raise_file_limit():
-        print(f"baseload: {warning}", file=sys.stderr, flush=True)
-    supervisor = Supervisor(config, say)
+    warning = raise_file_limit()
+    owner = Child("owner", [sys.executable, "-m", "baseload.app.owner_main"])
+    owner.start(time.monotonic(), wait=True)  # it imports while the fleet file is read here
+    try:
+        config = config_of(options)
+        held = lock(Path(config.state))
+        holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
+        config = msgspec.structs.replace(config, listen_port=port)
+        if warning:
+            print(f"baseload: {warning}", file=sys.stderr, flush=True)
+        supervisor = Supervisor(config, say, owner)
+    except BaseException:
+        owner.tell(signal.SIGKILL)
+        if owner.process is not None:
+            owner.process.wait()
+        owner.let_go()
+        raise
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: supervisor.signals.append(n))
     try:

@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
     """Run until told to stop."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if "--wait" in arguments[2:] and not os.read(0, 1):  # the owner is not ready yet; or our parent is gone
+        return 0
     config = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -18,6 +18,8 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from baseload.app.web.sockets import bound_socket, tls_of
+
 CONNECTIONS_MAX = 256
 HEADER_S = 10.0
 HEADER_BYTES_MAX = 32_768
@@ -96,18 +98,4 @@ class ControlServer(uvicorn.Server):
             await self._task
 
 
-def tls_of(cert: str, key: str) -> ssl.SSLContext:
-    """Return the server's side of TLS 1.2 or newer, with a certificate and its key (PEM files)."""
-    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.load_cert_chain(cert, key)
-    made.set_alpn_protocols(["http/1.1"])
-    return made
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, port 0 for any free one; the caller reads its port from it."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((host, port))
-    return sock
+__all__ = ["ControlServer", "PatientProtocol", "bound_socket", "tls_of"]
