@@ -12,6 +12,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ HEAD_BYTES_MAX = 65_536
 IDLE_MAX = 256  # kept connections of a replica
 IDLE_S = 20.0
 CONNECT_S = 3.0
+REST_S = 5.0  # an engine may take so long to end an answer whose last word was passed on
+LOOK_S = 1.0  # how often it is looked for such
 
 
 class Taker(Protocol):
@@ -44,17 +47,23 @@ class Taker(Protocol):
         """The answer will not become whole."""
 
 
+@lru_cache(maxsize=1)
+def _trust() -> ssl.SSLContext:
+    """Return the system's trust, read once: for each of many engines anew it would hold up the streams that run."""
+    return ssl.create_default_context()
+
+
 class Place:
     """Where a replica answers: address, what each request begins with, and connections kept."""
 
-    __slots__ = ("base", "head", "host", "idle", "known", "port", "shape", "tls", "url")
+    __slots__ = ("base", "gone", "head", "host", "idle", "known", "live", "port", "shape", "tls", "url")
 
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
         self.url = url
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.tls = _trust() if parts.scheme == "https" else None
         self.base = parts.path.rstrip("/").removesuffix("/v1").encode()
         named = f"[{self.host}]" if ":" in self.host else self.host
         lines = f"host: {named}:{self.port}\r\ncontent-type: application/json\r\n"
@@ -62,6 +71,8 @@ class Place:
             lines += f"authorization: Bearer {key}\r\n"
         self.head = lines.encode("latin-1")
         self.idle: list[Connection] = []
+        self.live: set[Connection] = set()  # every one, idle or not
+        self.gone = False  # the replica answers elsewhere now: what is still open is not kept
         self.shape: HeadShape | None = None  # of an answer's head that was read before, and what it said
         self.known: tuple[int, bytes, bytes] = (0, b"", b"")
 
@@ -72,7 +83,7 @@ class Connection:
     __slots__ = (
         "_begun", "_between", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head",
         "_keep", "_length", "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place",
-        "reused", "taker", "transport",
+        "rest_s", "reused", "taker", "transport",
     )  # fmt: skip
 
     def __init__(self, place: Place) -> None:
@@ -80,6 +91,7 @@ class Connection:
         self.transport: Any = None
         self.taker: Taker | None = None
         self.reused = False
+        self.rest_s = 0.0  # since when nobody waits for what still comes; 0: somebody does
         self.idle_since_s = 0.0
         self._parser: Any = None
         self._in_head, self._told, self._close, self._chunked = True, False, False, False
@@ -95,6 +107,7 @@ class Connection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
         self.transport = transport
+        self.place.live.add(self)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             import socket as names
@@ -104,6 +117,7 @@ class Connection:
     def connection_lost(self, exc: Exception | None) -> None:
         """Gone: an answer that has no length of its own is whole now, any other is not."""
         taker, self.transport = self.taker, None
+        self.place.live.discard(self)
         if taker is None:
             if self in self.place.idle:
                 self.place.idle.remove(self)
@@ -283,7 +297,8 @@ class Connection:
     def _end(self, *, keep: bool) -> None:
         """An answer is whole: keep the connection, if it may be kept."""
         taker, self.taker = self.taker, None
-        keep = keep and self._keep and not (self._close or self._extra)
+        self.rest_s = 0.0
+        keep = keep and self._keep and not (self._close or self._extra or self.place.gone)
         if keep and self.transport is not None and len(self.place.idle) < IDLE_MAX:
             self.reused = True
             self.idle_since_s = time.monotonic()
@@ -302,6 +317,8 @@ class Pool:
         self.keys = [os.environ.get(name, "") if name else "" for name in keys]  # values of environment variables
         self.connect_s = connect_s
         self._connecting: set[asyncio.Task[None]] = set()
+        self._left: list[Place] = []  # places that are gone and have connections open
+        self._looked_s = 0.0
 
     def set_urls(self, urls: Sequence[str | None]) -> None:
         """Take up where replicas answer now; connections to places that are gone are left to end."""
@@ -310,6 +327,8 @@ class Pool:
             if place is not None and place.url == url:
                 continue
             if place is not None:
+                place.gone = True
+                self._left.append(place)
                 self._close_idle(place)
             self.places[r] = None if url is None else Place(url, self.keys[r])
 
@@ -338,7 +357,7 @@ class Pool:
                 ),
                 self.connect_s,
             )  # fmt: skip
-        except (OSError, TimeoutError, ssl.SSLError):
+        except (OSError, TimeoutError, ValueError):  # ssl's errors are OSErrors; a host that is none is a ValueError
             connection = None
         if connection is not None and connection.transport is None:  # made, and lost before we looked
             connection = None
@@ -355,6 +374,21 @@ class Pool:
                 for connection in old:
                     if connection.transport is not None:
                         connection.transport.close()
+
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            self._left = [place for place in self._left if place.live]
+            for place in (*self.places, *self._left):
+                if place is not None:
+                    self._end_rests(place, now_s)
+
+    def _end_rests(self, place: Place, now_s: float) -> None:
+        """Let go of engines that have said all, and do not end: whoever asked holds such a connection no more."""
+        for connection in [c for c in place.live if c.taker is not None and getattr(c.taker, "up", None) is not c]:
+            if not connection.rest_s:
+                connection.rest_s = now_s
+            elif now_s - connection.rest_s >= REST_S:
+                connection.drop()
 
     def _close_idle(self, place: Place) -> None:
         idle, place.idle = place.idle, []
