@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from baseload.plan.highs import INF, Lp, Stop
-from baseload.plan.problem import Floats, Ints
+from baseload.plan.problem import Bools, Floats, Ints
 from baseload.plan.project import Program
 
 MOST_COLUMNS = 700_000  # that one programme may have
@@ -129,17 +129,18 @@ def relax(
     *,
     cpu_limit_s: float,
     stop: Stop | None = None,
-    w: Floats | None = None,
+    fixed: Floats | None = None,
 ) -> Relaxed | None:
-    """Return the relaxation's answer, with the first decisions `w` kept where given; None where time was over.
+    """Return the relaxation's answer, with decisions of now kept where `fixed` is a number; None where time was over.
 
     Small ones are solved to a vertex, large ones by an interior point alone. The bound is the solver's least cost, less ten
     times its tolerance.
     """
     began_s = time.process_time()
     program, places = joined(blocks, cvar)
-    if w is not None:
-        program.lower[: len(w)] = program.upper[: len(w)] = w
+    if fixed is not None:
+        kept = np.flatnonzero(np.isfinite(fixed))
+        program.lower[kept] = program.upper[kept] = fixed[kept]
     small = len(program.cost) < FEW_COLUMNS
     found = Lp(program, relaxed=True).solve(
         method="ipm", crossover=small, cpu_limit_s=max(0.1, cpu_limit_s - (time.process_time() - began_s)), stop=stop
@@ -149,4 +150,27 @@ def relax(
     x = found.x
     return Relaxed(
         bound=found.cost - 1e-6 * abs(found.cost), now=x[: len(blocks[0].now)], later=[x[place] for place in places]
+    )
+
+
+def decide(
+    blocks: Sequence[Block],
+    cvar: float | None,
+    whole: Bools,
+    *,
+    gap: float,
+    cpu_limit_s: float,
+    stop: Stop | None = None,
+) -> Relaxed | None:
+    """Return the best decision of now whose `whole` entries are whole, or the best found; None where none was found."""
+    began_s = time.process_time()
+    program, places = joined(blocks, cvar)
+    program.whole[: len(whole)] = whole
+    left_s = max(0.1, cpu_limit_s - (time.process_time() - began_s))
+    found = Lp(program).solve(gap=gap, cpu_limit_s=left_s, stop=stop)
+    if found.x is None:
+        return None
+    x = np.where(np.pad(whole, (0, len(found.x) - len(whole))), np.round(found.x), found.x)
+    return Relaxed(
+        bound=found.bound - 1e-6 * abs(found.bound), now=x[: len(whole)], later=[x[place] for place in places]
     )

@@ -116,10 +116,11 @@ def _programme(state: Guess) -> tuple[Program, int]:
     if not state.priced:
         _power(state, sheet, near)
     for priced in state.priced:
-        slope = np.array([kept.slope for kept in priced.kept])
-        row = sheet.rows(np.ones(n, bool), np.array([kept.cost for kept in priced.kept]) - slope @ priced.now, INF)
+        slope = np.array([kept.slope[n_w:] for kept in priced.kept])  # phases are kept
+        least = np.array([kept.cost for kept in priced.kept]) - slope @ priced.now[n_w:]
+        row = sheet.rows(np.ones(n, bool), least, INF)
         sheet.cells(row, cost, 1.0)
-        sheet.cells(row[:, None], np.arange(n_now)[None], -slope)
+        sheet.cells(row[:, None], np.arange(n_w, n_now)[None], -slope)
     more = sheet.program()
     return (
         Program(

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from baseload.plan import extensive, orders
+from baseload.plan.build import Hall
 from baseload.plan.highs import INF
-from baseload.plan.problem import Answer, Floats, Problem
+from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
 from baseload.plan.scene import Kept, Scene
 from baseload.plan.scene import Now as Now
@@ -26,10 +27,12 @@ from baseload.plan.solve import solve
 
 _THRESHOLDS = (0.5, 0.25, 0.75)
 _BEGUN = (0.2, 0.4, 0.05)  # phases begun to this part on average are begun: they are a small part of what a plan costs
-_TOGETHER = 3  # times that all scenarios are solved in one programme
+_TOGETHER = 8  # times that all scenarios are solved in one programme
 _TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each as if it were known
 _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
 _GUESSES = 4
+_BRANCH_SHARE = 0.4  # of the time left, for whole decisions of now
+_DUST = 1e-6
 _GRACE_S = 30.0  # to price a decision that was found in time
 
 
@@ -224,36 +227,80 @@ class _Search:
                 orders.learn(state, orders.Priced(now=now.vector(), kept=kept))
 
     def together(self, gap: float) -> None:
-        """Solve all scenarios in one programme: its bound, and decisions rounded from it."""
+        """Solve all scenarios in one programme: its bound, and decisions rounded from it; anew with survival rows found."""
         if self.gap() <= gap:
             return
-        blocks = [scene.block() for scene in self.scenes]
-        few = extensive.size(blocks) < extensive.FEW_COLUMNS
         shape = self.scenes[0].parts["w"].shape
+        n_w = shape[0] * shape[1]
         for _ in range(_TOGETHER):
+            began_s, known = time.process_time(), self._shared()
+            blocks = [scene.block() for scene in self.scenes]
             relaxed = extensive.relax(blocks, self.cvar, cpu_limit_s=0.7 * self._left_s(), stop=self.stop)
             if relaxed is None:
                 return
+            took_s = time.process_time() - began_s
             self.bound = max(self.bound, relaxed.bound)
             self._told()
-            w = relaxed.now[: shape[0] * shape[1]].reshape(shape)
             for threshold in _THRESHOLDS:
-                chosen = self._in_order((w >= threshold).astype(np.float64))
-                if self.over() or chosen.tobytes() in self.tried:
+                fixed = self._rounded(relaxed.now, threshold)
+                name = fixed.tobytes() + bytes(str(known), "ascii")
+                if self.over() or self.gap() <= gap or name in self.tried:
                     continue
-                self.tried.add(chosen.tobytes())
-                orders = relaxed.now
-                if few:
-                    settled = extensive.relax(
-                        blocks, self.cvar, cpu_limit_s=self._left_s(), stop=self.stop, w=chosen.ravel()
-                    )
-                    orders = relaxed.now if settled is None else settled.now
-                self._pay(chosen, orders)
-                if self.gap() <= gap:
-                    return
-            blocks = [scene.block() for scene in self.scenes]  # with the survival rows found meanwhile
-            if self.over() or not few:
+                self.tried.add(name)
+                vector = relaxed.now
+                far = np.nanmax(np.abs(fixed - vector), initial=0.0) > _DUST
+                if far and took_s < 0.3 * self._left_s():
+                    left_s = self._left_s()
+                    again = extensive.relax(blocks, self.cvar, cpu_limit_s=left_s, stop=self.stop, fixed=fixed)
+                    vector = vector if again is None else again.now
+                self._pay(fixed[:n_w].reshape(shape), vector)
+            if self.gap() > gap and extensive.size(blocks) < extensive.FEW_COLUMNS and not self.over():
+                self._branch(blocks, gap)
+            if self.gap() <= gap or self._shared() == known or 1.2 * took_s > self._left_s():
                 return
+
+    def _branch(self, blocks: Sequence[extensive.Block], gap: float) -> None:
+        """Search the whole decisions of now by branch and bound."""
+        left_s = _BRANCH_SHARE * self._left_s()
+        found = extensive.decide(
+            blocks, self.cvar, self._are_whole(), gap=0.3 * gap, cpu_limit_s=left_s, stop=self.stop
+        )
+        if found is None:
+            return
+        self.bound = max(self.bound, found.bound)
+        shape = self.scenes[0].parts["w"].shape
+        self._pay(np.round(found.now[: shape[0] * shape[1]]).reshape(shape), found.now)
+        self._told()
+
+    def _are_whole(self) -> Bools:
+        """Return which entries of a decision are whole."""
+        parts = self.scenes[0].parts
+        buy = np.broadcast_to(self.problem.whole[:, :, None], parts["buy"].shape).ravel()
+        return np.concatenate([np.ones(parts["w"].size, bool), buy, np.zeros(parts["sign"].size, bool)])
+
+    def _rounded(self, now: Floats, threshold: float) -> Floats:
+        """Return whole phases and racks near a decision, NaN for what may be divided."""
+        parts = self.scenes[0].parts
+        n_w, n_buy = parts["w"].size, parts["buy"].size
+        fixed = np.full(now.shape, np.nan)
+        begun = (now[:n_w] >= threshold).astype(np.float64).reshape(parts["w"].shape)
+        fixed[:n_w] = self._in_order(begun).ravel()
+        whole = self._are_whole()[n_w : n_w + n_buy]
+        racks = np.floor(np.maximum(0.0, now[n_w : n_w + n_buy]) + 1.0 - threshold + _DUST)
+        most = np.broadcast_to(self.problem.supply[None, :, : parts["buy"].shape[2]], parts["buy"].shape).ravel()
+        fixed[n_w : n_w + n_buy] = np.where(whole, np.minimum(racks, np.floor(most)), np.nan)
+        return fixed
+
+    def _shared(self) -> int:
+        """Give each scenario the survival rows that any needed; return how many there are."""
+        known: dict[tuple[int, int, int, bytes], Hall] = {}
+        for scene in self.scenes:
+            for hall in scene.halls:
+                known.setdefault((hall.lost, hall.m, hall.t, hall.sites.tobytes() + hall.clients.tobytes()), hall)
+        for scene in self.scenes:
+            own = {(one.lost, one.m, one.t, one.sites.tobytes() + one.clients.tobytes()) for one in scene.halls}
+            scene.add([hall for name, hall in known.items() if name not in own])
+        return len(known)
 
     def _left_s(self) -> float:
         return max(0.1, self.until_s - time.process_time())

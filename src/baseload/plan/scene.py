@@ -98,11 +98,16 @@ class Scene:
             halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
             if not halls:
                 return found
-            least, start, index, value = building.rows_of(model, halls)
+            self.add(halls)
+        return found
+
+    def add(self, halls: list[Hall]) -> None:
+        """Add survival rows."""
+        if halls:
+            least, start, index, value = building.rows_of(self.model, halls)
             self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
             self.program = self.program.with_rows(least, start, index, value)
             self.halls += halls
-        return found
 
     def free(
         self, until_s: float, prices: Floats | None = None, stop: Callable[[], bool] | None = None
