@@ -234,6 +234,29 @@ def test_replicas_of_a_site_come_and_go_beyond_the_board(rig: Rig, tmp_path: Pat
     asyncio.run(run())
 
 
+def test_a_dead_owner_comes_back_with_the_last_good_file(rig: Rig) -> None:
+    """The file on disk is broken, or asks for what only a start takes up: an owner that dies goes on, and says why."""
+    good = fleet_of({"frankfurt": rig.urls(0)})
+    rig.begin(good)
+
+    async def run() -> None:
+        for text, word in (
+            (good + "\nnonsense: 1\n", "nonsense"),
+            (good.replace("workers: 2", "workers: 3"), "serve.workers"),
+        ):
+            rig.fleet.write_text(text)
+            os.kill(rig.gateway.part("owner_main")[0], signal.SIGKILL)
+            until_s = time.monotonic() + 15.0
+            while rig.said().count(word) == 0 or rig.control_is_down():
+                assert time.monotonic() < until_s, rig.said()
+                await asyncio.sleep(0.1)
+            assert "reload refused" in rig.said()
+            assert set(await rig.streams(4)) == {"chat/frankfurt/0"}
+        rig.fleet.write_text(good)
+
+    asyncio.run(run())
+
+
 def test_a_file_that_is_wrong_or_asks_too_much_changes_nothing(rig: Rig) -> None:
     """What only a start can take up is refused by name and with what to do; the last good file goes on serving."""
     good = fleet_of({"frankfurt": rig.urls(0)})

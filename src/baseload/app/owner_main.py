@@ -160,13 +160,14 @@ class House:
         from baseload.serve.owner import Owner
         from baseload.serve.steer import Steer
 
-        self.loaded = self.load()
+        good = owner_reload.last_good(self.run)
+        self.loaded = self.load(good)
         self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
         self.rows = owner_reload.first_rows(self.run, self.live.tables)
         tables = self.rows.tables
         self.version = tables.version
         self.live = self.live.at_version(self.version)
-        owner_reload.write_tables(self.run, tables)
+        owner_reload.write_tables(self.run, tables, self.loaded.text)
         self.board = owner_reload.board_for(self.run, tables, self.config.workers + 1)
         self.steer = Steer(tables)
         self.tally = Tally(tables)
@@ -198,13 +199,19 @@ class House:
         sock = self._bind_control()
         await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
         self.spawn(self._control(sock))
+        if good is not None and owner_reload.differs(self.config.fleet, good):
+            self.spawn(self.reload_and_say("the file on disk"))
 
-    def load(self) -> Any:
-        """Return the fleet file as it is now, checked; raises FleetError."""
+    def load(self, text: str | None = None) -> Any:
+        """Return the fleet file as it is now (or the text that was good before), checked; raises FleetError."""
         from baseload.fleet import check, load
         from baseload.policies import KINDS
 
-        loaded = load.load(Path(self.config.fleet), tuple(self.config.overrides))
+        path, overrides = Path(self.config.fleet), tuple(self.config.overrides)
+        if text is None:
+            loaded = load.load(path, overrides)
+        else:
+            loaded = load.loads(text, file=str(path), base_folder=path.parent, overrides=overrides)
         policies = {kind: list(names) for kind, names in KINDS.items()}
         check.require(loaded, policies=policies, day=datetime.now(UTC).date())
         from baseload import jit

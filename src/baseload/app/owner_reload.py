@@ -39,6 +39,7 @@ AT_A_START = (
     "ledger_env",
     "meter",
 )
+GOOD = "fleet.good"  # the last fleet file that holds
 HEARD_S = 0.25  # by then each worker has taken up new tables; until then what left goes on beside what is new
 ENGINE_FIELDS = ("kind", "model", "gguf", "digest", "slots", "context_tokens")
 
@@ -141,7 +142,7 @@ async def reload(house: House, who: str) -> list[Problem]:
         return list(error.problems)
     try:
         larger = _larger_board(house, rows.tables)
-        write_tables(house.run, rows.tables)
+        write_tables(house.run, rows.tables, loaded.text)
     except OSError as error:
         house.version -= 1
         house.reload_fault = f"{house.run}: cannot be written ({error.strerror}); make room, and reload"
@@ -178,16 +179,38 @@ def _larger_board(house: House, now: tables.Tables) -> Board | None:
     return Board.create(house.run / "board", n_replicas, n_sites, house.board.n_workers)
 
 
-def write_tables(run: Path, now: tables.Tables) -> None:
-    """Write what workers read, whole or not at all."""
+def last_good(run: Path) -> str | None:
+    """Return the fleet file that running workers were told of; None at a start.
+
+    An owner that starts anew goes on with it, whatever stands on disk by now: what was refused, or only a start may take up,
+    is not taken up because something died. It then reads the file as at a reload.
+    """
+    if not (run / "board").exists():
+        return None
+    try:
+        return (run / GOOD).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def differs(fleet: str, good: str) -> bool:
+    """Say whether the fleet file on disk is another text, or cannot be read."""
+    try:
+        return Path(fleet).read_text("utf-8") != good
+    except (OSError, UnicodeDecodeError):
+        return True
+
+
+def write_tables(run: Path, now: tables.Tables, text: str) -> None:
+    """Write what workers read, and the fleet file that it comes from, each whole or not at all."""
     from baseload import jit
 
     digests = {spec.split(":")[1]: digest for spec, digest in jit.EXTRA_SOURCES.items()}
     (run / "rules.json").write_bytes(msgspec.json.encode(digests))  # a worker loads these very bytes or none
-    path = run / "tables.json"
-    fresh = path.with_suffix(".fresh")
-    fresh.write_bytes(tables.encode(now))
-    fresh.replace(path)
+    for name, blob in ((GOOD, text.encode("utf-8", "surrogatepass")), ("tables.json", tables.encode(now))):
+        fresh = run / f"{name}.fresh"
+        fresh.write_bytes(blob)
+        fresh.replace(run / name)
 
 
 # ---- what only a start can take up -------------------------------------------------------------------------------------
