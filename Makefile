@@ -10,7 +10,7 @@ N ?= 100000
 PYTEST_ARGS ?=
 PROCESSES ?= 2
 
-.PHONY: help venv venv-run demo test check bench accuracy fuzz plan-examples docs lock clean
+.PHONY: help venv venv-run demo test check bench accuracy fuzz plan-examples native test-native docs lock clean
 
 help:
 	@echo 'make demo               simulate examples/three-sites on a real trace (runs/demo/report.html), then run it live'
@@ -25,6 +25,8 @@ help:
 	@echo 'make bench-plan         gap, CPU seconds and memory of large plans, beside linopy (QUICK=1, SEEDS=5, PARTS=)'
 	@echo 'make fuzz-serve         a million mutated requests and event streams (STATE=file: go on where it stopped)'
 	@echo 'make plan-examples      plan the examples, and run each plan in the twin at every milestone with each site lost'
+	@echo 'make native             compile the data plane (optional; wants a C compiler): less CPU a request'
+	@echo 'make test-native        the tests of those parts, compiled'
 	@echo 'make docs               write docs/reference from the code'
 	@echo 'make venv               only set up .venv        make lock   resolve the two lock files anew'
 
@@ -59,6 +61,14 @@ fuzz: venv
 
 plan-examples: venv
 	$(PY) -m tests.whole.test_plan_loop
+
+native: venv
+	@$(PY) -m baseload.app.native_build
+
+# The parts of the data plane, compiled, under the tests that they pass as they are written; whole gateways that other
+# tests start are compiled ones wherever `make native` was run.
+test-native: native
+	TEST_NATIVE=1 $(PY) -m pytest -q -n 0 $(foreach part,board bodies door energy fragments known_events marks waiting,tests/serve/test_$(part).py)
 
 docs: venv-run
 	$(PY) -m baseload.app.docs

@@ -22,10 +22,13 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from baseload import jit
+from baseload import jit, native
 from tests import parallel
 
 jit.enable()  # before any test imports a rule or the twin: what is imported earlier stays plain Python
+
+if os.environ.get("TEST_NATIVE") == "1" and (why := native.use()):  # `make test-native`: the same tests, compiled
+    pytest.exit(f"the compiled data plane cannot be tested: {why}", returncode=4)
 
 STRICT_SKIPS = os.environ.get("CI") == "true" or os.environ.get("STRICT_SKIPS") == "1"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -232,6 +232,7 @@ class Supervisor:
         for worker in self.workers:
             self._await(worker)
         assert self.owner.ready is not None
+        self.owner.ready["interpreted"] = (self.workers[0].ready or {}).get("interpreted", "")
         if not self.config.control_port:  # an owner that is started anew answers where the first one did
             port = urlsplit(str(self.owner.ready.get("control"))).port or 0
             self.config = msgspec.structs.replace(self.config, control_port=port)
@@ -428,6 +429,8 @@ def _tell(config: ServeConfig, ready: dict[str, object], as_json: bool, say: Cal
             "warning: the control listener speaks plain HTTP and can be reached from other machines; give it "
             "serve.control_cert and control_key, or put TLS in front"
         )
+    if ready.get("interpreted"):
+        say(f"note: the data plane runs interpreted: {ready['interpreted']}")
     if ready.get("rehearsal"):
         say(
             "rehearsal: engines are emulated; what they answer is made up, and nothing measured here validates anything"

@@ -298,20 +298,9 @@ class Purse:
                 self._send(ahead)
 
     def _begin(
-        self,
-        pocket: Pocket,
-        lease: Lease,
-        request_id: int,
-        need_nano: int,
-        prices: tuple[int, int, int],
-        model_i: int,
-        region_i: int,
-        input_tokens: int,
-        step: int,
-        max_tokens: int,
-        stream: bool,
-        then: Then,
-    ) -> None:
+        self, pocket: Pocket, lease: Lease, request_id: int, need_nano: int, prices: tuple[int, int, int], model_i: int,
+        region_i: int, input_tokens: int, step: int, max_tokens: int, stream: bool, then: Then,
+    ) -> None:  # fmt: skip
         tokens = input_tokens + step
         slot = self.marks.begin(
             request_id, self._utc_ns(), prices, input_tokens, self._tables_version, model_i, pocket.view.tenant_i,

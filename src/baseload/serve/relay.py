@@ -41,10 +41,12 @@ from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYT
 from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, WAITING, RelayState
 from baseload.serve.reply import Problem
 from baseload.serve.sse import Broken, Scanner, usage_of_answer, with_members
+from baseload.serve.upstream import DRAIN
 
 if TYPE_CHECKING:
     from baseload.serve.purse import Opened
     from baseload.serve.upstream import Connection
+
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
 TRIES_MAX = 3
@@ -59,28 +61,6 @@ STOPPED = {
     "storage": Problem(503, "storage_unavailable", "usage cannot be recorded any more; try again", None, 1.0),
     "drain": Problem(503, "draining", "this gateway is being replaced; try again", None, 1.0),
 }
-
-
-class _Drain:
-    """Takes the rest of an answer that is told already, so that its connection can be kept."""
-
-    def begins(self, status: int, content_type: bytes, retry_after: bytes) -> None:
-        """Not wanted."""
-
-    def comes(self, data: bytes) -> None:
-        """Not wanted."""
-
-    def frame(self, data: bytes, at: int) -> None:
-        """Not wanted."""
-
-    def ended(self) -> None:
-        """Kept."""
-
-    def broken(self, why: str, *, unreached: bool = False) -> None:
-        """Gone."""
-
-
-DRAIN = _Drain()
 
 
 class Relay(RelayState):

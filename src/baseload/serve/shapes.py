@@ -1,7 +1,7 @@
 """The JSON that a worker reads, as far as it looks: a request's body, an engine's answer and events, `run/endpoints.json`.
 
 Shapes alone, read by msgspec from their annotations; what they mean is `body.py`'s, `sse.py`'s and `gateway.py`'s. They
-stand apart so that those can be compiled ahead of time: a compiled class keeps no annotations to read (decision 0011).
+stand apart so that those can be compiled ahead of time: a compiled class keeps no annotations to read (decision 0013).
 """
 
 from __future__ import annotations

@@ -53,6 +53,28 @@ def _trust() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+class _Drain:
+    """Takes the rest of an answer that is told already, so that its connection can be kept."""
+
+    def begins(self, status: int, content_type: bytes, retry_after: bytes) -> None:
+        """Not wanted."""
+
+    def comes(self, data: bytes) -> None:
+        """Not wanted."""
+
+    def frame(self, data: bytes, at: int) -> None:
+        """Not wanted."""
+
+    def ended(self) -> None:
+        """Kept."""
+
+    def broken(self, why: str, *, unreached: bool = False) -> None:
+        """Gone."""
+
+
+DRAIN = _Drain()
+
+
 class Place:
     """Where a replica answers: address, what each request begins with, and connections kept."""
 

@@ -22,12 +22,16 @@ from typing import Any
 import msgspec
 import uvloop
 
-from baseload.serve import reply, tables
-from baseload.serve.board import Board
-from baseload.serve.client import Client
-from baseload.serve.gateway import SWEEP_S, Gateway
-from baseload.serve.purse import Purse
-from baseload.serve.rules import prepare
+from baseload import native
+
+WHY_NOT_NATIVE = native.use() if __name__ == "__main__" else "not started as a worker"  # before what it would replace
+
+from baseload.serve import reply, tables  # noqa: E402
+from baseload.serve.board import Board  # noqa: E402
+from baseload.serve.client import Client  # noqa: E402
+from baseload.serve.gateway import SWEEP_S, Gateway  # noqa: E402
+from baseload.serve.purse import Purse  # noqa: E402
+from baseload.serve.rules import prepare  # noqa: E402
 
 PR_SET_PDEATHSIG = 1
 BACKLOG = 4096
@@ -95,7 +99,7 @@ async def run(config: Config, worker: int) -> int:
     gc.collect()
     gc.freeze()  # what is there from the start is never looked at again
     gc.set_threshold(GC_AFTER, 50, 100)  # requests leave no cycles behind; a look now and then is enough
-    _say({"ready": True, "worker": worker, "pid": os.getpid()})
+    _say({"ready": True, "worker": worker, "pid": os.getpid(), "interpreted": WHY_NOT_NATIVE})
     await stop.wait()
     await _drain(gateway, server, config.drain_s)
     sweeper.cancel()
