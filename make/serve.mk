@@ -14,7 +14,7 @@ chaos: venv  # kills, faults and partitions over a whole gateway, with SQLite an
 clients: venv  # eight clients, directly at an engine and through the gateway
 	$(PY) -m tests.clients.run $(if $(ONLY),--only $(ONLY))
 
-bench-serve: venv  # CPU time beside haproxy, vllm-router and LiteLLM
+bench-serve: native  # CPU time beside haproxy, vllm-router and LiteLLM
 	$(PY) -m bench.serve.run $(if $(QUICK),--quick)
 
 fuzz-serve: venv  # mutated requests and event streams, in process; STATE=file goes on where the last run stopped
