@@ -63,6 +63,21 @@ class Served:
         body = {"model": MODEL, "stream": stream, "max_tokens": tokens, "messages": messages}
         return self.ask("/v1/chat/completions", body, key=key)
 
+    def up(self) -> int:
+        """Return how many replicas are shown as up."""
+        token = Path(self.told["admin_token_file"]).read_text().strip()
+        request = urllib.request.Request(
+            self.told["control"] + "/api/snapshot", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            shown = json.loads(answer.read())["snapshot"]["replicas"]
+        return sum(one["state"] == "up" for one in shown)
+
+    def engines(self) -> int:
+        """Return how many addresses of engines there are."""
+        told = json.loads((self.state / "run" / "endpoints.json").read_text())
+        return sum(url is not None for url in told["urls"])
+
     def end(self) -> None:
         """Stop it, and expect it to go in peace."""
         self.process.send_signal(signal.SIGTERM)
@@ -136,6 +151,47 @@ def test_workers_are_replaced_and_the_file_reloaded_without_dropping_a_stream(se
     assert not torn and whole[0] > 20, torn[:3]
     said = served.errors.read_text()
     assert "the workers are replaced" in said and "reloaded, version 2" in said, said
+
+
+def test_engines_of_ours_come_and_go_at_a_reload(served: Served) -> None:
+    """Half of the emulated replicas are drained away, then started again and used: no stream is torn, and none stays."""
+    text, whole, torn, over, where = served.fleet.read_text(), [0], [], threading.Event(), set()
+
+    def client() -> None:
+        while not over.is_set():
+            status, headers, body = served.chat(stream=True, tokens=60)
+            if status == 200 and b"[DONE]" in body:
+                whole[0] += 1
+                where.add(headers["x-baseload-replica"])
+            else:
+                torn.append((status, body[-300:]))
+
+    def reload(n: int, replicas: int) -> None:
+        warm = text.replace("max_num_seqs: 128", "max_num_seqs: 128\n    cold_start_s: 0.5")
+        served.fleet.write_text(warm.replace("{min: 4}", f"{{min: {n}}}"))
+        os.kill(served.process.pid, signal.SIGHUP)
+        until_s = time.monotonic() + 30.0
+        while (served.up(), served.engines()) != (replicas, replicas):
+            assert time.monotonic() < until_s, (served.up(), served.engines(), served.errors.read_text())
+            time.sleep(0.2)
+
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for one in clients:
+        one.start()
+    try:
+        reload(2, 24)
+        time.sleep(1.0)
+        reload(4, 48)
+        time.sleep(1.0)
+        reload(3, 36)
+        reload(4, 48)
+    finally:
+        over.set()
+        for one in clients:
+            one.join()
+        served.fleet.write_text(text)
+    assert not torn and whole[0] > 20, torn[:3]
+    assert where, "they ran somewhere"
 
 
 def test_a_bad_reload_keeps_the_last_good_file(served: Served) -> None:

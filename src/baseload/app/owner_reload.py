@@ -241,7 +241,7 @@ def at_a_start(house: House, loaded: Any) -> None:
 def _same_engines(house: House, rows: Succession, orders: Sequence[EngineStart | None]) -> None:
     """Refuse another engine under an old deployment's name: what runs there would be taken for it."""
     old = house.rows.tables
-    mend = "give the deployment another name (the old one drains, the new one starts), or restart `baseload serve`"
+    mend = "add it as a deployment of another name, and take the old one out once it is up; or restart `baseload serve`"
     for name, key in succession.moved_engines(old, rows.tables):
         what = f"{key} differs from what runs"
         raise FleetError(Problem(file=house.config.fleet, key=f"deployments.{name}", what=what, mend=mend))
