@@ -63,6 +63,7 @@ class Storm:
     seen: list[Seen] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     recoveries_s: list[float] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")  # recovery, and what it was spent on
     recovery_max_s: float = RECOVERY_S
     done: Counter[str] = field(default_factory=Counter)
     not_run: dict[str, str] = field(default_factory=dict)
@@ -216,7 +217,7 @@ class Storm:
         again_s = time.monotonic()
         await asyncio.to_thread(gateway.start)
         self.gate.set()
-        await self._recovered(again_s)
+        await self._recovered(again_s, f"gateway: {time.monotonic() - again_s:.2f} s to start")
         self.windows[-1] = Window(start_s - 0.05, time.monotonic() + 0.2)
 
     async def _part(self, word: str) -> None:
@@ -228,7 +229,7 @@ class Storm:
         self.windows.append(Window(start_s - 0.05, start_s + 30.0))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pids[self.done.total() % len(pids)], signal.SIGKILL)
-        await self._recovered(start_s)
+        await self._recovered(start_s, word)
         self.windows[-1] = Window(start_s - 0.05, time.monotonic() + 0.2)
 
     async def on_owner(self, event: schedule.Event) -> None:
@@ -239,7 +240,7 @@ class Storm:
         """Kill -9 one worker alone."""
         await self._part("serve.worker")
 
-    async def _recovered(self, since_s: float) -> None:
+    async def _recovered(self, since_s: float, what: str = "") -> None:
         """Wait until a plain request is answered, and note how long that took."""
         assert self.gateway is not None
         wire = Wire("127.0.0.1", self.gateway.port)
@@ -249,12 +250,14 @@ class Storm:
             )
             out = await ask(wire, request)
             if out.kind != "down":
+                what += f", {out.ended_s - out.started_s:.2f} s {out.kind} {out.why[:40]}" if len(what) < 400 else ""
                 self.seen.append(Seen(out, "", len(request.body())))
             if out.kind == "answer":
                 break
             await asyncio.sleep(0.05)
         wire.drop()
         self.recoveries_s.append(time.monotonic() - since_s)
+        self.slowest = max(self.slowest, (self.recoveries_s[-1], what))
 
     async def on_engine(self, event: schedule.Event) -> None:
         """Kill -9 an engine; it comes back at the same port."""
@@ -303,13 +306,13 @@ class Storm:
             await asyncio.to_thread(fill, filler)
         filler.unlink(missing_ok=True)
         freed_s = time.monotonic()
-        await self._recovered(freed_s)
+        await self._recovered(freed_s, "disk")
 
     async def on_database(self, event: schedule.Event) -> None:
         """Restart the database without a goodbye."""
         assert self.cluster is not None
         await asyncio.to_thread(self.cluster.restart)
-        await self._recovered(time.monotonic())
+        await self._recovered(time.monotonic(), "database")
 
     # ---- afterwards --------------------------------------------------------------------------------------
 
@@ -428,6 +431,7 @@ def tell(storm: Storm, wrong: list[str], took_s: float) -> None:
     if storm.recoveries_s:
         worst = sorted(storm.recoveries_s)
         middle, at_most = worst[len(worst) // 2], storm.recovery_max_s
+        print(f"  slowest recovery: {storm.slowest[1]}")
         print(f"  recovery: median {middle:.2f} s, worst {worst[-1]:.2f} s of {len(worst)}, at most {at_most:.1f}")
     for part, (files, rss) in storm.after.items():
         files_were, rss_was = storm.before[part]
