@@ -7,7 +7,8 @@ unserved, and the Hall rows of survival. `answer_of` reads decisions from a solu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -135,6 +136,56 @@ def missing_halls(
             # the row speaks of all clients that have no way round these sites, needed or not today
             found.append(Hall(lost=k, m=int(m), t=int(t), clients=clients[m, t], sites=sites[m, t]))
     return found, truly
+
+
+class _Grows(Protocol):
+    """A solver that takes more rows."""
+
+    def add_rows(self, lower: Floats, upper: Floats, start: Ints, index: Ints, value: Floats) -> None:
+        """Add rows at the end."""
+
+
+def add_halls(model: Model, lp: _Grows, halls: list[Hall]) -> Model:
+    """Add survival rows to what a solver holds; return the model with them."""
+    if not halls:
+        return model
+    least, start, index, value = rows_of(model, halls)
+    lp.add_rows(least, np.full(len(least), INF), start, index, value)
+    return replace(model, program=model.program.with_rows(least, start, index, value))
+
+
+def broken(model: Model, x: Floats, tolerance: float = 1e-7) -> list[Hall]:
+    """Return the survival rows that a solution breaks."""
+    short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
+    return missing_halls(model.problem, carried(model, x), unserved, short, tolerance)[0]
+
+
+def add_broken(model: Model, lp: _Grows, x: Floats) -> tuple[Model, list[Hall]]:
+    """Add the survival rows that a solution breaks; return the model with them, and them (none: the solution stands)."""
+    halls = broken(model, x)
+    return add_halls(model, lp, halls), halls
+
+
+def lawful(problem: Problem, halls: Iterable[Hall]) -> list[Hall]:
+    """Return survival rows that hold under a problem's law: of the same sites, with the clients that have no way round them.
+
+    They are as many and in the same order; one that speaks of nobody any longer asks for nothing.
+    """
+    multi, asked = problem.allowed.sum(axis=1) >= 2, problem.demand > 0.0
+    found = []
+    for hall in halls:
+        outside = ~hall.sites
+        outside[hall.lost] = False
+        way_round = problem.allowed[:, outside, hall.m].any(axis=1)
+        found.append(replace(hall, clients=multi[:, hall.m] & asked[:, hall.m, hall.t] & ~way_round))
+    return found
+
+
+def in_all_periods(problem: Problem, halls: Iterable[Hall]) -> list[Hall]:
+    """Return survival rows as they hold in every period: what one period breaks, others often do too."""
+    sets = {(hall.lost, hall.m, hall.sites.tobytes()): hall for hall in halls}
+    every = [replace(hall, t=t) for hall in sets.values() for t in range(len(problem.periods))]
+    return [hall for hall in lawful(problem, every) if hall.clients.any()]
 
 
 def rows_of(model: Model, halls: Iterable[Hall]) -> tuple[Floats, Ints, Ints, Floats]:

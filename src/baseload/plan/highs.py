@@ -17,7 +17,7 @@ import numpy as np
 from baseload.plan.problem import Bools, Floats, Ints
 
 INF = float("inf")
-Method = Literal["choose", "simplex", "ipm"]
+Method = Literal["choose", "simplex", "ipm", "pdlp"]
 State = Literal["optimal", "stopped", "infeasible", "unbounded", "failed"]
 Stop = Callable[[], bool]
 Progress = Callable[[float, float], None]  # (bound, cost of the best found; inf where none)
@@ -176,7 +176,8 @@ class Lp:
         """Solve, warm where something was solved before.
 
         Args:
-            method: of the linear programme; "ipm" without `crossover` gives inexact duals in less time.
+            method: of the linear programme; "ipm" without `crossover` gives inexact duals in less time, "pdlp" an inexact
+                solution of a large one in less still (it does not look at `stop`: give it `pdlp_iteration_limit`).
             gap: relative one at which branch and bound may end.
             cpu_limit_s: CPU seconds of this process that it may take.
             start: a solution to begin branch and bound with.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -61,13 +60,11 @@ class Nearby:
             first = False
             if found.state != "optimal" or found.x is None:
                 return None
-            halls = self._missing(model, found.x)
+            basis = lp.basis()
+            model, halls = building.add_broken(model, lp, found.x)
             if not halls:
-                self._basis = self._basis if other_law else lp.basis()
+                self._basis = self._basis if other_law else basis
                 return model, found
-            least, start, index, value = building.rows_of(model, halls)
-            lp.add_rows(least, np.full(len(least), INF), start, index, value)
-            model = replace(model, program=model.program.with_rows(least, start, index, value))
             halls_known += halls
         return None
 
@@ -87,7 +84,3 @@ class Nearby:
         buy = model.columns["buy"]
         free = buy[(buy >= 0) & ~np.isfinite(np.asarray(more.get("buy", np.full(buy.shape, np.nan))))]
         lp.set_bounds(free, np.zeros(len(free)), np.full(len(free), INF))
-
-    def _missing(self, model: Model, x: Floats) -> list[Hall]:
-        short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
-        return building.missing_halls(model.problem, building.carried(model, x), unserved, short)[0]
