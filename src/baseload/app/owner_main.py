@@ -372,7 +372,7 @@ class House:
                 self.live = live
                 self.set_hour()
             else:  # another day: something was energised, or has left
-                await self.reload_and_say("the calendar")
+                await self.reload_and_say("the calendar", self.loaded.text)
 
     def set_hour(self) -> None:
         """Write this hour's prices, carbon and limits to the board."""
@@ -450,14 +450,14 @@ class House:
 
     # ---- reload --------------------------------------------------------------------------------------------------------
 
-    async def reload(self, who: str) -> list[Any]:
-        """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds."""
+    async def reload(self, who: str, text: str | None = None) -> list[Any]:
+        """Read the fleet file again (or a text); return its problems (the last good one is kept), or [] when it holds."""
         async with self.reloading:
-            return await owner_reload.reload(self, who)
+            return await owner_reload.reload(self, who, text)
 
-    async def reload_and_say(self, who: str) -> None:
+    async def reload_and_say(self, who: str, text: str | None = None) -> None:
         """Reload, and tell the operator how it went."""
-        problems = await self.reload(who)
+        problems = await self.reload(who, text)
         for problem in problems:
             say(f"reload refused: {problem}")
         if not problems:

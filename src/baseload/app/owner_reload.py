@@ -119,14 +119,17 @@ def database_at(address: str) -> str:
 # ---- a reload ----------------------------------------------------------------------------------------------------------
 
 
-async def reload(house: House, who: str) -> list[Problem]:
-    """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds."""
+async def reload(house: House, who: str, text: str | None = None) -> list[Problem]:
+    """Read the fleet file again; return its problems (the last good one is kept), or [] when it holds.
+
+    `text` is read in its place: the one that holds already, when a date in it has come.
+    """
     from baseload.app import serve_tables
     from baseload.app.live_engines import engine_orders, step_tables
 
     house.version += 1
     try:
-        loaded = house.load()
+        loaded = house.load(text)
         at_a_start(house, loaded)
         live = await asyncio.to_thread(
             serve_tables.live, loaded, version=house.version, kind=house.config.engines
@@ -152,6 +155,8 @@ async def reload(house: House, who: str) -> list[Problem]:
     house.keeper.reload(rows.tables, house.board, orders, up)
     house.more_meters()
     house.set_hour()
+    if text is None:
+        house.reload_fault = ""
     house.owner.reload(rows.tables, who)
     await asyncio.sleep(HEARD_S)
     house.keeper.leave()
@@ -162,7 +167,7 @@ def _take(house: House, loaded: Any, live: Live, rows: Succession, larger: Board
     """Switch over; nothing from here on may fail."""
     from baseload.app import live_view
 
-    house.loaded, house.live, house.rows, house.reload_fault = loaded, live, rows, ""
+    house.loaded, house.live, house.rows = loaded, live, rows
     house.fixed = live_view.standing(live)
     if larger is not None:
         house.board = larger
