@@ -283,7 +283,8 @@ def test_first_decisions_are_held_against_scenarios():
     loaded, problem, plan_map, answer = answered(quarters=4)
     table = plan_rows.modelled_table(loaded.fleet, plan_map.asked)
     asked = Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=table, answer=answer)
-    first = plan_risk.look(asked, "expected", 4, 3, lambda: False, lambda sentence: None)
+    first, kept = plan_risk.look(asked, "expected", 4, 3, lambda: False, lambda sentence: None)
+    assert first.kept == (kept is not None) and ("files" in first.lines[-1])
     assert first.measure == "expected cost" and first.scenarios == 4
     assert "no decision of now has less" in first.lines[0]
     assert any("on 4 other scenarios" in line for line in first.lines)

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baseload.plan import extensive
+from baseload.plan.check_answer import check
 from baseload.plan.generate import instance
+from baseload.plan.keep import keeping
 from baseload.plan.risk import evaluate, robust
 from baseload.plan.scenarios import applied, draw, measured
 from tests.plan.brute import best_cost
@@ -67,3 +70,29 @@ def test_scenarios_are_the_same_for_the_same_seed() -> None:
     given_delays = np.full((1, len(problem.phases)), 7)
     late = draw(problem, 2, seed=5, phase_delays=given_delays)
     assert (applied(problem, late[1]).phase_delay == 7).all()
+
+
+@pytest.mark.slow
+def test_few_scenarios_stand_for_many_where_one_programme_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without all scenarios in one programme the bound still holds, and the decision is near that which they would give."""
+    problem = instance(3, 2, 2, 4, 6, seed=3)
+    futures = draw(problem, 8, seed=4)
+    for share in (None, 0.75):
+        whole = robust(problem, futures, cvar=share, gap=0.005, cpu_limit_s=20.0)
+        with monkeypatch.context() as less:
+            less.setattr(extensive, "MOST_COLUMNS", 0)
+            parts = robust(problem, futures, cvar=share, gap=0.005, cpu_limit_s=20.0)
+        assert parts.bound <= whole.value * (1.0 + 1e-6) and whole.bound <= parts.value * (1.0 + 1e-6)
+        assert parts.value <= whole.value * 1.05
+        assert parts.value == pytest.approx(measured(evaluate(problem, parts.now, futures), share), rel=1e-5)
+
+
+def test_the_plan_that_goes_on_keeps_what_is_decided_now() -> None:
+    """Its phases, first orders and rent are those decided, every row holds, and no plan with them costs less than its bound."""
+    problem = tiny(5, 2, 2, 1, 2, 4, 1, 1, host=False, whole=1)
+    found = robust(problem, draw(problem, 3, seed=1), first=2, gap=0.01, cpu_limit_s=10.0)
+    plan = keeping(problem, found.now, bound=-np.inf, cpu_limit_s=10.0)
+    assert plan is not None and plan.bound <= plan.cost
+    assert plan.w == pytest.approx(found.now.w) and plan.buy[..., :2] == pytest.approx(found.now.buy, abs=1e-6)
+    assert plan.sign[..., :2] == pytest.approx(found.now.sign, abs=1e-6)
+    assert check(problem, plan) == []

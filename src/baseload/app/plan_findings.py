@@ -78,12 +78,22 @@ def look(asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], s
 def look_at_risk(
     asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]
 ) -> None:
-    """Hold the first decisions against scenarios."""
-    from baseload.app import plan_risk
+    """Hold the first decisions against scenarios; the plan is then the one that keeps what came of it, run in the twin."""
+    from baseload.app import plan_risk, plan_verb
+    from baseload.app.loop import close_loop
 
     assert wish.risk is not None
     say(f"holding what is decided now against {wish.scenarios} scenarios ...")
-    into.risk = plan_risk.look(asked, wish.risk, wish.scenarios, wish.seed, stop, lambda sentence: None)
+    into.risk, kept = plan_risk.look(asked, wish.risk, wish.scenarios, wish.seed, stop, lambda sentence: None)
+    if kept is None:
+        return
+    asked.answer = kept
+    if wish.rounds and not stop():
+        result = close_loop(
+            asked.table, lambda _: plan_verb.in_the_twin(asked), rounds=1, seed=wish.seed, say=say, stop=stop
+        )
+        words = f"with what was decided against the scenarios: {result.rounds[-1].sentence()}"
+        into.rounds.append(Round(number=len(into.rounds) + 1, words=words, meets=result.agreed))
 
 
 def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Callable[[], bool]) -> None:

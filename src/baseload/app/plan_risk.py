@@ -1,7 +1,8 @@
 """`--risk`: what to decide now, held against late power, late shipments and demand that grows otherwise.
 
 Phases are drawn by the delay model of `baseload capacity`, demand by the plan section's `growth_sigma`; the search is
-`plan/risk.py`. What it decides now is checked on scenarios that it was not made for.
+`plan/risk.py`. What it decides now is checked on scenarios that it was not made for; the plan that is written keeps it, and
+goes on as is best where things turn out as the plan says: phases at their median, demand as declared.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy.typing as npt
 
 from baseload.app.plan_map import PlanMap
 from baseload.fleet.phases import months_between
-from baseload.plan import risk, scenarios
-from baseload.plan.problem import Problem
+from baseload.plan import keep, risk, scenarios
+from baseload.plan.problem import Answer, Problem
 from baseload.report.capacity import draw_phase
 from baseload.report.plan_model import Risk
 from baseload.report.words import money, number, percent
@@ -29,11 +30,14 @@ DRAWS = 400
 SIGMA_MAX = 1.0
 RISK_CPU_S = 120.0
 CHECK_CPU_S = 30.0
+KEEP_CPU_S = 30.0
 _EPS = 1e-6
 
 
-def look(asked: Asked, measure: str, n: int, seed: int, stop: Callable[[], bool], say: Callable[[str], None]) -> Risk:
-    """Return what the decision of now costs over scenarios, in sentences."""
+def look(
+    asked: Asked, measure: str, n: int, seed: int, stop: Callable[[], bool], say: Callable[[str], None]
+) -> tuple[Risk, Answer | None]:
+    """Return what the decision of now costs over scenarios, in sentences, and the plan that keeps it (None: the same)."""
     problem, plan_map, answer = asked.problem, asked.plan_map, asked.answer
     assert answer is not None
     cvar = 0.95 if measure == "cvar95" else None
@@ -44,6 +48,12 @@ def look(asked: Asked, measure: str, n: int, seed: int, stop: Callable[[], bool]
     costs = risk.evaluate(problem, planned, given, cpu_limit_s=CHECK_CPU_S)
     of_plan = scenarios.measured(costs, cvar) if len(costs) == n else float("inf")
     now, value = (found.now, found.value) if found.value <= of_plan else (planned, of_plan)
+    if not isfinite(value):
+        short = "not all scenarios were priced in the time that there was: nothing is said of risk"
+        return Risk(measure=_named(cvar), scenarios=n, lines=[short]), None
+    kept = None
+    if now is not planned:
+        kept = keep.keeping(problem, now, bound=answer.bound, cpu_limit_s=KEEP_CPU_S, stop=stop)
     words = "the mean of the worst 5 %" if cvar else "the mean"
     gap = (value - found.bound) / max(_EPS, abs(value))
     lines = [
@@ -51,7 +61,7 @@ def look(asked: Asked, measure: str, n: int, seed: int, stop: Callable[[], bool]
         f"than {_money(found.bound, plan_map)} (gap {percent(gap, 1)})"
     ]
     if isfinite(of_plan):
-        lines.append(f"the plan above costs {_money(of_plan, plan_map)} by the same measure")
+        lines.append(f"the plan for the median future alone costs {_money(of_plan, plan_map)} by the same measure")
     if isfinite(found.of_mean_plan):
         lines.append(
             f"deciding by the mean scenario alone would cost {_money(max(0.0, found.of_mean_plan - value), plan_map)} more "
@@ -61,7 +71,27 @@ def look(asked: Asked, measure: str, n: int, seed: int, stop: Callable[[], bool]
     if not stop():
         lines += _out_of_sample(problem, plan_map, planned, now, n, seed, cvar)
     lines += _now(problem, plan_map, now)
-    return Risk(measure="CVaR 95 %" if cvar else "expected cost", scenarios=n, lines=lines)
+    lines.append(_written(problem, plan_map, answer, now is planned, kept))
+    return Risk(measure=_named(cvar), scenarios=n, lines=lines, kept=kept is not None), kept
+
+
+def _named(cvar: float | None) -> str:
+    return "CVaR 95 %" if cvar else "expected cost"
+
+
+def _written(problem: Problem, plan_map: PlanMap, answer: Answer, same: bool, kept: Answer | None) -> str:
+    """Return which plan the files hold."""
+    if same:
+        return "the plan that is best for the median future is also the best found here: the files are its own"
+    if kept is None:
+        return "no plan that keeps this was found in time: the files are those of the plan for the median future alone"
+    more = _money(max(0.0, kept.cost - answer.cost), plan_map)
+    divided = "" if problem.whole.all() else " racks and rent are those of the exact answer, rounded in the fleet file;"
+    return (
+        f"the figures and files are those of the plan that keeps this and goes on as is best in the median future;{divided} "
+        f"there it costs {more} more than the plan for that future alone, for which what binds, other plans and what the "
+        f"cost depends on were found"
+    )
 
 
 def _scenarios(problem: Problem, plan_map: PlanMap, n: int, seed: int) -> list[scenarios.Scenario]:
@@ -92,15 +122,15 @@ def _delays(problem: Problem, plan_map: PlanMap, seed: int) -> npt.NDArray[np.in
 def _out_of_sample(
     problem: Problem, plan_map: PlanMap, planned: risk.Now, now: risk.Now, n: int, seed: int, cvar: float | None
 ) -> list[str]:
-    """Return the same measure on other scenarios, for this decision and for that of the plan above."""
+    """Return the same measure on other scenarios, for this decision and for that of the plan without it."""
     fresh = _scenarios(problem, plan_map, n, seed + 1)
     ours = risk.evaluate(problem, now, fresh, cpu_limit_s=CHECK_CPU_S)
     other = risk.evaluate(problem, planned, fresh, cpu_limit_s=CHECK_CPU_S)
     if not len(ours) or not len(other):
         return []
     return [
-        f"on {len(ours)} other scenarios it costs {_money(scenarios.measured(ours, cvar), plan_map)}, the plan above "
-        f"{_money(scenarios.measured(other, cvar), plan_map)}"
+        f"on {len(ours)} other scenarios it costs {_money(scenarios.measured(ours, cvar), plan_map)}, the plan for the "
+        f"median future alone {_money(scenarios.measured(other, cvar), plan_map)}"
     ]
 
 

@@ -79,7 +79,10 @@ def guess(state: Guess, *, cpu_limit_s: float, stop: Stop | None = None) -> Floa
     program, orders = _programme(state)
     left_s = max(0.1, cpu_limit_s - (time.process_time() - began_s))
     found = Lp(program, relaxed=True).solve(method="ipm", crossover=False, cpu_limit_s=left_s, stop=stop)
-    return None if found.x is None or found.state != "optimal" else found.x[:orders]
+    late = time.process_time() - began_s >= cpu_limit_s or (stop is not None and stop())
+    if found.x is None or not np.isfinite(found.x).all() or (found.state != "optimal" and late):
+        return None
+    return found.x[:orders]  # an inexact end will do: it is priced
 
 
 def learn(state: Guess, priced: Priced) -> None:
@@ -113,8 +116,7 @@ def _programme(state: Guess) -> tuple[Program, int]:
     near = sheet.rows(np.ones(n, bool), np.where(np.isin(np.arange(n), state.chosen), 0.0, state.more), INF)
     sheet.cells(near, cost, 1.0)
     sheet.cells(near, of[state.nearest], -1.0)
-    if not state.priced:
-        _power(state, sheet, near)
+    _power(state, sheet, near)
     for priced in state.priced:
         slope = np.array([kept.slope[n_w:] for kept in priced.kept])  # phases are kept
         least = np.array([kept.cost for kept in priced.kept]) - slope @ priced.now[n_w:]

@@ -4,8 +4,8 @@ Each scenario is a linear programme of its own that is held and re-solved warm. 
 bound on any plan. Where all together are not too large they are solved in one programme, which gives a better bound and
 decisions; where they are, phases come from what scenarios would begin on average, and orders from a few scenarios that stand
 for the others (`orders.py`). Then Lagrange prices on what is decided now, which say what a scenario would pay to have its own
-way and add up to nought, better the bound (Caroe and Schultz 1999): they begin at what the best decision's costs say. Every
-decision is priced in every scenario. Racks and hosting are divisible after what is decided now.
+way and add up to nought, better the bound of the mean (Caroe and Schultz 1999). Every decision is priced in every scenario.
+Racks and hosting are divisible after what is decided now.
 """
 
 from __future__ import annotations
@@ -153,7 +153,6 @@ class _Search:
         self.pace = 1.0  # of the prices' moves
         self.known_s = INF  # CPU seconds that all scenarios took as if known
         self.decided: Now | None = None  # by the mean scenario
-        self.slopes: Floats | None = None  # [scenarios, now] of the best decision's costs
 
     def over(self) -> bool:
         return time.process_time() >= self.until_s or (self.stop is not None and self.stop())
@@ -374,7 +373,6 @@ class _Search:
         value = measured(costs, self.cvar)
         if value < self.value:
             self.best, self.costs, self.value = now, costs, value
-            self.slopes = np.array([one.slope for one in kept])
             self._told()
         return kept
 
@@ -382,16 +380,13 @@ class _Search:
         """Move the Lagrange prices once and better the bound; return whether that can go on."""
         if self.cvar is not None or self.over():
             return False
-        if self.slopes is not None:  # to begin with: what the best decision is worth more here than on average
-            prices, self.slopes = self.slopes.mean(axis=0)[None] - self.slopes, None
-        else:
-            apart = self.each - self.each.mean(axis=0)[None]
-            size = float((apart**2).sum(axis=1).mean())
-            if size <= 1e-12:
-                return False
-            step = self.pace * max(self.value - self.bound, gap * abs(self.value)) / size
-            prices = (self.prices if self.prices is not None else np.zeros_like(self.each)) + step * apart
-            prices -= prices.mean(axis=0)[None]
+        apart = self.each - self.each.mean(axis=0)[None]
+        size = float((apart**2).sum(axis=1).mean())
+        if size <= 1e-12:
+            return False
+        step = self.pace * max(self.value - self.bound, gap * abs(self.value)) / size
+        prices = (self.prices if self.prices is not None else np.zeros_like(self.each)) + step * apart
+        prices -= prices.mean(axis=0)[None]
         bounds, vectors = [], []
         for scene, of_scene in zip(self.scenes, prices, strict=True):
             found = scene.free(self.until_s, of_scene, self.stop)

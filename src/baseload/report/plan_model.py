@@ -153,6 +153,7 @@ class Risk(_Part, frozen=True, kw_only=True):
     measure: str
     scenarios: int
     lines: list[str]
+    kept: bool = False  # the plan of the report keeps what was decided against the scenarios
 
 
 class PlanReport(_Part, frozen=True, kw_only=True):

@@ -56,6 +56,11 @@ def to_text(report: PlanReport, width: int = 80) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _status(report: PlanReport) -> str:
+    kept = report.risk is not None and report.risk.kept and report.status != "interrupted"
+    return "it keeps what was decided against the scenarios" if kept else STATUS[report.status]
+
+
 def _list(title: str, said: Sequence[str], width: int) -> list[str]:
     if not said:
         return []
@@ -70,7 +75,7 @@ def verdict(report: PlanReport) -> list[str]:
     said = [
         f"{'Meets every limit' if report.meets else 'DOES NOT MEET every limit'}: costs "
         f"{money(report.cost, report.currency)} in present value; no plan can cost less than "
-        f"{money(report.bound, report.currency)} (gap {percent(report.gap, 2)}; {STATUS[report.status]}; "
+        f"{money(report.bound, report.currency)} (gap {percent(report.gap, 2)}; {_status(report)}; "
         f"{report.method}, {number(report.cpu_s, 's')} CPU).",
         f"It spends {money(capex, report.currency)} on racks, buildings and grid and {money(running, report.currency)} "
         f"to run them, and serves {number(last.served_per_s)} of {number(last.demand_per_s)} requests/s at the peak of "
