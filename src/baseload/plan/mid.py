@@ -1,9 +1,8 @@
-"""Middle-sized problems with hosting or whole racks: dive to a plan with warm re-solves, bound by branching on the rest.
+"""Middle-sized problems with hosting or whole racks: dive to a plan, raise the bound, try parts of the plan anew.
 
-The relaxation is solved with its survival rows until none is missing. Diving fixes whole columns in turn, phases first, then
-hosting, then racks, a few at a time, and solves again from where the last solve ended; survival rows join on the way, so that
-the plan at the end survives. A branch and bound near the plan (what relaxation and plan agree on is fixed) improves it. The
-bound comes from branch and bound over phases and hosting with racks left divisible: cuts on these are worth most.
+The relaxation is solved with its survival rows and with those that whole hosting implies (`tighten.py`), which make its bound a
+good one. Diving (`dive.py`) gives a plan; branch and bound over all whole columns, without looking for plans, raises the bound
+further; the rest of the time parts of the plan are freed and made whole again at less cost (`parts.py`, `whole.py`).
 """
 
 from __future__ import annotations
@@ -14,20 +13,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from baseload.plan import build as building
-from baseload.plan import transport
+from baseload.plan import tighten
 from baseload.plan.build import Model
+from baseload.plan.dive import dive
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
-from baseload.plan.nothing import nothing
-from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, Status
+from baseload.plan.nothing import in_order, nothing
+from baseload.plan.parts import Parts
+from baseload.plan.problem import Answer, Floats, Ints, Problem, Status
 from baseload.plan.project import Program
 from baseload.plan.proof import safe_bound, upper_bounds
-from baseload.plan.settle import settled
+from baseload.plan.small import columns_of
+from baseload.plan.tighten import Rows
+from baseload.plan.whole import Box, renewed
 
-_STEPS = 40  # of fixing, at most, for hosting, and then for racks
-_FEW = 2  # that are fixed in one step at least
-_RACKS_S = 14.0  # CPU seconds for choosing whole racks
-_SHARE = 0.2  # of what is not whole that is fixed in one step
-_HOST_UP = 0.1  # a service that the relaxation hosts to this part is hosted
+_UP_FROM = {"w": 0.4, "buy": 0.5, "host": 0.2}  # parts of phases, racks, hosting from which rounding goes up
+_DIVE = 0.35  # of the time, for the first plan
+_PROVE = 0.2  # for branch and bound, which raises the bound
+_RENEW = 0.04  # of what is left then, for one try to improve the plan
+_SEED = 20261121  # of the order in which parts of a plan are tried anew
 _TINY = 1e-6
 
 
@@ -36,7 +39,6 @@ class _Search:
     """The programme with the survival rows found so far, the best plan and the bound."""
 
     problem: Problem
-    of: transport.Blocks
     model: Model
     program: Program
     until_s: float
@@ -60,6 +62,14 @@ class _Search:
         """Report bound and cost."""
         if self.progress is not None:
             self.progress(self.bound, self.best.cost)
+
+    def add(self, rows: Rows, lp: Lp | None) -> None:
+        """Add rows to the programme, and to `lp`, which holds it relaxed."""
+        least, start, index, value = rows
+        if len(least):
+            self.program = self.program.with_rows(least, start, index, value)
+            if lp is not None:
+                lp.add_rows(least, np.full(len(least), INF), start, index, value)
 
     def numbers(self, name: str) -> Ints:
         """Return the columns of a variable."""
@@ -86,12 +96,12 @@ def solve_mid(
     model = building.build(problem, building.first_halls(problem))
     lower, upper = model.program.lower.copy(), model.program.upper.copy()
     for at, value in (fix or {}).items():
+        model.program.lower[model.columns["w"][at]] = model.program.upper[model.columns["w"][at]] = float(value)
         lower[model.columns["w"][at]] = upper[model.columns["w"][at]] = float(value)
     search = _Search(
         problem=problem,
-        of=transport.blocks(problem),
         model=model,
-        program=model.program,
+        program=model.program if problem.host_min is None else model.program.with_rows(*tighten.covered(model)),
         until_s=began_s + cpu_limit_s,
         stop=stop,
         progress=progress,
@@ -110,46 +120,52 @@ def solve_mid(
 
 
 def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -> None:
-    """Relax, dive, improve, prove; in that order, each within its share of the time."""
+    """Relax, dive, prove, improve; in that order, each within its share of the time."""
+    began_s = time.process_time()
 
     def closed() -> bool:
         search.tell()
         return search.over() or search.best.cost - search.bound <= gap * abs(search.best.cost)
 
     lp = Lp(search.program, relaxed=True)
-    root = _relax(search, lp, method="ipm")
+    root = _relax(search, lp)
     if root is None or root.x is None:
         return
     _raise_bound(search, root)
+    quickly(search, root.x)
     if closed():
         return
-    starts: list[Floats | None] = [None]
     if warm is not None and warm.w.shape == search.model.columns["w"].shape:
-        starts.append(warm.w)
-    for w in starts:
-        dive(search, lp, root.x, w)
-        if closed():
-            return
+        held(search, columns_of(search.model, warm))
     if search.program.whole.any():
-        prove(search, min(0.4 * cpu_limit_s, search.left_s()))
+        end_s = began_s + _DIVE * cpu_limit_s
+        dive(_Dive(search, gap), root.x, lambda: end_s - time.process_time())
         if closed():
             return
-        near(search, root.x, search.left_s() - 1.0, gap)
+        prove(search, min(_PROVE * cpu_limit_s, search.left_s()))
+        if closed():
+            return
+        improve(search, root, gap)
         search.tell()
 
 
-def _relax(search: _Search, lp: Lp, *, method: str = "simplex", rounds: int = 6) -> Solution | None:
-    """Solve what `lp` holds with all survival rows that are missing; they join the programme."""
-    found = None
+def _relax(search: _Search, lp: Lp, rounds: int = 12) -> Solution | None:
+    """Solve the relaxation with the rows that are missing: survival, and what whole hosting needs. All stay for later."""
+    sets = tighten.client_sets(search.model) if "host" in search.model.columns else None
+    found, cost = None, -INF
     for turn in range(rounds):
         found = lp.solve(
-            method="ipm" if method == "ipm" and turn == 0 else "simplex",
-            cpu_limit_s=max(0.1, search.left_s()),
-            stop=search.stop,
+            method="ipm" if turn == 0 else "simplex", cpu_limit_s=max(0.1, search.left_s()), stop=search.stop
         )
         if found.x is None or found.state != "optimal":
             return None
-        if not _add_halls(search, lp, found.x):
+        new = _add_halls(search, lp, found.x)
+        if sets is not None and (new or found.cost > cost + 1e-5 * abs(cost)):
+            for rows in (tighten.linked(search.model, found.x), tighten.shielded(search.model, sets, found.x)):
+                search.add(rows, lp)
+                new += len(rows[0])
+        cost = found.cost
+        if not new:
             break
     return found
 
@@ -160,10 +176,7 @@ def _add_halls(search: _Search, lp: Lp | None, x: Floats) -> int:
     short, unserved = np.maximum(0.0, model.value("short_survive", x)), np.maximum(0.0, model.value("unserved", x))
     halls, _ = building.missing_halls(search.problem, building.carried(model, x), unserved, short, tolerance=1e-5)
     if halls:
-        least, start, index, value = building.rows_of(model, halls)
-        search.program = search.program.with_rows(least, start, index, value)
-        if lp is not None:
-            lp.add_rows(least, np.full(len(least), INF), start, index, value)
+        search.add(building.rows_of(model, halls), lp)
     return len(halls)
 
 
@@ -181,148 +194,108 @@ def _raise_bound(search: _Search, found: Solution) -> None:
 
 
 # ---- a plan ------------------------------------------------------------------------------------------------------------
-def dive(search: _Search, lp: Lp, x: Floats, w: Floats | None = None) -> None:
-    """Fix phases (as `w` says), then hosting, then racks, a batch at a time with a re-solve after each; keep the plan."""
+def held(search: _Search, whole: Floats) -> None:
+    """Keep the plan that one solve gives with all whole columns as in `whole`."""
     lower, upper = search.lower.copy(), search.upper.copy()
-    every = np.arange(len(lower))
-    columns = search.model.columns["w"]
-    chosen = whole_phases(search, np.asarray(x[columns]) if w is None else w)
-    lower[columns] = upper[columns] = chosen
-    lp.set_bounds(every, lower, upper)
-    found = _relax(search, lp)
-    hosts = search.numbers("host")
-    for _ in range(_STEPS if len(hosts) else 0):
-        if found is None or found.x is None or search.over():
-            break
-        batch, to = _batch(found.x, hosts, lower, upper)
-        if not len(batch):
-            break
-        lower[batch] = upper[batch] = to
-        lp.set_bounds(batch, to, to)
-        found = _relax(search, lp, rounds=3)
-    if found is not None and found.x is not None:
-        lower[hosts] = upper[hosts] = np.round(found.x[hosts])
-        _whole_racks(search, lp, lower, upper, found.x)
-    lp.set_bounds(every, search.lower, search.upper)
-
-
-def _whole_racks(search: _Search, lp: Lp, lower: Floats, upper: Floats, x: Floats) -> None:
-    """Choose whole racks for given phases and hosting, by branch and bound; then all that is divisible once more."""
-    racks = search.numbers("buy")
-    if len(racks):
-        lower[racks] = np.maximum(lower[racks], np.floor(x[racks] + _TINY) - 1.0)
-        upper[racks] = np.minimum(upper[racks], np.ceil(x[racks] - _TINY) + 1.0)
-        lower[racks] = np.maximum(lower[racks], 0.0)
-        cpu_s = min(_RACKS_S, 0.4 * search.left_s())
-        found = Lp(replace(search.program, lower=lower, upper=upper)).solve(
-            gap=1e-3, cpu_limit_s=cpu_s, stop=search.stop
-        )
-        if found.x is None:
-            return
-        lower[racks] = upper[racks] = np.round(found.x[racks])
-    lp.set_bounds(np.arange(len(lower)), lower, upper)
-    settled_to = _relax(search, lp)
-    if settled_to is not None and settled_to.x is not None:
-        keep(search, settled_to.x)
-
-
-def whole_phases(search: _Search, w: Floats, threshold: float = 0.3) -> Floats:
-    """Return whole phases in their order: begun where `w` has begun them to a part."""
-    columns = search.model.columns["w"]
-    low, high = search.lower[columns], search.upper[columns]
-    chosen = np.maximum.accumulate(np.clip((w >= threshold).astype(np.float64), low, high), axis=1)
-    for _ in range(len(chosen)):
-        earlier = chosen.copy()
-        for p, before in enumerate(search.problem.phase_after):
-            if before >= 0:
-                chosen[before] = np.maximum(chosen[before], chosen[p])
-        if (earlier == chosen).all():
-            break
-    return np.asarray(np.minimum(chosen, high))
-
-
-def _batch(x: Floats, numbers: Ints, lower: Floats, upper: Floats) -> tuple[Ints, Floats]:
-    """Return which of the columns `numbers` that are not whole are fixed next, nearest to whole first, and at what.
-
-    A part above `_HOST_UP` is rounded up. What is whole already stays free: a rounding elsewhere may still move it.
-    """
-    part = x[numbers] - np.floor(x[numbers] + _TINY)
-    loose = numbers[(part > 10.0 * _TINY) & (lower[numbers] < upper[numbers] - 0.5)]
-    part = x[loose] - np.floor(x[loose])
-    to = np.clip(np.floor(x[loose]) + (part > _HOST_UP), lower[loose], upper[loose])
-    order = np.argsort(np.abs(x[loose] - to), kind="stable")[: max(_FEW, int(np.ceil(_SHARE * len(loose))))]
-    return loose[order], to[order]
-
-
-def keep(search: _Search, x: Floats) -> None:
-    """Settle a solution, and remember the plan if it is the best."""
-    get = search.model.value
-    host = np.round(get("host", x)) if search.problem.host_min is not None else None
-    answer = settled(
-        search.problem,
-        search.of,
-        w=np.round(get("w", x)),
-        buy=get("buy", x),
-        sign=get("sign", x),
-        put=get("put", x),
-        host=host,
-        method="mid",
-    )
-    if answer.cost < search.best.cost and _hosts_enough(search.problem, answer):
-        search.best, search.best_x = answer, x
-        search.tell()
-
-
-def _hosts_enough(problem: Problem, answer: Answer) -> bool:
-    """Return whether each hosted service carries its least, and no more than may come."""
-    if problem.host_min is None or answer.host is None:
-        return True
-    carry = np.einsum("am,samt->smt", problem.rate, answer.put)
-    least = problem.host_min[None, :, None] * answer.host
-    most = np.einsum("rsm,rmt->smt", problem.allowed.astype(np.float64), problem.demand) * answer.host
-    slack = 1e-6 * np.maximum(1.0, carry)
-    return bool((carry >= least - slack).all() and (carry <= most + slack).all())
-
-
-# ---- near it, and below it -----------------------------------------------------------------------------------------------
-def near(search: _Search, root: Floats, cpu_s: float, gap: float) -> None:
-    """Branch and bound near the plan: fixed where the relaxation agrees with it, racks within one of either."""
-    start = search.best_x
-    if start is None or cpu_s < 1.0:
-        return
-    began_s, lower, upper = time.process_time(), search.lower.copy(), search.upper.copy()
-    yes_no = np.concatenate([search.numbers("w"), search.numbers("host")])
-    agreed = yes_no[np.abs(root[yes_no] - start[yes_no]) < 0.25]
-    lower[agreed] = upper[agreed] = np.round(start[agreed])
-    racks = search.numbers("buy")
-    lower[racks] = np.maximum(lower[racks], np.floor(np.minimum(root[racks], start[racks]) + _TINY))
-    upper[racks] = np.minimum(upper[racks], np.ceil(np.maximum(root[racks], start[racks]) - _TINY))
-    while search.left_s() > 1.0 and time.process_time() - began_s < cpu_s:
-        lp = Lp(replace(search.program, lower=lower, upper=upper))
-        found = lp.solve(
-            gap=0.3 * gap, cpu_limit_s=cpu_s - (time.process_time() - began_s), start=start, stop=search.stop
-        )
-        if found.x is None:
-            return
+    numbers = np.flatnonzero(search.program.whole)
+    lower[numbers] = upper[numbers] = np.clip(np.round(whole[numbers]), lower[numbers], upper[numbers])
+    lp = Lp(replace(search.program, lower=lower, upper=upper), relaxed=True)
+    found = lp.solve(cpu_limit_s=max(0.1, search.left_s()), stop=search.stop)
+    if found.x is not None and found.state == "optimal":
         keep(search, found.x)
-        if not _add_halls(search, None, found.x) or found.state != "optimal":
-            return
 
 
+def quickly(search: _Search, x: Floats) -> None:
+    """Keep a first plan, made by one solve: all phases and hosting that the relaxation uses, racks rounded down."""
+    columns, hosts = search.model.columns["w"], search.numbers("host")
+    to = np.floor(x + _TINY)
+    to[columns] = in_order(search.problem, x[columns] > _TINY, search.lower[columns], search.upper[columns])
+    to[hosts] = np.ceil(x[hosts] - _TINY)
+    held(search, to)
+
+
+class _Dive:
+    """The search as `dive.py` wants it: a programme with whole columns, which takes survival rows on the way."""
+
+    def __init__(self, search: _Search, gap: float) -> None:
+        """Load the programme."""
+        self.model, self.gap, self.stop = search.model, gap, search.stop
+        self.lp = Lp(replace(search.program, lower=search.lower, upper=search.upper))
+        self._search = search
+
+    def keep(self, x: Floats) -> None:
+        """Keep a plan, if it is the best."""
+        keep(self._search, x)
+
+    def add_missing(self, x: Floats) -> int:
+        """Add the survival rows that a solution breaks."""
+        return _add_halls(self._search, self.lp, x)
+
+
+def keep(search: _Search, x: Floats) -> bool:
+    """Remember the plan that a solution is, if it is the best; return whether it was."""
+    model = search.model
+    unserved = np.maximum(0.0, model.value("unserved", x))
+    none = np.zeros(search.problem.demand.shape[1:])
+    _, short = building.missing_halls(search.problem, building.carried(model, x), unserved, none)
+    cost = building.true_cost(model, x, short)
+    if cost >= search.best.cost:
+        return False
+    search.best = building.answer_of(model, x, bound=-INF, status="stopped", method="mid", cpu_s=0.0)
+    search.best_x = x
+    search.tell()
+    return True
+
+
+# ---- better than it, and below it ----------------------------------------------------------------------------------------
 def prove(search: _Search, cpu_s: float) -> None:
-    """Raise the bound: branch and bound over phases and hosting, racks left divisible."""
-    whole: Bools = np.zeros_like(search.program.whole)
-    for name in ("w", "host"):
-        whole[search.numbers(name)] = True
-    if not whole.any() or cpu_s < 1.0:
+    """Raise the bound: branch and bound on the whole programme, without looking for plans."""
+    if cpu_s < 1.0:
         return
 
     def told(bound: float, _: float) -> None:
         if np.isfinite(bound):
             search.bound = max(search.bound, min(bound, search.best.cost) - 1e-6 * abs(bound))
+            search.tell()
 
-    relaxed = replace(search.program, whole=whole, lower=search.lower, upper=search.upper)
-    found = Lp(relaxed).solve(
-        gap=1e-3, cpu_limit_s=cpu_s, progress=told, stop=search.stop, options={"mip_heuristic_effort": 0.0}
+    whole = replace(search.program, lower=search.lower, upper=search.upper)
+    found = Lp(whole).solve(
+        gap=1e-3,
+        cpu_limit_s=cpu_s,
+        start=search.best_x,
+        progress=told,
+        stop=search.stop,
+        options={
+            "mip_heuristic_effort": 0.0,
+            "mip_heuristic_run_rins": False,
+            "mip_heuristic_run_rens": False,
+            "mip_heuristic_run_root_reduced_cost": False,
+            "mip_heuristic_run_feasibility_jump": False,
+            "time_limit": 3.0 * cpu_s,
+        },
     )
     told(found.bound, 0.0)
+
+
+def improve(search: _Search, root: Solution, gap: float) -> None:
+    """Try parts of the plan anew, chosen at random, until the gap is closed or time is up."""
+    if search.best_x is None or root.x is None:
+        return
+    lower, upper = search.lower.copy(), search.upper.copy()
+    lp = Lp(replace(search.program, lower=lower, upper=upper), relaxed=True)
+    box = Box(
+        lp=lp,
+        lower=lower,
+        upper=upper,
+        add_rows=lambda x: _add_halls(search, lp, x),
+        stop=search.stop,
+        until_s=search.until_s,
+    )
+    stages = [(search.numbers(name), _UP_FROM[name]) for name in ("w", "buy", "host")]
+    numbers = np.concatenate([columns for columns, _ in stages])
+    parts = Parts(search.model, numbers, np.random.default_rng(_SEED))
+    cpu_s = _RENEW * search.left_s()
+    while not search.over() and search.best.cost - search.bound > gap * abs(search.best.cost):
+        kind, free = parts.draw(root.x, search.best_x)
+        found = renewed(box, numbers, free, search.best_x, search.best.cost, stages=stages, cpu_s=cpu_s)
+        parts.told(kind, found is not None and keep(search, found[0]))

@@ -19,7 +19,7 @@ from baseload.plan.nothing import Fix
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.sound import require_sound
 
-_SMALL_COLUMNS = 14_000  # of the whole programme, flows included
+_SMALL_COLUMNS = 6_000  # of the whole programme, flows included
 _LARGE_COLUMNS = 150_000
 
 
