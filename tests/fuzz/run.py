@@ -19,6 +19,7 @@ from types import FrameType
 
 TARGETS = {
     "fleet": "tests.fuzz.fleet_mutations",
+    "plan": "tests.fuzz.plan_mutations",
     "run": "tests.fuzz.run_mutations",
     "trace": "tests.fuzz.trace_mutations",
 }

@@ -38,6 +38,8 @@ NETWORK_SLACK_MS = 1.0
 WHOLE_BELOW = 100  # racks of a kind at a site, below which they are counted one by one
 SHARED = ("packaging", "hbm")
 KW_PER_MW = 1000.0
+PRICES_OF_YEAR = 2026  # of the shipped prices
+FAR_YEARS = 10  # beyond, a trend of prices says nothing any more
 SURVIVE_FACTOR = (
     200.0  # of the dearest way to serve: a whole rack for little, and for the last quarter alone, costs less
 )
@@ -449,5 +451,10 @@ def _assumed(f: Frame, loaded: Loaded) -> list[str]:
     if guessed:
         said.append(
             f"lead times and price curves of {', '.join(guessed)} are shipped figures unless declared (modelled)"
+        )
+    if f.days[-1].year - PRICES_OF_YEAR > FAR_YEARS:
+        said.append(
+            f"WARNING: the plan reaches to {f.days[-1].year}, and prices are known up to {PRICES_OF_YEAR}: what hardware, rent "
+            f"and power cost more than {FAR_YEARS} years on is today's trend drawn out, no forecast"
         )
     return said

@@ -235,3 +235,19 @@ class Lp:
     def _is_mip(self) -> bool:
         kinds = self._highs.getLp().integrality_
         return len(self._whole) > 0 and any(kind != highspy.HighsVarType.kContinuous for kind in kinds)
+
+
+def moved_basis(basis: object, column_of: Ints, row_of: Ints) -> object:
+    """Return a basis for another programme: each of its columns and rows is as that of the first one which it was.
+
+    `column_of` and `row_of` hold numbers in the first programme, -1 where it had none: such a column is at its lower bound,
+    such a row is loose. The solver mends what does not fit together.
+    """
+    assert isinstance(basis, highspy.HighsBasis)
+    kinds = highspy.HighsBasisStatus
+    columns, rows = list(basis.col_status), list(basis.row_status)
+    moved = highspy.HighsBasis()
+    moved.col_status = [columns[i] if i >= 0 else kinds.kLower for i in column_of]
+    moved.row_status = [rows[i] if i >= 0 else kinds.kBasic for i in row_of]
+    moved.valid, moved.alien = True, True
+    return moved

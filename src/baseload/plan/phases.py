@@ -122,9 +122,12 @@ class _Search:
         if held is not None and root.x is not None:  # a small change may leave the earlier phases good enough
             assert warm is not None
             self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
-            self._try(warm.w, root)
-            if self._closed():
-                return "optimal"
+            nearest = self.program_w(root.x) >= _THRESHOLDS[0]
+            is_other = abs(root.bound - warm.bound) > self.gap * abs(warm.bound)  # a large change wants other phases
+            for w in (nearest, warm.w) if is_other else (warm.w, nearest):
+                self._try(w, root, unless_hopeless=True)
+                if self._closed():
+                    return "optimal"
             root = self._relax(root)
             self.bound = max(self.bound, root.bound)
         if root.x is None:
@@ -200,13 +203,22 @@ class _Search:
         return len(halls)
 
     # ---- plans ---------------------------------------------------------------------------------------------------
-    def _try(self, w: Floats | Bools, root: _Node) -> None:
-        """Solve for given phases, made to keep their order and bounds, and keep the plan if it is the best."""
+    def _try(self, w: Floats | Bools, root: _Node, *, unless_hopeless: bool = False) -> None:
+        """Solve for given phases, made to keep their order and bounds, and keep the plan if it is the best.
+
+        `unless_hopeless` gives up where the first relaxation shows that the gap will not be closed so.
+        """
         chosen = in_order(self.problem, w, root.lower, root.upper)
         if chosen.tobytes() in self._tried or (chosen > root.upper).any():
             return
         self._tried.add(chosen.tobytes())
-        solved = self._relax(_Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x), rounds=4)
+        node = _Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x)
+        if unless_hopeless:
+            node = self._relax(node, rounds=1)
+            if node.x is None or node.bound - self.bound > self.gap * abs(node.bound):
+                self._tried.discard(chosen.tobytes())
+                return
+        solved = self._relax(node, rounds=4)
         if solved.x is not None:
             self._keep(solved.x)
 
