@@ -29,7 +29,7 @@ from baseload.plan.whole import Box, renewed
 _UP_FROM = {"w": 0.4, "buy": 0.5, "host": 0.2}  # parts of phases, racks, hosting from which rounding goes up
 _DIVE = 0.35  # of the time, for the first plan
 _PROVE = 0.2  # for branch and bound, which raises the bound
-_RENEW = 0.04  # of what is left then, for one try to improve the plan
+_RENEW = 0.05  # of what is left then, for one try to improve the plan before it hurries
 _SEED = 20261121  # of the order in which parts of a plan are tried anew
 _TINY = 1e-6
 
@@ -294,7 +294,7 @@ def improve(search: _Search, root: Solution, gap: float) -> None:
     stages = [(search.numbers(name), _UP_FROM[name]) for name in ("w", "buy", "host")]
     numbers = np.concatenate([columns for columns, _ in stages])
     parts = Parts(search.model, numbers, np.random.default_rng(_SEED))
-    cpu_s = _RENEW * search.left_s()
+    cpu_s = _RENEW * max(20.0, search.left_s())
     while not search.over() and search.best.cost - search.bound > gap * abs(search.best.cost):
         kind, free = parts.draw(root.x, search.best_x)
         found = renewed(box, numbers, free, search.best_x, search.best.cost, stages=stages, cpu_s=cpu_s)

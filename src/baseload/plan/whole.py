@@ -71,7 +71,6 @@ def rounded(
     up_from: float,
     end_s: float,
     most: float = INF,
-    last_s: float = INF,
 ) -> tuple[Floats, float] | None:
     """Make the columns `numbers` whole, beginning with the solution `x`; return (solution, cost), None where none came.
 
@@ -82,7 +81,6 @@ def rounded(
         cost: of `x`.
         up_from: parts from here on are rounded up first.
         end_s: CPU time of the process at which it should be done.
-        last_s: CPU time at which to give up.
         most: a cost at which to give up.
     """
     share, scale = _SHARE, abs(cost)
@@ -100,7 +98,7 @@ def rounded(
         columns, ups, below = numbers[loose[order]], ups[order], base[loose[order]]
         jump = (_PRESSED if late else 1.0) * _JUMP * scale * float(np.sqrt(len(columns)))
         found, taken = _step(box, columns, ups, below, cost + jump)
-        if box.over() or time.process_time() > last_s:
+        if box.over():
             return None
         if not taken:
             share = len(columns) / 3.0 / len(loose)
@@ -149,12 +147,12 @@ def renewed(
     began_s, held = time.process_time(), np.round(best[numbers])
     box.narrow(numbers, np.where(free, low, held), np.where(free, high, held))
     found, result = box.solve(2), None
-    most, last_s = cost - _WORTH * abs(cost), began_s + 1.5 * cpu_s
+    most = cost - _WORTH * abs(cost)
     if found is not None and found.x is not None and found.cost < most:
         result = (found.x, found.cost)
         for i, (columns, up_from) in enumerate(stages):
             end_s = began_s + cpu_s * (i + 1) / len(stages)
-            result = rounded(box, columns, *result, up_from=up_from, end_s=end_s, most=most, last_s=last_s)
+            result = rounded(box, columns, *result, up_from=up_from, end_s=end_s, most=most)
             if result is None:
                 break
     box.narrow(numbers, low, high)
