@@ -19,7 +19,8 @@ from baseload.plan.nothing import Fix
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.sound import require_sound
 
-_SMALL_COLUMNS = 6_000  # of the whole programme, flows included
+_SMALL_COLUMNS = 14_000  # of the whole programme, flows included
+_SMALL_HOSTING_COLUMNS = 6_000  # the same, with hosting decisions
 _LARGE_COLUMNS = 150_000
 
 
@@ -70,7 +71,8 @@ def _way(problem: Problem) -> Callable[..., Answer]:
     """Return the function that solves problems of this size and kind."""
     size = columns(problem)
     if problem.host_min is not None or problem.whole.any():
-        name = "small" if size <= _SMALL_COLUMNS else "mid"
+        small = _SMALL_COLUMNS if problem.host_min is None else _SMALL_HOSTING_COLUMNS
+        name = "small" if size <= small else "mid"
     else:
         name = "phases" if size <= _LARGE_COLUMNS else "large"
     way: Callable[..., Answer] = getattr(import_module(f"baseload.plan.{name}"), f"solve_{name}")
