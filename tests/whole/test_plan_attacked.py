@@ -50,4 +50,7 @@ def test_ctrl_c_after_the_solver_keeps_the_plan_and_says_so(tmp_path: Path, monk
         cli.run(["plan", str(FLEET), *QUICK, "--rounds", "0", "--out", str(tmp_path / "p")])
     report = json.loads((tmp_path / "p" / "plan.json").read_text())
     assert report["cost"] > 0 and any("stopped by Ctrl-C" in line for line in report["assumptions"])
+    assert 'class="badtext">Interrupted: best plan so far' in (tmp_path / "p" / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert not [path for path in (tmp_path / "p").iterdir() if path.name.startswith(".")]
