@@ -94,6 +94,9 @@ class Pipe:
             protocol.connection_lost(error)
 
 
+PRICES = (1_000_000, 500_000, 2_000_000)  # that each request is opened at
+
+
 class Purse:
     """Opens every request of the right key, and remembers how each ended."""
 
@@ -101,6 +104,7 @@ class Purse:
         self.view = KeyView(0, "t0", "", "k", "t", 7, 0)
         self.n = 0
         self.open_: dict[int, Any] = {}
+        self.last: Any = None  # row that was settled
 
     def open(self, bearer: bytes, *, then: Callable[[Any], None], max_output_tokens: int, **asked: Any) -> None:
         assert max_output_tokens >= 0 and asked["input_tokens"] >= 0, (max_output_tokens, asked)
@@ -108,7 +112,7 @@ class Purse:
             return then(Refusal(401, "invalid_api_key", "no such key", None))
         self.n += 1
         opened = SimpleNamespace(request_id=self.n, key=self.view, reserved_nano=1, mark=0, stop="", on_stop=None,
-                                 on_more=None, output_tokens=0, stream=asked["stream"])  # fmt: skip
+                                 on_more=None, output_tokens=0, stream=asked["stream"], prices=PRICES)  # fmt: skip
         self.open_[self.n] = opened
         then(opened)
 
@@ -128,13 +132,15 @@ class Purse:
 
     def settle(self, opened: Any, row: Any) -> None:
         assert row.output_tokens >= 0 and row.input_tokens >= 0 and row.price_nano >= 0, row
+        self.last = row
         del self.open_[opened.request_id]
 
     def cancel(self, opened: Any) -> None:
         del self.open_[opened.request_id]
 
-    def receipt(self, view: KeyView, request_id: int, then: Callable[[bytes | None], None]) -> None:
+    def receipt(self, view: KeyView, request_id: int, then: Callable[[bytes | None], None]) -> bool:
         then(None)
+        return True
 
 
 class Bench:

@@ -25,6 +25,7 @@ from baseload.serve.inbound import (
     DRAINING,
     LARGE,
     LONG_HEAD,
+    MANY_RECEIPTS,
     NO_KEY,
     NOT_SO,
     NOWHERE,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 HEADERS_MAX = 100
 UNLIKE_MAX = 8  # a client whose heads are never alike is read letter by letter
+STRANGER_BYTES = 65_536  # of a body that may be read before it is known whose key it comes with
 QUEUE_MAX = 16  # requests of one connection that are read ahead
 HIGH_WATER_BYTES = 262_144  # of an answer that its client does not read: then the engine is not read either
 HALF_CLOSED_S = 1.0  # a client that ended its side gets what comes so soon; a longer silence means that it is gone
@@ -257,8 +259,24 @@ class Client:
         if request.length > limits.body_bytes:
             raise Refused(LARGE)
         self.due_s = time.monotonic() + limits.body_s
+        if request.te or request.length > STRANGER_BYTES:  # who sends so much is asked for a key before it has come
+            if not request.bearer:
+                raise Refused(NO_KEY)
+            at_once = [True]
+            self.gateway.purse.who(request.bearer, lambda found: self._judged(request, found, at_once))
+            at_once.clear()
+            if request.refused is not None:
+                raise Refused(request.refused)
         if request.expects and request.refused is None and self.relay is None and not self._queue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _judged(self, request: Inbound, found: KeyView | Refusal, at_once: list[bool]) -> None:
+        """Read no more of a large body whose sender has no key."""
+        if isinstance(found, Refusal) and self.current is request and not self.closing:
+            if at_once:  # within the parser, which ends by itself
+                request.refused = as_problem(found)
+            else:
+                self._refuse_bytes(as_problem(found))
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -430,7 +448,9 @@ class Client:
         if not 0 < number < 1 << 63:
             then(None)
             return
-        self.gateway.purse.receipt(view, number, then)
+        if not self.gateway.purse.receipt(view, number, then):
+            self.relay = None
+            self._say(MANY_RECEIPTS, bodies.CHAT)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,6 @@ class Gateway:
         self.lines = []
         self._rows: dict[int, SettleRow] = {}
         self.rates = [Rates(tables.deployments[row.deployment_i], tables.sites[row.site_i]) for row in tables.replicas]
-        self.prices = [(row.input_pico, row.cached_pico, row.output_pico) for row in tables.tenants]
         for r, row in enumerate(tables.replicas):
             site, deployment = tables.sites[row.site_i], tables.deployments[row.deployment_i]
             digest = self.endpoints.digests[r] if r < len(self.endpoints.digests) else ""
@@ -179,11 +178,11 @@ class Gateway:
         row.model_digest = digest or tables.models[deployment.model_i].digest
         return row
 
-    def fill(self, row: SettleRow, replica: int, tenant_i: int, seconds: float) -> None:
-        """Fill in what a request costs its tenant and its owner, its energy and carbon."""
+    def fill(self, row: SettleRow, replica: int, prices: tuple[int, int, int] | None, seconds: float) -> None:
+        """Fill in what a request costs its tenant (at the prices it was opened at) and its owner, its energy and carbon."""
         cached, fresh = row.cached_tokens, row.input_tokens - row.cached_tokens
-        if 0 <= tenant_i < len(self.prices):
-            input_pico, cached_pico, output_pico = self.prices[tenant_i]
+        if prices is not None:
+            input_pico, cached_pico, output_pico = prices
             row.price_nano = (fresh * input_pico + cached * cached_pico + row.output_tokens * output_pico) // 1000
         if 0 <= replica < len(self.rates):
             site_i = self.tables.replicas[replica].site_i

@@ -111,6 +111,7 @@ LARGE = Problem(413, "request_too_large", "the body is larger than this gateway 
 LONG_HEAD = Problem(431, "headers_too_large", "the headers are larger than this gateway takes")
 NO_KEY = Problem(401, "missing_api_key", "send your API key as `Authorization: Bearer KEY`")
 NOT_SO = Problem(405, "method_not_allowed", "this is not asked for like that")
+MANY_RECEIPTS = Problem(429, "rate_limit_exceeded", "too many receipts are asked for at once; try again", None, 1.0)
 NOWHERE = Problem(404, "not_found", "there is nothing at this path")
 SLOW = Problem(408, "request_timeout", "the request took too long to arrive")
 DRAINING = Problem(503, "draining", "this gateway is being replaced; try again", None, 1.0)

@@ -22,8 +22,8 @@ class Opened:
 
     __slots__ = (
         "_ask_at", "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_stuck",
-        "_tokens", "_until", "_wished", "key", "mark", "on_more", "on_stop", "output_tokens", "request_id",
-        "reserved_nano", "stop", "stream",
+        "_tokens", "_until", "_wished", "key", "mark", "on_more", "on_stop", "output_tokens", "prices",
+        "request_id", "reserved_nano", "stop", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -32,6 +32,7 @@ class Opened:
         self.request_id = request_id
         self.key = pocket.view
         self.reserved_nano = reserved_nano
+        self.prices = (0, 0, 0)  # of a token in 1e-12 of the currency: prompt, cached, answer; as when it was opened
         self.stop = ""
         self.on_stop: Callable[[Opened], None] | None = None
         self.on_more: Callable[[Opened], None] | None = None

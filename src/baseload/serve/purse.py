@@ -30,6 +30,7 @@ from baseload.serve.wire import KeyView, Wire
 
 __all__ = ["KeyView", "Opened", "Purse", "Refusal"]
 
+RECEIPTS_MOST = 16  # asked for at once by a worker
 REFUSED_S = 0.1  # a refusal is repeated without asking for at most so long
 _MASK = 0xFFFF_FFFF
 _MOST_TOKENS, _MOST_NANO = (1 << 28) - 1, 1 << 60  # of one request; an engine that says more is mistaken
@@ -181,7 +182,7 @@ class Purse:
         for pocket in self._pockets.values():
             late = [wish for wish in pocket.wishes if wish.until_s <= now_s]
             if late:
-                pocket.wishes = deque(wish for wish in pocket.wishes if wish not in late)
+                pocket.wishes = deque(wish for wish in pocket.wishes if wish.until_s > now_s)
                 for wish in late:
                     self._refuse(wish, "storage", None)
         self.bearers.end_waits(now_s)
@@ -314,7 +315,7 @@ class Purse:
         opened.stream = stream
         opened.mark = slot
         opened._cell = slot * CELLS + COUNT_CELL
-        opened._output_pico = prices[2]
+        opened.prices, opened._output_pico = prices, prices[2]
         opened._until = step
         opened._ask_at = step // 2 if step < max_tokens else step
         self._open[request_id] = opened
@@ -332,6 +333,9 @@ class Purse:
             wish = pocket.wishes.popleft()
             if wish.renewal:
                 self._steps.renewed(pocket, wish)
+                continue
+            if pocket.view.tenant_i < 0:  # its tenant left the fleet file while it waited
+                self._refuse(wish, "gone", None)
                 continue
             lease = pocket.lease
             request_id = pocket.take(wish.money_nano, wish.tokens)
@@ -441,13 +445,17 @@ class Purse:
             if opened._pocket.stored(opened._lease, row.price_nano):
                 self._void(opened._pocket, opened._lease)
 
-    def receipt(self, view: KeyView, request_id: int, then: Callable[[bytes | None], None]) -> None:
-        """Ask for a receipt (JSON) of a request that this key made; None where there is none yet, or none for it."""
+    def receipt(self, view: KeyView, request_id: int, then: Callable[[bytes | None], None]) -> bool:
+        """Ask for a receipt (JSON) of a request that this key made, None where there is none; False: too many are asked for."""
         if not self.connected:
-            return then(None)
-        ask_i = self._next_i()
-        self._receipts[ask_i] = then
-        self._send(wire.ReceiptAsk(ask_i, view.key_i, request_id))
+            then(None)
+        elif len(self._receipts) >= RECEIPTS_MOST:
+            return False
+        else:
+            ask_i = self._next_i()
+            self._receipts[ask_i] = then
+            self._send(wire.ReceiptAsk(ask_i, view.key_i, request_id))
+        return True
 
     # ---- what the owner says ----
 

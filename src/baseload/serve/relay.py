@@ -45,7 +45,7 @@ from baseload.serve.upstream import DRAIN
 
 if TYPE_CHECKING:
     from baseload.serve.purse import Opened
-    from baseload.serve.upstream import Connection
+    from baseload.serve.upstream import Connection, Place
 
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
@@ -87,7 +87,7 @@ class Relay(RelayState):
             self.state = OVER
             self.client.answer(self, Problem(found.status, found.code, found.message, None, found.retry_s))
             return
-        self.opened, self.request_id = found, found.request_id
+        self.opened, self.request_id, self.prices = found, found.request_id, found.prices
         if self.state == OVER:  # the client left meanwhile
             self.gateway.purse.cancel(found)
             return
@@ -95,7 +95,7 @@ class Relay(RelayState):
         view = found.key
         self.tenant_i = view.tenant_i
         tables = self.gateway.tables
-        if self.model_i >= len(tables.models) or not any(tables.may[self.tenant_i][self.model_i]):
+        if self.model_i >= len(tables.models) or self.tenant_i < 0 or not any(tables.may[self.tenant_i][self.model_i]):
             self.gateway.purse.cancel(found)
             self.state = OVER
             self.client.answer(self, self.gateway.no_such_model(self.peek.model))
@@ -183,10 +183,13 @@ class Relay(RelayState):
         if kept is not None:
             self._use(kept)
         else:
-            gateway.pool.connect(place, self._connected)
+            self._connect(place)
 
-    def _connected(self, connection: Connection | None) -> None:
-        if self.state != SENT or self.up is not None or (connection is not None and connection.place is not self.place):
+    def _connect(self, place: Place) -> None:
+        self.gateway.pool.connect(place, lambda connection: self._connected(place, connection))
+
+    def _connected(self, place: Place, connection: Connection | None) -> None:
+        if self.state != SENT or self.up is not None or place is not self.place:  # it was tried elsewhere meanwhile
             if connection is not None and connection.transport is not None:
                 connection.transport.close()
             return
@@ -351,7 +354,7 @@ class Relay(RelayState):
         if kept_and_silent and not self.fresh and self.attempts < TRIES_MAX:
             self.fresh = True  # the engine's habit: once more, on a connection of our own
             assert self.place is not None
-            self.gateway.pool.connect(self.place, self._connected)
+            self._connect(self.place)
             return
         self._cut(why)
 

@@ -31,7 +31,7 @@ class RelayState:
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
         "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
-        "paused", "peek", "place", "prefix", "problem", "replica", "request_id", "retry_after", "scanner",
+        "paused", "peek", "place", "prefix", "prices", "problem", "replica", "request_id", "retry_after", "scanner",
         "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version",
         "why", "work",
     )  # fmt: skip
@@ -70,6 +70,7 @@ class RelayState:
         self.last: tuple[int, bytes, bytes, bytes] | None = None  # an engine's own refusal
         self.prefix: list[int] = []
         self.model_i = self.tenant_i = -1
+        self.prices: tuple[int, int, int] | None = None
 
     # ---- the row ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class RelayState:
         row.status, row.reason, row.n_tries = status, reason, self.tries
         row.why, row.prefix = self.why, self.prefix
         row.endpoint, row.client_status = ENDPOINT_NAMES[self.endpoint], client_status
-        gateway.fill(row, self.replica, self.tenant_i, seconds)
+        gateway.fill(row, self.replica, self.prices, seconds)
         return row
 
     def _with_cost(self, event: bytes) -> bytes:
