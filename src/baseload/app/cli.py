@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from baseload import __version__
 from baseload.errors import BaseloadError, InputError
@@ -311,15 +313,13 @@ def main() -> None:
         print(f"baseload: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("baseload: interrupted", file=sys.stderr)
-        code = 130
+        _end_interrupted()
     except MemoryError:
         print("baseload: out of memory; run fewer replicas or fewer requests, or a larger machine", file=sys.stderr)
         code = 1
     except Exception as error:
         if pressed:  # what Ctrl-C turned into on its way through a compiler or a library
-            print("baseload: interrupted", file=sys.stderr)
-            sys.exit(130)
+            _end_interrupted()
         if not isinstance(error, OSError):
             raise
         if not isinstance(error, BrokenPipeError):
@@ -328,7 +328,21 @@ def main() -> None:
             print(f"baseload: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
         code = 1
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: Ctrl-C comes too late to say otherwise
     sys.exit(code)
+
+
+def _end_interrupted() -> NoReturn:
+    """End with 130 and one line.
+
+    Python itself would end by the signal where the interrupt fell into `exec` or `eval` of a text, as imports use them,
+    though it was caught since.
+    """
+    print("baseload: interrupted", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(130)
 
 
 def _note_interrupts() -> list[int]:
