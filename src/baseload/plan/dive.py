@@ -19,7 +19,7 @@ from baseload.plan.problem import Floats, Ints
 
 _BEGUN = 1.0 / 3.0
 _HOSTED = 0.5
-_SHARE = 0.35  # of the time left for choosing racks
+_SHARE = 0.7  # of the time left for choosing racks
 
 
 class Search(Protocol):

@@ -28,6 +28,8 @@ from baseload.plan.whole import Box, renewed
 
 _UP_FROM = {"w": 0.4, "buy": 0.5, "host": 0.2}  # parts of phases, racks, hosting from which rounding goes up
 _DIVE = 0.35  # of the time, for the first plan
+_SLOW = 3.0  # times what the relaxation took, where that is more: a dive is some solves as hard
+_DIVE_MOST = 0.6
 _PROVE = 0.2  # for branch and bound, which raises the bound
 _RENEW = 0.05  # of what is left then, for one try to improve the plan before it hurries
 _SEED = 20261121  # of the order in which parts of a plan are tried anew
@@ -138,7 +140,8 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     if warm is not None and warm.w.shape == search.model.columns["w"].shape:
         held(search, columns_of(search.model, warm))
     if search.program.whole.any():
-        end_s = began_s + _DIVE * cpu_limit_s
+        took_s = time.process_time() - began_s
+        end_s = began_s + min(_DIVE_MOST * cpu_limit_s, max(_DIVE * cpu_limit_s, _SLOW * took_s))
         dive(_Dive(search, gap), root.x, lambda: end_s - time.process_time())
         if closed():
             return
