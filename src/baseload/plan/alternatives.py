@@ -21,11 +21,15 @@ from baseload.plan.check_answer import derived, recompute_cost
 from baseload.plan.highs import INF, Lp
 from baseload.plan.nearby import Nearby
 from baseload.plan.problem import Answer, Floats, Problem
+from baseload.plan.small import columns_of
 from baseload.plan.solve import columns
 
 _ROUNDS = 6
 _BRANCHES = 14_000  # columns up to which phases are searched, not rounded
 _THRESHOLDS = (0.5, 0.2, 0.8, 1e-6)
+_SEARCHED = 0.8  # of a search's time for branch and bound; the rest makes its plan exact
+_LESS = 0.01  # of what there is to be less of: a plan with hardly less is no other plan
+_LEAST_S = 2.0  # CPU seconds that making a plan exact may take when time is over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ def alternatives(
             break
         search = _Search(problem, answer, aim, within, time.process_time() + left_s / (len(wanted) - i), stop)
         other = search.run()
-        if other is not None:
+        if other is not None and aim.of(other) < (1.0 - _LESS) * aim.of(answer):
             found.append(
                 Alternative(
                     name=aim.name,
@@ -133,7 +137,8 @@ class _Search:
     def __init__(
         self, problem: Problem, answer: Answer, aim: Aim, within: float, until_s: float, stop: Callable[[], bool] | None
     ) -> None:
-        self.problem, self.answer, self.aim, self.until_s, self.stop = problem, answer, aim, until_s, stop
+        self.problem, self.answer, self.aim, self.stop = problem, answer, aim, stop
+        self.until_s, self.began_s = until_s, time.process_time()
         self.most = answer.cost + within * abs(answer.cost)
         halls: list[Hall] = list(getattr(answer.held, "halls", ())) or building.first_halls(problem)
         self.model: Model = building.build(problem, halls)
@@ -196,10 +201,17 @@ class _Search:
         return replace(made, cost=cost, bound=min(self.answer.bound, cost))
 
     def _point(self, *, branch: bool) -> Floats | None:
-        """Return a solution that breaks no survival row."""
+        """Return a solution that breaks no survival row.
+
+        Branch and bound begins with the first plan, so that time that runs out costs how far the plans are apart, no plan.
+        """
+        share, least_s = (_SEARCHED, 0.05) if branch else (1.0, _LEAST_S)
+        start = columns_of(self.model, self.answer) if branch else None
         for _ in range(_ROUNDS):
-            left_s = self.until_s - time.process_time()
-            found = self.lp.solve(gap=0.05 if branch else 0.0, cpu_limit_s=max(0.05, left_s), stop=self.stop)
+            left_s = self.began_s + share * (self.until_s - self.began_s) - time.process_time()
+            found = self.lp.solve(
+                gap=0.05 if branch else 0.0, cpu_limit_s=max(least_s, left_s), start=start, stop=self.stop
+            )
             if found.x is None or (found.state != "optimal" and not (branch and found.state == "stopped")):
                 return None
             model, x = self.model, found.x
@@ -207,6 +219,7 @@ class _Search:
             halls, _ = building.missing_halls(model.problem, building.carried(model, x), unserved, short)
             if not halls:
                 return self._exact(x) if branch else x
+            start = x if branch else None
             least, start, index, value = building.rows_of(model, halls)
             self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
         return None

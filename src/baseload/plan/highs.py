@@ -101,8 +101,7 @@ class Lp:
         """Report progress and end the solve where asked; called by HiGHS from inside it."""
         if self._progress is not None and kind == highspy.cb.HighsCallbackType.kCallbackMipInterrupt:
             self._progress(float(out.mip_dual_bound), float(out.mip_primal_bound))
-        if time.process_time() > self._until_s or (self._stop is not None and self._stop()):
-            into.user_interrupt = True
+        into.user_interrupt = time.process_time() > self._until_s or (self._stop is not None and self._stop())
 
     # ---- changes -------------------------------------------------------------------------------------------------
     def set_bounds(self, columns: Ints, lower: Floats, upper: Floats) -> None:
