@@ -206,11 +206,11 @@ class _Search:
         Branch and bound begins with the first plan, so that time that runs out costs how far the plans are apart, no plan.
         """
         share, least_s = (_SEARCHED, 0.05) if branch else (1.0, _LEAST_S)
-        start = columns_of(self.model, self.answer) if branch else None
+        first = columns_of(self.model, self.answer) if branch else None
         for _ in range(_ROUNDS):
             left_s = self.began_s + share * (self.until_s - self.began_s) - time.process_time()
             found = self.lp.solve(
-                gap=0.05 if branch else 0.0, cpu_limit_s=max(least_s, left_s), start=start, stop=self.stop
+                gap=0.05 if branch else 0.0, cpu_limit_s=max(least_s, left_s), start=first, stop=self.stop
             )
             if found.x is None or (found.state != "optimal" and not (branch and found.state == "stopped")):
                 return None
@@ -219,7 +219,7 @@ class _Search:
             halls, _ = building.missing_halls(model.problem, building.carried(model, x), unserved, short)
             if not halls:
                 return self._exact(x) if branch else x
-            start = x if branch else None
+            first = x if branch else None
             least, start, index, value = building.rows_of(model, halls)
             self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
         return None
