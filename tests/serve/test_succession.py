@@ -43,9 +43,10 @@ def fleets(draw: Any, version: int = 2) -> t.Tables:
                 for k, a in enumerate(addresses)
             ]
     may = [[[draw(st.integers(0, 1)) for _ in pools]] for _ in tenants]
+    rows_of = [deployment(name, engine=draw(st.sampled_from("abc"))) for name in names]
     return replace(
         tables(2, sites=1), version=version, first_version=version, sites=[site(name) for name in sites],
-        deployments=[deployment(name) for name in names], pools=pools, replicas=rows, may=may, regions=regions,
+        deployments=rows_of, pools=pools, replicas=rows, may=may, regions=regions,
         tenants=[tenant(name, region_i=i % len(regions)) for i, name in enumerate(tenants)],
         region_rtt_s=[0.01 * (1 + REGIONS.index(name)) for name in regions], policy=policy(),
     )  # fmt: skip
@@ -65,8 +66,14 @@ def test_no_row_ever_means_something_else(data: Any) -> None:
     steer = Steer(now)
     for version in range(2, 7):
         fresh = data.draw(fleets(version))
-        before, found = now, succession.follow(now, fresh)
+        busy = data.draw(st.sets(st.integers(0, len(now.replicas) - 1)))
+        before, found = now, succession.follow(now, fresh, busy=busy)
         now = found.tables
+        for r in busy:
+            engines = [x.deployments[x.replicas[r].deployment_i].engine for x in (before, now)]
+            assert engines[0] == engines[1], "what runs, or is asked, goes on meaning the engine that it is"
+        for d, at in enumerate(found.deployments):
+            assert now.deployments[at].engine == fresh.deployments[d].engine
         for r in range(len(before.replicas)):
             assert full(before, r) == full(now, r)
         for old, new in ((before.sites, now.sites), (before.deployments, now.deployments), (before.models, now.models)):
@@ -128,9 +135,35 @@ def test_rows_do_not_pile_up() -> None:
     assert len(now.replicas) == 2
 
 
-def test_another_engine_under_an_old_name_is_told() -> None:
-    """A deployment that becomes another model or kind of engine cannot carry on its rows."""
+def test_another_engine_under_an_old_name_gets_rows_of_its_own() -> None:
+    """A deployment that becomes another model or kind of engine begins beside the old one, with numbers that go on."""
     old = tables(2, sites=1, models=2)
-    kinds = [replace(old.deployments[0], kind="embedded"), replace(old.deployments[1], model_i=0)]
-    assert succession.moved_engines(old, replace(old, deployments=kinds)) == [("d0", "kind"), ("d1", "model")]
-    assert succession.moved_engines(old, replace(old, deployments=old.deployments[:1])) == []
+    for change in ({"kind": "embedded"}, {"accelerator": "other"}, {"model_i": 1}, {"served_model": "x"}):
+        found = succession.follow(old, replace(old, deployments=[replace(old.deployments[0], **change), old.deployments[1]]),
+                                  busy={0, 1})  # fmt: skip
+        now = found.tables
+        assert [row.name for row in now.deployments] == ["d0", "d1", "d0"] and now.deployments[0] == old.deployments[0]
+        new = found.replicas[0]
+        assert now.replicas[0].gone and not now.replicas[new].gone
+        assert full(now, new) == ("d0", full(old, 0)[1], 1), "a name that nobody had"
+        assert succession.leaving(old, found) == [0] and succession.needed_at_once(old, found)[0] == new
+
+
+def test_an_engine_that_has_ended_lends_its_rows_to_the_next() -> None:
+    """Replaced a thousand times, each time when the one before has ended: two engines' rows are enough."""
+    now, runs = tables(2, sites=1), {0}
+    for version in range(2, 1002):
+        fresh = tables(2, sites=1)
+        rows = [replace(row, engine=str(version)) for row in fresh.deployments]
+        found = succession.follow(now, replace(fresh, version=version, deployments=rows), busy=runs)
+        now, runs = found.tables, set(found.replicas)
+    assert len(now.deployments) == 2 * len(fresh.deployments) and len(now.replicas) == 4
+
+
+def test_back_to_the_engine_of_before_finds_its_rows() -> None:
+    """Taken back while the old engine still drains: it is the same engine, and stays."""
+    old = replace(tables(2, sites=1), deployments=[replace(row, engine="a") for row in tables(2, sites=1).deployments])
+    other = replace(old, deployments=[replace(row, engine="b") for row in old.deployments])
+    between = succession.follow(old, other, busy={0, 1})
+    back = succession.follow(between.tables, old, busy=set(range(4)))
+    assert back.replicas == [0, 1] and [row.gone for row in back.tables.replicas] == [False, False, True, True]

@@ -263,11 +263,8 @@ def test_a_file_that_is_wrong_or_asks_too_much_changes_nothing(rig: Rig) -> None
     rig.begin(good)
     wrong = {
         "serve.control": good.replace("serve:\n", "serve:\n  control: 127.0.0.1:1\n"),
-        "kind differs": good.replace("kind: external", "kind: emulated").replace("urls: {", "nothing: {"),
-        "model differs": good.replace("chat: {catalog", "other: {catalog").replace("model: chat", "model: other"),
         "NOT_THERE": good.replace("metrics: vllm", "metrics: vllm, key_env: NOT_THERE"),
     }
-    wrong["kind differs"] = good[: good.index("  engines:")] + good[good.index("  limits:") :]
 
     async def run() -> None:
         for word, text in wrong.items():

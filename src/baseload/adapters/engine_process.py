@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,10 @@ class ProcessProvisioner:
         self.emulated_turn = asyncio.Lock()
         self.told: dict[str, Mapping[str, Any]] = {}  # step tables that the emulated engines' process has
 
-    def take_tables(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take up step tables for emulated engines that are started from now on."""
-        self.tables.update({name: dict(table) for name, table in tables.items()})
+    def take_tables(self, tables: Mapping[str, Mapping[str, Any]], keep: Iterable[str] = ()) -> None:
+        """Take up step tables for emulated engines that are started from now on; of the older ones `keep` some."""
+        kept = {name: self.tables[name] for name in keep if name in self.tables}
+        self.tables = kept | {name: dict(table) for name, table in tables.items()}
 
     async def start(self, order: EngineStart) -> Engine:
         """Return the engine once it answers; raises EngineError."""

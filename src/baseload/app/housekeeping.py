@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class Housekeeper:
         self.closed: dict[str, str] = {}  # drained by a person: sites, deployments, replicas
         self.power: list[SitePower] = []
         self.closing = False
+        self.lost_ahead: set[str] = set()  # started before their tables came, and gone already
         self.unwritten = False  # endpoints.json is older than what is known
         for r, state in enumerate(steer.state):
             if state == UP:
@@ -114,10 +115,25 @@ class Housekeeper:
         }
         return up | {one for one, healthy in zip(each, found, strict=True) if healthy}
 
+    def runs(self, r: int) -> bool:
+        """Say whether an engine stands at a row, or is being started or ended there."""
+        place = self.places[r] if r < len(self.places) else None
+        return place is not None and (place.engine is not None or place.starting is not None)
+
+    def busy(self) -> set[int]:
+        """Return the rows that hold an engine or requests: they go on meaning what they mean."""
+        outstanding = self.board.totals("outstanding")
+        return {r for r in range(len(self.places)) if outstanding[r] > 0 or self.runs(r)}
+
     def reload(
-        self, tables: Tables, board: Board, orders: Sequence[EngineStart | None], up: Set[tuple[str, str]]
+        self,
+        tables: Tables,
+        board: Board,
+        orders: Sequence[EngineStart | None],
+        up: Set[tuple[str, str]],
+        started: Mapping[int, Engine],
     ) -> None:
-        """Take up tables that follow the old ones, after `steer` has: what is new begins.
+        """Take up tables that follow the old ones, after `steer` has: what is new begins, or was `started` ahead.
 
         An address that changed is another engine: nothing is sent there until it was seen, or is among those known to be
         `up`. Those that left go on until `leave`: first the workers have to know of what takes their place.
@@ -130,6 +146,9 @@ class Housekeeper:
             order, place = self.orders[r], self.places[r]
             if row.gone:
                 self.orders[r] = was  # it still has to be ended
+            elif order is not None and r in started and order.name not in self.lost_ahead:
+                place.seen = place.seen._replace(incarnation=place.seen.incarnation + 1, seq=0)
+                self._answers(r, started[r])
             elif order is None or order.kind != "external" or _same(order, was):
                 if self.steer.state[r] == STARTING and place.seen.phase == rc.UP and not place.sick:
                     self._came_up(r)  # it was to leave, and had not yet
@@ -185,6 +204,9 @@ class Housekeeper:
         elif r >= 0:
             self.say(f"{name}: {why}")
             self._lost(r, rc.EXITED, why)
+        else:
+            self.say(f"{name}: {why}")
+            self.lost_ahead.add(name)
 
     def _mark(self, r: int, phase: int, *, failed: bool = False, calm: bool = False) -> None:
         seen = self.places[r].seen
@@ -270,7 +292,8 @@ class Housekeeper:
         ours = [r for r in range(len(self.places)) if not self._is_external(r)]
         observed = {r: self.places[r].seen._replace(in_flight=outstanding[r]) for r in ours}
         desired = {r: self.wanted(r) for r in ours}
-        for action in rc.reconcile(desired, observed, time.monotonic()):
+        patience = rc.PATIENCE._replace(drain_s=max(rc.PATIENCE.drain_s, self.tables.limits.request_s))
+        for action in rc.reconcile(desired, observed, time.monotonic(), patience):  # no request lives longer
             place = self.places[action.replica]
             if place.starting is not None or action.incarnation != place.seen.incarnation:
                 continue
@@ -310,10 +333,14 @@ class Housekeeper:
             place.starting = None
             raise
         place.starting = None
+        self._answers(r, engine)
+
+    def _answers(self, r: int, engine: Engine) -> None:
+        """Take up an engine of ours that answers."""
+        place = self.places[r]
         place.engine = engine
-        key = os.environ.get(order.key_env, "") if order.key_env else ""
         kind = self.tables.deployments[self.tables.replicas[r].deployment_i].metrics
-        place.scraper = Scraper(engine.url, kind=kind, api_key=key)
+        place.scraper, place.looked = Scraper(engine.url, kind=kind, api_key=""), None
         self._came_up(r)
 
     def _came_up(self, r: int) -> None:

@@ -6,9 +6,13 @@ engine in numbers, handed to the emulated engines' process as JSON, so that it n
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from baseload.errors import FleetError, Problem
 from baseload.ports import EngineStart
@@ -19,6 +23,50 @@ if TYPE_CHECKING:
     from baseload.simulate.world import EngineSpec
 
 EMBEDDED_CONTEXT_TOKENS = 8192  # of each slot, where the model allows more: a kilobyte each in the tiny model
+DIGEST_LETTERS = 12
+
+
+class Prepared(NamedTuple):
+    """A fleet with all that its engines are started with."""
+
+    live: Live  # each deployment's row with the digest of its engine
+    orders: list[EngineStart | None]  # by the file's own rows of replicas
+    steps: dict[str, dict[str, Any]]  # step tables of emulated engines, by their name in the orders
+
+
+def prepare(live: Live, *, kind: str | None = None) -> Prepared:
+    """Return the orders for a fleet's engines, and the fleet with a digest of what each deployment's engine is.
+
+    Two deployments of one digest can be served by one running engine: it covers the model's file, slots, context and step
+    table, not what may change while it runs (prices, demand). Raises FleetError as `engine_orders` does.
+    """
+    orders = engine_orders(live, kind=kind)
+    tables, steps = live.tables, step_tables(live)
+    first: dict[int, EngineStart] = {}
+    for order, replica in zip(orders, tables.replicas, strict=True):
+        if order is not None:
+            first.setdefault(replica.deployment_i, order)
+    rows, names = [], {}
+    for i, row in enumerate(tables.deployments):
+        engine = _digest(first.get(i), steps.get(row.name, {}))
+        names[row.name] = f"{row.name}@{engine}"
+        rows.append(msgspec.structs.replace(row, engine=engine))
+    orders = [order and order._replace(table=names[order.table]) for order in orders]
+    return Prepared(
+        dataclasses.replace(live, tables=msgspec.structs.replace(tables, deployments=rows)), orders,
+        {names[name]: table for name, table in steps.items()},
+    )  # fmt: skip
+
+
+def _digest(order: EngineStart | None, steps: dict[str, Any]) -> str:
+    """Return the digest of what an engine is started with; '' for one that others run, or none."""
+    if order is None or order.kind == "external":
+        return ""
+    fixed = {name: value for name, value in steps.items() if name != "mean_answer_tokens"}  # that is the demand's
+    what: list[object] = [order.kind, order.model, fixed]
+    if order.kind == "embedded":
+        what += [order.gguf, order.digest, order.slots, order.context_tokens]
+    return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:DIGEST_LETTERS]
 
 
 def step_table(spec: EngineSpec, *, mean_answer_tokens: float = 128.0) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class House:
         from baseload.adapters.engine_process import ProcessProvisioner
         from baseload.app import serve_tables
         from baseload.app.housekeeping import Housekeeper, until
-        from baseload.app.live_engines import engine_orders, step_tables
+        from baseload.app.live_engines import prepare
         from baseload.app.live_tally import Tally
         from baseload.serve.drift import Drift
         from baseload.serve.keys import open_ring
@@ -162,7 +162,8 @@ class House:
 
         good = owner_reload.last_good(self.run)
         self.loaded = self.load(good)
-        self.live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
+        live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
+        self.live, orders, steps = prepare(live, kind=self.config.engines)
         self.rows = owner_reload.first_rows(self.run, self.live.tables)
         tables = self.rows.tables
         self.version = tables.version
@@ -182,12 +183,11 @@ class House:
         )  # fmt: skip
         await self.owner.start()
         self.provisioner = ProcessProvisioner(
-            self.state, tables=step_tables(self.live), ended=lambda name, why: self.keeper.ended(name, why),
+            self.state, tables=steps, ended=lambda name, why: self.keeper.ended(name, why),
             journal=Path(journal) if (journal := os.environ.get("BASELOAD_ENGINE_JOURNAL")) else None,
         )  # fmt: skip
         self.keeper = Housekeeper(
-            tables, self.board, self.steer, self.provisioner,
-            owner_reload.by_row(self.rows, engine_orders(self.live, kind=self.config.engines)), self.run, say=say,
+            tables, self.board, self.steer, self.provisioner, owner_reload.by_row(self.rows, orders), self.run, say=say,
         )  # fmt: skip
         self.more_meters()
         self.set_hour()
@@ -352,7 +352,8 @@ class House:
                 self.requests_mj[row.site].append(row.energy_mj)
             if row.streamed and 0 <= row.replica_i < self.board.n_replicas:  # only streams tell of drift
                 running, waiting = self.board.running[row.replica_i], self.board.waiting[row.replica_i]
-                self.drift.settled(now_s, row, running=running, waiting=waiting)
+                deployment_i = self.rows.tables.replicas[row.replica_i].deployment_i
+                self.drift.settled(now_s, row, running=running, waiting=waiting, deployment_i=deployment_i)
 
     def _fatal(self, said: str) -> None:
         self.fatal = said

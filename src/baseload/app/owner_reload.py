@@ -2,15 +2,16 @@
 
 Everything that can be wrong is found first; only then is anything changed, and where it is wrong the last good file holds.
 Sites, deployments, replicas, models, tenants and prices may come, go and change: rows are carried on (`serve/succession.py`),
-so that no request under way notices. What a start alone can take up (ports, workers, TLS, the ledger, own rules) is refused
-by name. The parts themselves are put together in `owner_main.py`.
+so that no request under way notices. Engines of ours that take the place of others are started first, beside them; where
+one does not start, the last good file holds. What a start alone can take up (ports, workers, TLS, the ledger, own rules) is
+refused by name. The parts themselves are put together in `owner_main.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,12 +19,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from baseload.errors import FleetError, Problem
-from baseload.ports import EngineStart
+from baseload.ports import Engine, EngineError, EngineStart
 from baseload.serve import succession, tables
 from baseload.serve.board import Board, room_for
+from baseload.serve.reconcile import PATIENCE
 from baseload.serve.succession import Succession
 
 if TYPE_CHECKING:
+    from baseload.app.housekeeping import Housekeeper
     from baseload.app.owner_main import House
     from baseload.app.serve_tables import Live
 
@@ -40,8 +43,7 @@ AT_A_START = (
     "meter",
 )
 GOOD = "fleet.good"  # the last fleet file that holds
-HEARD_S = 0.25  # by then each worker has taken up new tables; until then what left goes on beside what is new
-ENGINE_FIELDS = ("kind", "model", "gguf", "digest", "slots", "context_tokens")
+HEARD_S = 1.0  # by then each worker has taken up new tables; until then what left goes on beside what is new
 
 
 # ---- what follows what ------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ def first_rows(run: Path, fresh: tables.Tables) -> Succession:
         old = tables.decode((run / "tables.json").read_bytes())
     except (OSError, msgspec.DecodeError):
         return succession.alone(fresh)
-    found = succession.follow(old, fresh)
+    found = succession.follow(old, fresh, busy=range(len(old.replicas)))
     if not (run / "board").exists() and succession.renumbered(old, found):
         version = old.version + 1  # marks of dead workers hold row numbers of before: they are not read as ours
         return succession.alone(msgspec.structs.replace(fresh, version=version, first_version=version))
@@ -125,19 +127,21 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
     `text` is read in its place: the one that holds already, when a date in it has come.
     """
     from baseload.app import serve_tables
-    from baseload.app.live_engines import engine_orders, step_tables
+    from baseload.app.live_engines import prepare
 
     house.version += 1
+    started: dict[int, Engine] = {}
     try:
         loaded = house.load(text)
         at_a_start(house, loaded)
         live = await asyncio.to_thread(
             serve_tables.live, loaded, version=house.version, kind=house.config.engines
         )  # describing a large fleet takes a while: the owner goes on granting
-        rows = succession.follow(house.rows.tables, live.tables)
-        orders = by_row(rows, await asyncio.to_thread(engine_orders, live, kind=house.config.engines))
-        _same_engines(house, rows, orders)
-        steps = step_tables(live)
+        live, by_file, steps = await asyncio.to_thread(prepare, live, kind=house.config.engines)
+        rows = succession.follow(house.rows.tables, live.tables, busy=house.keeper.busy())
+        orders = by_row(rows, by_file)
+        house.provisioner.take_tables(steps, keep=[order.table for order in house.keeper.orders if order is not None])
+        started = await start_ahead(house, rows, orders)
         up = await house.keeper.look_ahead(orders)
     except FleetError as error:
         house.version -= 1
@@ -149,10 +153,10 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
     except OSError as error:
         house.version -= 1
         house.reload_fault = f"{house.run}: cannot be written ({error.strerror}); make room, and reload"
+        await _call_off(house.keeper, started.values())
         return list(FleetError(house.reload_fault).problems)
-    house.provisioner.take_tables(steps)
     _take(house, loaded, live, rows, larger)
-    house.keeper.reload(rows.tables, house.board, orders, up)
+    house.keeper.reload(rows.tables, house.board, orders, up, started)
     house.more_meters()
     house.set_hour()
     if text is None:
@@ -161,6 +165,62 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
     await asyncio.sleep(HEARD_S)
     house.keeper.leave()
     return []
+
+
+async def start_ahead(house: House, rows: Succession, orders: Sequence[EngineStart | None]) -> dict[int, Engine]:
+    """Start those engines of ours that take the place of what leaves, and return them by row; raises FleetError.
+
+    As many of each pool as run from the start; where their number follows the load, as many as ran there of that name.
+    """
+    old, now, keeper = house.rows.tables, rows.tables, house.keeper
+    ran: dict[tuple[str, int], int] = {}
+    for r in succession.leaving(old, rows):
+        row = old.replicas[r]
+        place = (old.deployments[row.deployment_i].name, row.site_i)
+        ran[place] = ran.get(place, 0) + keeper.runs(r)
+    ahead, taken = [], dict.fromkeys(ran, 0)
+    for r in succession.needed_at_once(old, rows):
+        row, order = now.replicas[r], orders[r]
+        place = (now.deployments[row.deployment_i].name, row.site_i)
+        taken[place] = taken.get(place, 0) + 1
+        as_before = now.policy.scale != "fixed" and taken[place] <= ran.get(place, 0)
+        if order is not None and order.kind != "external" and (row.on_at_start or as_before) and not keeper.runs(r):
+            ahead.append(r)
+    try:
+        return await _start(keeper, [order for r in ahead if (order := orders[r]) is not None], ahead)
+    except EngineError as error:
+        what, mend = f"an engine did not start: {error}", "what ran goes on; mend that, and reload"
+        raise FleetError(Problem(file=house.config.fleet, key="deployments", what=what, mend=mend)) from None
+
+
+async def _start(keeper: Housekeeper, orders: Sequence[EngineStart], rows: Sequence[int]) -> dict[int, Engine]:
+    """Start engines for rows that are not there yet; raises EngineError where one does not start, and then none is left."""
+    keeper.lost_ahead.clear()
+    at_once = asyncio.Semaphore(PATIENCE.most_starting)
+    started: dict[int, Engine] = {}
+
+    async def one(r: int, order: EngineStart) -> None:
+        async with at_once:
+            started[r] = await keeper.provisioner.start(order)
+
+    tasks = [asyncio.create_task(one(r, order)) for r, order in zip(rows, orders, strict=True)]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _call_off(keeper, started.values())
+        raise
+    return started
+
+
+async def _call_off(keeper: Housekeeper, engines: Iterable[Engine]) -> None:
+    """End engines that were started ahead."""
+    ends = [keeper.provisioner.stop(engine.name, 0.0) for engine in engines]
+    for fault in await asyncio.gather(*ends, return_exceptions=True):
+        if isinstance(fault, BaseException):
+            keeper.say(f"an engine that was started ahead: {fault}")
 
 
 def _take(house: House, loaded: Any, live: Live, rows: Succession, larger: Board | None) -> None:
@@ -241,21 +301,3 @@ def at_a_start(house: House, loaded: Any) -> None:
             raise FleetError(
                 Problem(file=house.config.fleet, key=f"serve.engines.{name}.key_env", what=what, mend=mend)
             )
-
-
-def _same_engines(house: House, rows: Succession, orders: Sequence[EngineStart | None]) -> None:
-    """Refuse another engine under an old deployment's name: what runs there would be taken for it."""
-    old = house.rows.tables
-    mend = "add it as a deployment of another name, and take the old one out once it is up; or restart `baseload serve`"
-    for name, key in succession.moved_engines(old, rows.tables):
-        what = f"{key} differs from what runs"
-        raise FleetError(Problem(file=house.config.fleet, key=f"deployments.{name}", what=what, mend=mend))
-    for r, was in enumerate(house.keeper.orders):
-        now = orders[r]
-        if was is None or now is None or was.kind == "external":
-            continue
-        for key in ENGINE_FIELDS:
-            if getattr(was, key) != getattr(now, key):
-                name = old.deployments[old.replicas[r].deployment_i].name
-                what = f"its engine's {key} differs from what runs"
-                raise FleetError(Problem(file=house.config.fleet, key=f"deployments.{name}", what=what, mend=mend))

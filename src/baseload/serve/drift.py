@@ -124,6 +124,9 @@ class Drift:
         """Take new numbers of the same deployments and sites, and those that stand behind them now."""
         assert [row.name for row in deployments[: len(self.deployments)]] == [row.name for row in self.deployments]
         more = len(deployments) - len(self.deployments)
+        for i, (was, now) in enumerate(zip(self.deployments, deployments, strict=False)):
+            if was.engine != now.engine:  # another engine stands there now: nothing was measured of it
+                self.ttft[i], self.tpot[i] = Series(band=self.band), Series(band=self.band)
         self.deployments, self.sites = deployments, sites
         self.rows = {row.name: i for i, row in enumerate(deployments)}
         self.places = {row.name: i for i, row in enumerate(sites)}
@@ -144,12 +147,16 @@ class Drift:
         if tpot_s > 0.0:
             self.tpot[deployment_i].add(now_s, tpot_s, expected_tpot_s(row, running=running))
 
-    def settled(self, now_s: float, row: SettleRow, *, running: float = 0.0, waiting: float = 0.0) -> None:
+    def settled(
+        self, now_s: float, row: SettleRow, *, running: float = 0.0, waiting: float = 0.0, deployment_i: int = -1
+    ) -> None:
         """Take a settled request from its row; only streams at the first try tell when their first token came.
 
-        `running`, `waiting`: requests in its replica, as last scraped; those that wait are taken to be as long as it.
+        `deployment_i` is the row of its replica's deployment (absent: the last of its name). `running`, `waiting`: requests
+        in its replica, as last scraped; those that wait are taken to be as long as it.
         """
-        i, where = self.rows.get(row.deployment, -1), self.places.get(row.site, -1)
+        i = deployment_i if deployment_i >= 0 else self.rows.get(row.deployment, -1)
+        where = self.places.get(row.site, -1)
         whole = row.streamed and row.status == SERVED and row.n_tries == 1 and row.output_tokens > 0
         if i < 0 or where < 0 or not whole or row.first_token_ns < 0:
             return

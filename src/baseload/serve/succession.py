@@ -3,12 +3,14 @@
 A request in flight, a mark on disk and a cell of the board hold row numbers. So a reload renumbers nothing: what the new
 fleet file has keeps the row it had (by name), what is new stands at the end, and what it no longer has stays as a row that
 takes nothing (`gone`, law closed), to be taken up again should its name come back. External engines keep their row by
-their address. Rows are therefore bounded by the names a process has ever known; a fresh start numbers afresh.
+their address. A deployment that becomes another engine under its old name gets rows of its own beside the old ones, with
+numbers that go on; rows of an engine that has long ended are taken up again. Rows are therefore bounded by the names a
+process has ever known and what still runs; a fresh start numbers afresh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -16,6 +18,7 @@ from msgspec.structs import replace
 from baseload.serve.tables import DeploymentRow, PoolRow, ReplicaRow, Row, SiteRow, Tables, TenantRow
 
 GONE = "\0"  # before the name of a tenant that left: no fleet file and no key holds such a name
+ENGINE_FIELDS = ("kind", "accelerator", "served_model", "key_env", "metrics")
 R = TypeVar("R", bound=Row)
 
 
@@ -40,12 +43,15 @@ def alone(fresh: Tables) -> Succession:
     )  # fmt: skip
 
 
-def follow(old: Tables, fresh: Tables) -> Succession:
-    """Return `fresh` with the rows of `old` where they were; its version is `fresh`'s, its row numbers are `old`'s."""
+def follow(old: Tables, fresh: Tables, *, busy: Container[int] = ()) -> Succession:
+    """Return `fresh` with the rows of `old` where they were; its version is `fresh`'s, its row numbers are `old`'s.
+
+    `busy` are rows of replicas that still hold an engine or requests: they are not given to another engine.
+    """
     tenants, tenant_at = _merge(old.tenants, fresh.tenants, lambda row: row.name.removeprefix(GONE), _left_tenant)
     models, model_at = _merge(old.models, fresh.models, lambda row: row.name, lambda row: row)
     sites, site_at = _merge(old.sites, fresh.sites, lambda row: row.name, _left_site)
-    deployments, deployment_at = _merge(old.deployments, fresh.deployments, lambda row: row.name, lambda row: row)
+    deployments, deployment_at = _deployments(old, fresh, busy)
     regions = [*old.regions, *(name for name in fresh.regions if name not in old.regions)]
     rtt_s = [*old.region_rtt_s, *([0.0] * (len(regions) - len(old.regions)))]
     for name, seconds in zip(fresh.regions, fresh.region_rtt_s, strict=True):
@@ -92,6 +98,36 @@ def _merge(
     return rows, places
 
 
+def same_engine(old: Tables, was: DeploymentRow, fresh: Tables, now: DeploymentRow) -> bool:
+    """Say whether what runs for `was` can go on as `now`: another model, accelerator or flag is another engine."""
+    if any(getattr(was, name) != getattr(now, name) for name in ENGINE_FIELDS):
+        return False
+    if old.models[was.model_i].name != fresh.models[now.model_i].name:
+        return False
+    return was.engine == now.engine or not was.engine or not now.engine
+
+
+def _deployments(old: Tables, fresh: Tables, busy: Container[int]) -> tuple[list[DeploymentRow], list[int]]:
+    """Return deployments by name and engine: that row, else one of the name whose replicas all rest, else a new one."""
+    rows, places = list(old.deployments), []
+    used = {row.deployment_i for r, row in enumerate(old.replicas) if r in busy}
+    shown = {row.deployment_i for row in old.replicas if not row.gone}
+    for row in fresh.deployments:
+        named = [i for i, was in enumerate(old.deployments) if was.name == row.name]
+        same = [i for i in named if same_engine(old, old.deployments[i], fresh, row)]
+        free = [i for i in named if i not in used and i not in shown and old.deployments[i].key_env == row.key_env]
+        if same:
+            i = next((i for i in same if i in shown), same[-1])
+        else:
+            i = free[0] if free else len(rows)
+        if i == len(rows):
+            rows.append(row)
+        else:
+            rows[i] = row
+        places.append(i)
+    return rows, places
+
+
 def _left_tenant(row: TenantRow) -> TenantRow:
     return row if row.name.startswith(GONE) else replace(row, name=GONE + row.name)
 
@@ -128,21 +164,27 @@ def _replicas(
             (r for r, row in enumerate(old.replicas) if row.pool_i == at), key=lambda r: old.replicas[r].number
         )
         seats = _seats([fresh.replicas[r] for r in mine], [old.replicas[r] for r in there])
+        deployment_i, site_i = deployment_at[fresh.pools[pool_i].deployment_i], site_at[fresh.pools[pool_i].site_i]
+        name = fresh.deployments[fresh.pools[pool_i].deployment_i].name
+        taken = {  # of older engines of that name, too
+            row.number for row in old.replicas
+            if row.site_i == site_i and old.deployments[row.deployment_i].name == name
+        }  # fmt: skip
         for r, seat in zip(mine, seats, strict=True):
             if seat < len(there):
-                places[r] = there[seat]
+                places[r], number = there[seat], old.replicas[there[seat]].number
             else:
-                places[r] = len(rows)
+                places[r], number = len(rows), next(n for n in range(len(taken) + 1) if n not in taken)
                 rows.append(fresh.replicas[r])
+            taken.add(number)
             rows[places[r]] = replace(
-                fresh.replicas[r], pool_i=at, number=seat, site_i=site_at[fresh.replicas[r].site_i],
-                deployment_i=deployment_at[fresh.replicas[r].deployment_i],
-            )  # fmt: skip
+                fresh.replicas[r], pool_i=at, number=number, site_i=site_i, deployment_i=deployment_i
+            )
     return rows, places
 
 
 def _seats(fresh: Sequence[ReplicaRow], old: Sequence[ReplicaRow]) -> list[int]:
-    """Return each fresh replica's number in its pool: the one that its address had, else the lowest that is free."""
+    """Return each fresh replica's seat among its pool's: the one that its address had, else the lowest that is free."""
     seats = [-1] * len(fresh)
     free = set(range(len(old) + len(fresh)))
     for seat, was in enumerate(old):
@@ -170,23 +212,18 @@ def _may(
     return may
 
 
-def moved_engines(old: Tables, fresh: Tables) -> list[tuple[str, str]]:
-    """Return (deployment, field) of those that stay by name and are another engine: their rows cannot be carried on."""
-    models = {row.name: fresh.models[row.model_i].name for row in fresh.deployments}
-    rows: dict[str, DeploymentRow] = {row.name: row for row in fresh.deployments}
-    found = []
-    for was in old.deployments:
-        now = rows.get(was.name)
-        if now is None:
-            continue
-        found += [
-            (was.name, name)
-            for name in ("kind", "accelerator", "served_model", "key_env", "metrics")
-            if getattr(was, name) != getattr(now, name)
-        ]
-        if models[was.name] != old.models[was.model_i].name:
-            found.append((was.name, "model"))
-    return found
+def leaving(old: Tables, found: Succession) -> list[int]:
+    """Return the rows of replicas that were in the old tables' file and are not in the new one's."""
+    return [r for r, row in enumerate(old.replicas) if not row.gone and found.tables.replicas[r].gone]
 
 
-__all__ = ["GONE", "DeploymentRow", "Succession", "alone", "follow", "moved_engines", "renumbered"]
+def needed_at_once(old: Tables, found: Succession) -> list[int]:
+    """Return the rows, of those that the file has, which take the place of what leaves: of its deployment, or its model."""
+    now = found.tables
+    left = [old.deployments[old.replicas[r].deployment_i] for r in leaving(old, found)]
+    names, models = {row.name for row in left}, {row.model_i for row in left}
+    needed = [row.name in names or row.model_i in models for row in now.deployments]
+    return [r for r in found.replicas if needed[now.replicas[r].deployment_i]]
+
+
+__all__ = ["GONE", "DeploymentRow", "Succession", "alone", "follow", "leaving", "needed_at_once", "renumbered"]
