@@ -129,3 +129,42 @@ def test_whatever_happens_the_floor_holds_and_everyone_is_tried_again(seed: int,
             ejection.no_verdict(r)
     ejection.wake(now_s + 100.0)
     assert ejection.open == [1] * n and ejection.next_s == float("inf")
+
+
+def test_replicas_that_left_do_not_count_for_the_brake() -> None:
+    """Of twelve rows eight have left: three of the four that are here are most, however many left failing."""
+    ejection = Ejection([0] * 4 + [-1 - r for r in range(4, 12)])
+    for r in range(4, 12):
+        fail(ejection, r, 9)
+    assert not ejection.braked, "what left is nobody's trouble"
+    fail(ejection, 0, 5)
+    assert ejection.state[0] == ALONE and not ejection.braked
+    fail(ejection, 1, 5)
+    fail(ejection, 2, 5)
+    assert ejection.braked and ejection.open == [1] * 12
+    ejection.succeeded(0)
+    assert not ejection.braked, "two of four are no more than half"
+    ejection.check()
+
+
+def test_what_is_known_of_replicas_that_stay_is_kept_over_a_change() -> None:
+    """Rows move, some leave: who is alone stays so until the same second, a trial stays the only one, the floor holds."""
+    old = Ejection([0] * 8)
+    for r in (1, 2, 3):
+        fail(old, r, 5)
+    old.nobody_listens(4, 1.0)
+    old.wake(old.until_s[4])
+    old.sent(4)
+    assert [old.state[r] for r in (1, 2, 3, 4)] == [ALONE] * 3 + [PROBING]
+    new = Ejection([0] * 6 + [-7])
+    new.follow(old, [5, 0, 1, -1, 2, 3, 4, 6])
+    assert [new.state[r] for r in (0, 1, 2, 5)] == [ALONE, ALONE, PROBING, NORMAL]
+    assert [new.until_s[0], new.times[0], new.fails[0]] == [old.until_s[1], 1, 5] and new.refused[2]
+    assert new.next_s == min(new.until_s)
+    new.check()
+    new.succeeded(2)
+    assert new.state[2] == NORMAL
+    few = Ejection([0, 0, 0])
+    few.follow(old, [0, 1, 2, -1, -1, -1, -1, -1])
+    assert few.state.count(ALONE) == 1, "of three at most one is left alone"
+    few.check()

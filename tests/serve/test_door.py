@@ -237,6 +237,31 @@ def test_a_reload_keeps_what_is_in_flight() -> None:
     door.check()
 
 
+def test_a_reload_forgets_no_verdict(tmp_path: Path) -> None:
+    """A replica that is left alone, or being tried, is so after a reload too, though the board tells of its start long ago."""
+    board = Board.create(tmp_path / "board", 4, 2, 1)
+    for r in range(4):
+        board.gate[r], board.epoch[r] = 9, 1
+    door = Door(tables(4, tenants=1), board)
+    for i in range(5):
+        for r in (0, 1):
+            door.sent(r, 1.0)
+            end(door, r, 1.0, now_s=float(i), outcome=d.FAILED_BEFORE_FIRST_BYTE, tokens=0)
+    door.reload(tables(4, tenants=1, version=2))
+    assert ask(door, 5.0) == 2
+    trial = ask(door, 15.0)
+    assert trial in (0, 1)
+    door.sent(trial, 1.0)
+    door.reload(tables(4, tenants=1, version=3))
+    assert ask(door, 15.1) != trial, "its trial is under way"
+    door.ended(15.2, trial, 1.0, tenant_i=0, model_i=0, output_tokens=5, outcome=d.OK, version=2)
+    assert door.ejection.state[trial] == 0
+    board.epoch[1 - trial] += 1
+    board.bump()
+    assert door.ejection.state[1 - trial] != 0 and ask(door, 15.3) >= 0 and door.ejection.state[1 - trial] == 0
+    door.check()
+
+
 def test_with_every_upstream_down_they_see_at_most_a_tenth_more() -> None:
     """Each request is tried, fails, and is retried as the budget allows: tries stay within 1.1 of the requests."""
     door = Door(tables(8, tenants=1))

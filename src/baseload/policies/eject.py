@@ -40,6 +40,7 @@ class Ejection:
     """Who is left alone, from ends of requests that the caller tells.
 
     `open[r]` is 1 where a request may be sent; `version` counts its changes; from `next_s` on `wake` has something to do.
+    A negative group is of a replica that has left: it counts for nothing.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Ejection:
         self.group_of = list(group_of)
         self.after, self.alone_s, self.most_ratio, self.refused_s = max(1, after), alone_s, most_ratio, refused_s
         self.size = {group: self.group_of.count(group) for group in set(self.group_of)}
+        self.n_here = sum(1 for group in self.group_of if group >= 0)
         self.open = [1] * n
         self.state = [NORMAL] * n
         self.refused = [False] * n  # alone because nobody listens
@@ -91,7 +93,7 @@ class Ejection:
         if self.times[r] and self.good[r] >= self.after:
             self.good[r] = 0
             self.times[r] -= 1
-        if self.braked and self._n_bad() <= self.most_ratio * len(self.fails):
+        if self.braked and self._n_bad() <= self.most_ratio * self.n_here:
             self.braked = False
 
     def no_verdict(self, r: int) -> None:
@@ -106,7 +108,7 @@ class Ejection:
         if self.state[r] in (TRIAL, PROBING):
             self._leave_alone(r, now_s)
         elif self.state[r] == NORMAL and self.fails[r] >= self.after:
-            if self._n_bad() > self.most_ratio * len(self.fails) and len(self.fails) > 1:
+            if self._n_bad() > self.most_ratio * self.n_here and self.n_here > 1:
                 self._brake()
             elif not self.braked and self._room(r):
                 self._leave_alone(r, now_s)
@@ -125,6 +127,26 @@ class Ejection:
         self.refused[r] = False
         self._set(r, NORMAL)
 
+    def follow(self, old: Ejection, now_at: Sequence[int]) -> None:
+        """Take over what is known of replicas that stay: row `was` of `old` is row `now_at[was]` here (-1: it left).
+
+        Where a group has shrunk, those that would be tried soonest are let in again until the floor holds.
+        """
+        self.braked, self.n_ejected = old.braked, old.n_ejected
+        for was, r in enumerate(now_at):
+            if r < 0 or self.group_of[r] < 0:
+                continue
+            self.fails[r], self.good[r], self.times[r] = old.fails[was], old.good[was], old.times[was]
+            self.refused[r] = old.refused[was]
+            self._set(r, old.state[was])
+            self.until_s[r] = old.until_s[was]
+        for group, n in self.size.items():
+            alone = [r for r, g in enumerate(self.group_of) if g == group and self._counts(r)]
+            soonest = sorted(alone, key=lambda r: (self.state[r] == ALONE, self.until_s[r]))
+            for r in soonest[: max(0, len(alone) - most_alone(self.most_ratio, n))]:
+                self._set(r, NORMAL)
+        self.next_s = min(self.until_s, default=NEVER_S)
+
     def check(self) -> None:
         """Assert what must hold."""
         for group, n in self.size.items():
@@ -141,7 +163,9 @@ class Ejection:
 
     def _n_bad(self) -> int:
         return sum(
-            1 for r, n in enumerate(self.fails) if (n >= self.after or self.state[r] != NORMAL) and not self.refused[r]
+            1
+            for r, n in enumerate(self.fails)
+            if self.group_of[r] >= 0 and (n >= self.after or self.state[r] != NORMAL) and not self.refused[r]
         )
 
     def _room(self, r: int) -> bool:

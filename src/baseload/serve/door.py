@@ -451,7 +451,7 @@ class Door:
         A board of the new size comes along where the number of replicas changed. Requests in flight then pass the
         `version` under which they were sent to `ended`.
         """
-        old, own, queued, lengths = self.tables, self.own, self.own_queued, self.mean_tokens
+        old, own, queued, lengths, epoch = self.tables, self.own, self.own_queued, self.mean_tokens, self.epoch
         names = {self.name(r): r for r in range(self.n)}
         models, ejection, limits, reachable = self.n_models, self.ejection, self.limits, self.reachable
         self.board = board or self.board
@@ -464,10 +464,9 @@ class Door:
             now_at[was] = r
             self.own[r], self.own_queued[r], self.reachable[r] = own[was], queued[was], reachable[was]
             self.limits.limit[r] = min(limits.limit[was], self.limits.slots[r])
-            self.ejection.fails[r], self.ejection.times[r] = ejection.fails[was], ejection.times[was]
-        self.moved = {
-            version: [now_at[r] if r >= 0 else -1 for r in rows] for version, rows in self.moved.items()
-        }  # fmt: skip
+            self.epoch[r] = epoch[was]  # else a start of long ago is taken for a new one
+        self.ejection.follow(ejection, now_at)
+        self.moved = {v: [now_at[r] if r >= 0 else -1 for r in rows] for v, rows in self.moved.items()}
         self.moved[old.version] = now_at
         tenants = {row.name: i for i, row in enumerate(old.tenants)}
         model_rows = {row.name: i for i, row in enumerate(old.models)}
