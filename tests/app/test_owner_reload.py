@@ -34,7 +34,7 @@ def test_a_fresh_start_numbers_afresh_and_an_owner_that_comes_back_does_not(tmp_
     old = live_of(EDGE.read_text()).tables
     fewer = replace(old, replicas=old.replicas[1:])
     assert owner_reload.first_rows(tmp_path, old).tables == old
-    owner_reload.write_tables(tmp_path, old, "text")
+    owner_reload.write_tables(tmp_path, old, live_of(EDGE.read_text()).loaded)
 
     again = owner_reload.first_rows(tmp_path, old)
     assert again.tables == old, "the same file: the same version"
@@ -46,5 +46,5 @@ def test_a_fresh_start_numbers_afresh_and_an_owner_that_comes_back_does_not(tmp_
     carried = owner_reload.first_rows(tmp_path, fewer)
     assert len(carried.tables.replicas) == len(old.replicas) and sum(row.gone for row in carried.tables.replicas) == 1
     assert (carried.tables.first_version, carried.tables.version) == (old.version, old.version + 1)
-    assert owner_reload.last_good(tmp_path) == "text"
+    assert owner_reload.last_good(tmp_path) == EDGE.read_text()
     assert tables.decode((tmp_path / "tables.json").read_bytes()) == old

@@ -29,7 +29,7 @@ def test_a_state_folder_that_others_may_write_is_refused(tmp_path: Path):
 def test_too_few_files_are_said_with_the_mend():
     """The limit goes up as far as it may; where that is not enough it is said, with what to type."""
     program = (
-        "import resource; from baseload.app.serving import raise_file_limit;"
+        "import resource; from baseload.app.early import raise_file_limit;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (128, {hard}));"
         "print(raise_file_limit(512)); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baseload.fleet import check
-from baseload.fleet.check_serve import host_and_port
+from baseload.fleet.live import host_and_port
 from baseload.fleet.load import loads
 from tests.fleet.test_check import GOOD
 

@@ -26,9 +26,16 @@ NAMES_SHOWN = 10
 
 def serve_verb(options: argparse.Namespace) -> int:
     """Run gateway and control plane until told to stop."""
-    from baseload.app import serving
+    from baseload.app import early
 
-    return serving.serve(options, say)
+    run = (options.state or Path(early.STATE)) / "run"
+    owner, warning = early.start_owner(run)  # it imports while this process does
+    try:
+        from baseload.app import serving
+    except BaseException:
+        early.call_off(owner)
+        raise
+    return serving.serve(options, say, owner, warning)
 
 
 # ---- keys ------------------------------------------------------------------------------------------------

@@ -25,28 +25,33 @@ from typing import Any
 import msgspec
 
 from baseload.app import owner_reload
-from baseload.errors import BaseloadError, FleetError, LedgerError, LedgerUnavailable
+from baseload.errors import BaseloadError, FleetError
 
 PR_SET_PDEATHSIG = 1
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
 METER_S = 60.0
 ADMIN = "admin.token"
 EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
-    "uvloop", "numpy", "baseload.fleet.load", "baseload.fleet.check", "baseload.policies", "baseload.adapters.accounts",
+    "uvloop", "baseload.fleet.loaded", "baseload.policies", "baseload.adapters.accounts", "baseload.app.owner_made",
     "baseload.adapters.engine_process", "baseload.adapters.ledger_sqlite", "baseload.adapters.signing",
-    "baseload.app.serving", "baseload.app.serve_tables", "baseload.app.housekeeping", "baseload.app.live_engines",
-    "baseload.app.live_tally", "baseload.serve.drift", "baseload.serve.keys", "baseload.serve.owner", "baseload.serve.steer",
+    "baseload.app.serve_config", "baseload.app.housekeeping", "baseload.app.live_tally", "baseload.serve.drift",
+    "baseload.serve.keys", "baseload.serve.owner", "baseload.serve.steer",
 )  # fmt: skip
+NOT_AFTER_A_CRASH = (
+    "numpy",
+    "baseload.app.serve_tables",
+    "baseload.app.live_engines",
+)  # `owner_made` stands in at first
 
 
 def main(arguments: list[str]) -> int:
     """Run until told to stop; return the exit code."""
-    from baseload.app.serving import ServeConfig
+    from baseload.app.serve_config import ServeConfig
 
     die_with_parent()
     gc.disable()  # while it starts: nothing of what is made then goes
-    if arguments == ["--wait"]:  # started before the supervisor knew of what: it says so in a line, or is gone
-        for name in EARLY:
+    if arguments[-1:] == ["--wait"]:  # started before the supervisor knew of what: it says so in a line, or is gone
+        for name in EARLY if "--after-a-crash" in arguments else (*EARLY, *NOT_AFTER_A_CRASH):
             importlib.import_module(name)
         arguments = [_line_of_stdin()]
         if not arguments[0]:
@@ -140,6 +145,9 @@ class House:
         self.reload_fault = ""
         self.reloading = asyncio.Lock()
         self.version = 1
+        self.live: Any = None  # what the twin says of the fleet; after a crash it comes a little later
+        self.prepared: Any = None  # the same, until it is kept for the next owner
+        self.described = asyncio.Event()
         self.draining = False
         self.meters: dict[str, Any] = {}
         self.metered_j: dict[str, float] = {}
@@ -151,24 +159,29 @@ class House:
         """Put everything up; raises BaseloadError where something of the user's is wrong."""
         from baseload.adapters.accounts import AccountsFile
         from baseload.adapters.engine_process import ProcessProvisioner
-        from baseload.app import serve_tables
+        from baseload.app import owner_made
         from baseload.app.housekeeping import Housekeeper, until
-        from baseload.app.live_engines import prepare
         from baseload.app.live_tally import Tally
+        from baseload.app.owner_ledger import open_ledger
         from baseload.serve.drift import Drift
         from baseload.serve.keys import open_ring
         from baseload.serve.owner import Owner
         from baseload.serve.steer import Steer
 
         good = owner_reload.last_good(self.run)
-        self.loaded = self.load(good)
-        live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
-        self.live, orders, steps = prepare(live, kind=self.config.engines)
-        self.rows = owner_reload.first_rows(self.run, self.live.tables)
+        self.loaded = self.read_already(good) or self.load(good)
+        self.made = made = owner_made.kept(self.run, self.loaded, self.config.engines)
+        if made is None:
+            self.prepared = self.described_by_the_twin()
+            self.live, orders, steps = self.prepared
+        else:
+            orders, steps = made.orders, made.steps
+        self.rows = owner_reload.first_rows(self.run, self.live.tables if made is None else made.tables)
         tables = self.rows.tables
         self.version = tables.version
-        self.live = self.live.at_version(self.version)
-        owner_reload.write_tables(self.run, tables, self.loaded.text)
+        if made is None:
+            self.live = self.live.at_version(self.version)
+        owner_reload.write_tables(self.run, tables, self.loaded)
         self.board = owner_reload.board_for(self.run, tables, self.config.workers + 1)
         self.steer = Steer(tables)
         self.tally = Tally(tables)
@@ -176,10 +189,10 @@ class House:
         self.accounts = AccountsFile(self.state / "accounts.db")
         self.keyring = open_ring(self.accounts, self.state / "pepper")
         self._admin_token()
-        self.ledger = self._open_ledger()
+        self.ledger = open_ledger(self.state, self.loaded.fleet.serve.ledger_env, say)
         self.tally.names = {pseudonym: name for pseudonym, name in self.accounts.tenants().items()}
         self.owner = Owner(
-            self.run, self.ledger, self.keyring, tables, on_rows=self._rows, on_fatal=self._fatal
+            self.run, self.ledger, self.keyring, tables, on_rows=self._rows, on_fatal=self.say_fatal
         )  # fmt: skip
         await self.owner.start()
         self.provisioner = ProcessProvisioner(
@@ -198,9 +211,25 @@ class House:
         self.spawn(self._meter())
         sock = self._bind_control()
         await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
+        self.spawn(owner_made.describe(self))
         self.spawn(self._control(sock))
         if good is not None and owner_reload.differs(self.config.fleet, good):
             self.spawn(self.reload_and_say("the file on disk"))
+
+    def read_already(self, text: str | None) -> Any:
+        """Return the fleet as the supervisor, or the last reload, read and checked it today; None where that does not fit."""
+        from baseload.app.serve_config import FLEET_READ
+        from baseload.fleet.loaded import unpack
+
+        try:
+            blob = (self.run / FLEET_READ).read_bytes()
+        except OSError:
+            return None
+        wants, day = self.config, datetime.now(UTC).date()
+        loaded = unpack(blob, day=day, path=wants.fleet, overrides=tuple(wants.overrides), text=text)
+        if loaded is not None:
+            self._own_rules(loaded)
+        return loaded
 
     def load(self, text: str | None = None) -> Any:
         """Return the fleet file as it is now (or the text that was good before), checked; raises FleetError."""
@@ -214,9 +243,14 @@ class House:
             loaded = load.loads(text, file=str(path), base_folder=path.parent, overrides=overrides)
         policies = {kind: list(names) for kind, names in KINDS.items()}
         check.require(loaded, policies=policies, day=datetime.now(UTC).date())
+        self._own_rules(loaded)
+        return loaded
+
+    def _own_rules(self, loaded: Any) -> None:
+        """Take up the operator's own rules at a start; refuse those that come later."""
         from baseload import jit
         from baseload.errors import Problem
-        from baseload.policies import custom
+        from baseload.policies import KINDS, custom
 
         for kind, table in KINDS.items():
             name = getattr(loaded.fleet.policy, kind)
@@ -225,7 +259,6 @@ class House:
             elif name not in table and f"{kind}:{name}" not in jit.EXTRA_SOURCES:
                 mend = "start `baseload serve` anew"
                 raise FleetError(Problem(key=f"policy.{kind}", what=f"{name} is taken up at a start only", mend=mend))
-        return loaded
 
     def _admin_token(self) -> None:
         """Make the first control token, once, in a file that its owner alone may read."""
@@ -237,43 +270,6 @@ class House:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(made.secret + "\n")
-
-    def _open_ledger(self) -> Any:
-        from baseload.adapters.signing import SigningKey, Witness
-
-        signer = SigningKey.load_or_create(self.state / "signing.key")
-        witness = Witness(self.state / "witness.log")
-        if witness.doubt:
-            say(f"warning: {witness.doubt}")
-        name = self.loaded.fleet.serve.ledger_env
-        if name is None:
-            from baseload.adapters.ledger_sqlite import SqliteLedger
-
-            return SqliteLedger.open(self.state / "ledger.db", signer, witness=witness)
-        address = os.environ.get(name)
-        if address and not address.startswith(("postgresql://", "postgres://")):
-            raise FleetError(
-                f"serve.ledger_env {name}: is no address of a database; write it as postgresql://user@host:5432/name"
-            )
-        if not address:
-            raise FleetError(f"serve.ledger_env: the environment variable {name} is not set; put the address there")
-        try:
-            from baseload.adapters.ledger_postgres import PostgresLedger
-        except ImportError:
-            raise LedgerError("a ledger in PostgreSQL needs asyncpg: pip install 'baseload[postgres]'") from None
-        try:
-            return PostgresLedger.open(address, signer, witness=witness)
-        except LedgerUnavailable as error:
-            where = owner_reload.database_at(address)
-            raise LedgerUnavailable(
-                f"serve.ledger_env {name} ({where}): {error}; start the database, or mend the address in {name}. Nothing is "
-                "served without a ledger (docs/serve.md, PostgreSQL)"
-            ) from None
-        except ValueError as error:  # an address that is none
-            raise FleetError(
-                f"serve.ledger_env {name}: is no address of a database ({error}); write it as "
-                "postgresql://user@host:5432/name"
-            ) from None
 
     def _bind_control(self) -> socket.socket:
         """Bind the control listener; who asks before it is put up waits."""
@@ -293,6 +289,7 @@ class House:
     async def _control(self, sock: socket.socket) -> None:
         """Put up what people look at, once requests are served: its modules are a third of all that is imported."""
         names = ("live_view", "owner_view", "web.control", "web.server")
+        await self.described.wait()
         await asyncio.to_thread(lambda: [importlib.import_module(f"baseload.app.{name}") for name in names])
         from baseload.app import live_view
         from baseload.app.owner_view import View
@@ -323,7 +320,7 @@ class House:
             "ledger": str(self.state / "ledger.db") if self.loaded.fleet.serve.ledger_env is None else "postgresql",
             "engines_up": self.keeper.n_up,
             "replicas": len(self.rows.replicas),
-            "rehearsal": self.live.tables.rehearsal,
+            "rehearsal": self.rows.tables.rehearsal,
             "owner_pid": os.getpid(),
         }
 
@@ -336,7 +333,7 @@ class House:
             self.tasks.discard(done)
             if not done.cancelled() and done.exception() is not None:
                 say(f"a part of the owner ended: {done.exception()!r}")
-                self._fatal("a part of the owner ended; it is started anew")
+                self.say_fatal("a part of the owner ended; it is started anew")
 
         task.add_done_callback(over)
 
@@ -355,15 +352,25 @@ class House:
                 deployment_i = self.rows.tables.replicas[row.replica_i].deployment_i
                 self.drift.settled(now_s, row, running=running, waiting=waiting, deployment_i=deployment_i)
 
-    def _fatal(self, said: str) -> None:
+    def say_fatal(self, said: str) -> None:
+        """End this owner; the supervisor starts another."""
         self.fatal = said
         self.on_fatal(said)
+
+    def described_by_the_twin(self) -> Any:
+        """Return the twin's description of the fleet, with orders for its engines (live_engines.Prepared)."""
+        from baseload.app import serve_tables
+        from baseload.app.live_engines import prepare
+
+        live = serve_tables.live(self.loaded, version=self.version, kind=self.config.engines)
+        return prepare(live, kind=self.config.engines)
 
     async def _each_hour(self) -> None:
         """Take up the hour's price, carbon, weather and limits."""
         while True:
             now = datetime.now(UTC)
             await asyncio.sleep(3601.0 - now.minute * 60 - now.second)
+            await self.described.wait()
             from baseload.app import serve_tables
 
             live = await asyncio.to_thread(
@@ -377,13 +384,16 @@ class House:
 
     def set_hour(self) -> None:
         """Write this hour's prices, carbon and limits to the board."""
-        from baseload.simulate.setup import each_hour
+        from baseload.app import owner_made
 
-        tables = self.live.tables  # the file's own, and where its rows stand
-        cost, carbon = each_hour(self.live.twin)
-        for r, row in zip(self.rows.replicas, tables.replicas, strict=True):
-            self.board.cost_per_mtok[r] = float(cost[0][row.pool_i])
-            self.board.carbon_g_per_mtok[r] = float(carbon[0][row.pool_i])
+        if self.live is None:
+            assert self.made is not None
+            tables, cost, carbon = self.made.tables, self.made.cost_per_mtok, self.made.carbon_g_per_mtok
+        else:
+            tables = self.live.tables  # the file's own, and where its rows stand
+            cost, carbon = owner_made.figures(self.live)
+        for i, r in enumerate(self.rows.replicas):
+            self.board.cost_per_mtok[r], self.board.carbon_g_per_mtok[r] = cost[i], carbon[i]
         for i, site in zip(self.rows.sites, tables.sites, strict=True):
             self.board.limit_kw[i] = float("inf") if site.limit_kw is None else site.limit_kw
             self.board.carbon_g_per_kwh[i] = site.carbon_g_per_kwh

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from baseload.app.housekeeping import Housekeeper
     from baseload.app.owner_main import House
     from baseload.app.serve_tables import Live
+    from baseload.fleet.loaded import Loaded
 
 AT_A_START = (
     "listen",
@@ -105,19 +106,6 @@ def by_row(rows: Succession, orders: Sequence[EngineStart | None]) -> list[Engin
     return found
 
 
-def database_at(address: str) -> str:
-    """Return where a database is, without its password.
-
-    >>> database_at("postgresql://me:secret@db.example:5433/ledger?sslmode=require")
-    'db.example:5433/ledger'
-    """
-    try:
-        parts = urlsplit(address)
-        return f"{parts.hostname or 'this machine'}:{parts.port or 5432}{parts.path}"
-    except ValueError:
-        return "its address cannot be read"
-
-
 # ---- a reload ----------------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +114,8 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
 
     `text` is read in its place: the one that holds already, when a date in it has come.
     """
-    from baseload.app import serve_tables
-    from baseload.app.live_engines import prepare
+    from baseload.app import owner_made, serve_tables
+    from baseload.app.live_engines import Prepared, prepare
 
     house.version += 1
     started: dict[int, Engine] = {}
@@ -149,7 +137,7 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
         return list(error.problems)
     try:
         larger = _larger_board(house, rows.tables)
-        write_tables(house.run, rows.tables, loaded.text)
+        write_tables(house.run, rows.tables, loaded)
     except OSError as error:
         house.version -= 1
         house.reload_fault = f"{house.run}: cannot be written ({error.strerror}); make room, and reload"
@@ -164,6 +152,7 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
     house.owner.reload(rows.tables, who)
     await asyncio.sleep(HEARD_S)
     house.keeper.leave()
+    owner_made.keep(house.run, loaded, Prepared(live, by_file, steps), house.config.engines)
     return []
 
 
@@ -266,13 +255,17 @@ def differs(fleet: str, good: str) -> bool:
         return True
 
 
-def write_tables(run: Path, now: tables.Tables, text: str) -> None:
+def write_tables(run: Path, now: tables.Tables, loaded: Loaded) -> None:
     """Write what workers read, and the fleet file that it comes from, each whole or not at all."""
     from baseload import jit
+    from baseload.app.serve_config import FLEET_READ
+    from baseload.fleet.loaded import pack
 
     digests = {spec.split(":")[1]: digest for spec, digest in jit.EXTRA_SOURCES.items()}
     (run / "rules.json").write_bytes(msgspec.json.encode(digests))  # a worker loads these very bytes or none
-    for name, blob in ((GOOD, text.encode("utf-8", "surrogatepass")), ("tables.json", tables.encode(now))):
+    good = loaded.text.encode("utf-8", "surrogatepass")
+    read = pack(loaded, datetime.now(UTC).date())
+    for name, blob in ((GOOD, good), (FLEET_READ, read), ("tables.json", tables.encode(now))):
         fresh = run / f"{name}.fresh"
         fresh.write_bytes(blob)
         fresh.replace(run / name)

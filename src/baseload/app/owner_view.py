@@ -26,6 +26,7 @@ from baseload.serve.rows import ControlRow, SettleRow, settled
 
 if TYPE_CHECKING:
     from baseload.app.owner_main import House
+    from baseload.serve.tables import Tables
 
 NS = 1_000_000_000
 STATES: dict[int, view.ReplicaState] = {
@@ -115,7 +116,7 @@ class View:
         )
 
     def _standing_per_s(self, facts: Sequence[live_view.ReplicaFact]) -> float:
-        tables = self.house.live.tables
+        tables: Tables = self.house.live.tables
         return sum(
             tables.deployments[row.deployment_i].idle_cost_per_s
             for row, fact in zip(tables.replicas, facts, strict=True)

@@ -17,7 +17,7 @@ import msgspec
 
 from baseload.fleet import catalog, dates, resolve
 from baseload.fleet.live import LiveEngine
-from baseload.fleet.load import Loaded
+from baseload.fleet.loaded import Loaded
 from baseload.fleet.model import Fleet, Replicas, Site
 from baseload.formulas import money
 from baseload.serve import tables as t

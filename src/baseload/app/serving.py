@@ -14,7 +14,6 @@ import fcntl
 import ipaddress
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -22,16 +21,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from baseload.app import early
 from baseload.app.child import Child
+from baseload.app.serve_config import FLEET_READ, ServeConfig
 from baseload.errors import BaseloadError, FleetError, InputError
-from baseload.fleet import check, load
-from baseload.fleet.check_serve import host_and_port
+from baseload.fleet.live import host_and_port
+from baseload.fleet.loaded import Loaded, pack, unpack
 from baseload.policies import KINDS
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -39,38 +40,17 @@ READY_S = 60.0  # an owner that starts engines first takes its time
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 CALM_S = 30.0  # a child that lived this long starts again at the first back-off
 STOP_S = 10.0  # after drain_s, before a child is killed
-FILES_LEAST = 4096  # that a process may open before we warn: two a request, and a few
 
 
-class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the children are started with; `run/serve.json`. No secret is in it."""
+def config_of(options: argparse.Namespace) -> tuple[ServeConfig, bytes]:
+    """Check the fleet file as it stands today; return what the children need, and the fleet as read; raises InputError."""
+    day = datetime.now(UTC).date()
+    loaded = _read_before(options, day)
+    if loaded is None:
+        from baseload.fleet import check, load
 
-    fleet: str
-    overrides: list[str]
-    state: str
-    listen_host: str
-    listen_port: int
-    control_host: str
-    control_port: int
-    workers: int
-    engines: str | None = None  # one kind for all deployments
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    control_cert: str | None = None
-    control_key: str | None = None
-    control_hosts: list[str] = []
-    drain_s: float = 30.0
-
-    @property
-    def run_folder(self) -> Path:
-        """Return the folder of sockets, board and marks."""
-        return Path(self.state) / "run"
-
-
-def config_of(options: argparse.Namespace) -> ServeConfig:
-    """Check the fleet file as it stands today and return what the children need; raises InputError."""
-    loaded = load.load(options.fleet, options.overrides)
-    check.require(loaded, policies={kind: list(names) for kind, names in KINDS.items()}, day=datetime.now(UTC).date())
+        loaded = load.load(options.fleet, options.overrides)
+        check.require(loaded, policies={kind: list(names) for kind, names in KINDS.items()}, day=day)
     serve = loaded.fleet.serve
     try:
         listen, control = host_and_port(options.listen or serve.listen), host_and_port(options.control or serve.control)
@@ -90,12 +70,30 @@ def config_of(options: argparse.Namespace) -> ServeConfig:
     if own[0] is None and control[0] not in LOOPBACK:
         own = (beside(serve.tls_cert), beside(serve.tls_key))
     _refuse_every_address(control[0], serve.control_hosts)
-    return ServeConfig(
+    config = ServeConfig(
         fleet=str(options.fleet), overrides=list(options.overrides), state=str(state), listen_host=listen[0],
         listen_port=listen[1], control_host=control[0], control_port=control[1], workers=workers,
         engines=options.engines, tls_cert=beside(serve.tls_cert), tls_key=beside(serve.tls_key),
         drain_s=serve.limits.drain_s, control_cert=own[0], control_key=own[1], control_hosts=list(serve.control_hosts),
     )  # fmt: skip
+    return config, pack(loaded, day)
+
+
+def _read_before(options: argparse.Namespace, day: date) -> Loaded | None:
+    """Return the fleet as it was read today by a gateway that crashed, if its file is still the same; else it is read anew."""
+    run = (options.state or Path(early.STATE)) / "run"
+    if not early.after_a_crash(run):
+        return None
+    try:
+        text, blob = Path(options.fleet).read_bytes().decode("utf-8-sig"), (run / FLEET_READ).read_bytes()
+    except (OSError, ValueError):
+        return None
+    found = unpack(blob, day=day, path=str(options.fleet), overrides=tuple(options.overrides), text=text)
+    if found is None:
+        return None
+    serve = found.fleet.serve
+    names = [serve.ledger_env, *(engine.key_env for engine in serve.engines.values())]
+    return found if all(name in os.environ for name in names if name) else None
 
 
 def _refuse_every_address(host: str, names: list[str]) -> None:
@@ -133,7 +131,7 @@ def _check_tls(which: str, cert: str | None, key: str | None) -> None:
 
 def state_folder(path: Path | None) -> Path:
     """Return the state folder, made where it is not there (mode 0700); `baseload-state` where none is named."""
-    folder = path or Path("baseload-state")
+    folder = path or Path(early.STATE)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "run").mkdir(mode=0o700, exist_ok=True)
@@ -149,18 +147,6 @@ def state_folder(path: Path | None) -> Path:
                 f"chmod 700 {private}, or name another with --state"
             )
     return folder.resolve()
-
-
-def raise_file_limit(least: int = FILES_LEAST) -> str:
-    """Let this process and its children open as many files as they may; return what to tell where that is too few."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if most == resource.RLIM_INFINITY or most >= least:
-        return ""
-    return (
-        f"warning: a process may open {most} files here, enough for about {max(0, most - 64) // 2} requests at once; "
-        f"raise it (ulimit -Hn {least}, or LimitNOFILE={least} in a systemd unit)"
-    )
 
 
 def lock(state: Path) -> int:
@@ -379,25 +365,19 @@ class ChildEnded(BaseloadError):
         self.exit_code = code if code in (1, 2) else 1
 
 
-def serve(options: argparse.Namespace, say: Callable[[str], None]) -> int:
-    """Run until SIGTERM or Ctrl-C; return the exit code."""
-    os.umask(0o077)  # whatever we and our children write is nobody else's to read
-    warning = raise_file_limit()
-    owner = Child("owner", [sys.executable, "-m", "baseload.app.owner_main"])
-    owner.start(time.monotonic(), wait=True)  # it imports while the fleet file is read here
+def serve(options: argparse.Namespace, say: Callable[[str], None], owner: Child, warning: str = "") -> int:
+    """Run until SIGTERM or Ctrl-C; return the exit code. `owner` waits already, of `early.start_owner`."""
     try:
-        config = config_of(options)
+        config, read = config_of(options)
         held = lock(Path(config.state))
         holder, port = hold_port(config.listen_host, config.listen_port, "serve.listen")
         config = msgspec.structs.replace(config, listen_port=port)
         if warning:
             print(f"baseload: {warning}", file=sys.stderr, flush=True)
+        (config.run_folder / FLEET_READ).write_bytes(read)  # the owner need not read it again
         supervisor = Supervisor(config, say, owner)
     except BaseException:
-        owner.tell(signal.SIGKILL)
-        if owner.process is not None:
-            owner.process.wait()
-        owner.let_go()
+        early.call_off(owner)
         raise
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: supervisor.signals.append(n))

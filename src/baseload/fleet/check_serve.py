@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from baseload.fleet.live import LiveEngine
+from baseload.fleet.live import LiveEngine, host_and_port
 from baseload.fleet.notes import Notes
 from baseload.fleet.tree import Path
 from baseload.fleet.typed import nearest
@@ -16,7 +16,6 @@ from baseload.fleet.typed import nearest
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HOST_HEADER = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-MOST_PORT = 65_535
 
 
 def look(notes: Notes) -> None:
@@ -46,26 +45,6 @@ def look(notes: Notes) -> None:
     _environment(notes, ("serve", "ledger_env"), serve.ledger_env)
     for name, engine in serve.engines.items():
         _engine(notes, ("serve", "engines", name), name, engine)
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """Return host and port of `127.0.0.1:8080`, `[::1]:8080` or `:8080` (loopback); raises ValueError with the reason.
-
-    >>> host_and_port("[::1]:0"), host_and_port(":8080")
-    (('::1', 0), ('127.0.0.1', 8080))
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        raise ValueError("has no port")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets")
-    if not port.isascii() or not port.isdigit() or int(port) > MOST_PORT:
-        raise ValueError(f"the port is no number from 0 to {MOST_PORT}")
-    if any(letter.isspace() or letter in "/@#?*" for letter in host):
-        raise ValueError("the host is none")
-    return host or "127.0.0.1", int(port)
 
 
 def _engine(notes: Notes, at: Path, name: str, engine: LiveEngine) -> None:

@@ -13,6 +13,8 @@ from baseload.fleet.kinds import (
     ZeroUpInt,
 )
 
+MOST_PORT = 65_535
+
 
 class LiveEngine(Record, frozen=True):
     """How the replicas of a deployment come to be under `baseload serve`."""
@@ -87,3 +89,23 @@ class Serve(Record, frozen=True):
         Ratio, D("most of a model's replicas that may be left alone at once; beyond, it is we who are cut off")
     ] = 0.5
     meter: Annotated[Literal["modelled", "nvml", "rapl"], D("where a site's measured energy comes from")] = "modelled"
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:8080`, `[::1]:8080` or `:8080` (loopback); raises ValueError with the reason.
+
+    >>> host_and_port("[::1]:0"), host_and_port(":8080")
+    (('::1', 0), ('127.0.0.1', 8080))
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        raise ValueError("has no port")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets")
+    if not port.isascii() or not port.isdigit() or int(port) > MOST_PORT:
+        raise ValueError(f"the port is no number from 0 to {MOST_PORT}")
+    if any(letter.isspace() or letter in "/@#?*" for letter in host):
+        raise ValueError("the host is none")
+    return host or "127.0.0.1", int(port)

@@ -9,34 +9,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 import msgspec
 from msgspec import inspect
 
 from baseload.errors import FleetError, Problem
+from baseload.fleet.loaded import Loaded as Loaded
 from baseload.fleet.model import Fleet
-from baseload.fleet.tree import MAX_BYTES, Node, Path, key_text, locate, parse, shorten
+from baseload.fleet.tree import MAX_BYTES, Node, Path, key_text, parse, shorten
 from baseload.fleet.typed import bare, choose, fleet_type, misfits, nearest, unknown_key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A fleet with the text it came from, so that later errors can name the line."""
-
-    fleet: Fleet
-    path: str  # as the user wrote it
-    text: str
-    overrides: tuple[str, ...]
-    base_folder: FilePath  # what files named in the fleet file are relative to
-    digest: str  # SHA-256 of the text and the overrides
-    root: Node = field(repr=False, compare=False)
-
-    def problem(self, path: Path, what: str, mend: str = "") -> Problem:
-        """Return a Problem at a key's line."""
-        file, line = locate(self.root, path)
-        return Problem(file=file, line=line, key=key_text(path), what=what, mend=mend)
 
 
 def load(path: str | FilePath, overrides: Sequence[str] = ()) -> Loaded:
@@ -53,9 +36,7 @@ def loads(
     overrides: Sequence[str] = (),
 ) -> Loaded:
     """Return the fleet of a text, or raise FleetError with all that is wrong."""
-    root = parse(text.removeprefix("\ufeff"), file=file)
-    for override in overrides:
-        root = override_tree(root, override)
+    root = tree_of(text, file=file, overrides=overrides)
     problems = misfits(root)
     if problems:
         raise FleetError(problems)
@@ -73,6 +54,14 @@ def loads(
         digest=digest,
         root=root,
     )
+
+
+def tree_of(text: str, *, file: str, overrides: Sequence[str] = ()) -> Node:
+    """Return the tree of a text, changed by overrides; what it says is not looked at yet."""
+    root = parse(text.removeprefix("\ufeff"), file=file)
+    for override in overrides:
+        root = override_tree(root, override)
+    return root
 
 
 def _read(file: FilePath) -> str:
