@@ -1,28 +1,41 @@
-"""Problems whose only whole decisions are the grid phases, up to about a hundred thousand columns: branching by warm LPs.
+"""Problems whose only whole decisions are the grid phases, up to a quarter of a million columns: branching by warm LPs.
 
-The whole programme is relaxed once (interior point, then a vertex) and survival rows are added until none is missing. Rounding
-the phases at a few thresholds gives plans, each by one warm re-solve; then best-first branching on phases closes what is left.
-All bounds are prices evaluated anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis
-and survival rows: a changed price or date is solved from there (`warm`).
+The whole programme is relaxed once (interior point, then a vertex) and survival rows are added until none is missing; a large
+one begins with those that the same question over longer periods needs (`coarse.py`). The phases that the relaxation has begun
+are rounded up and a plan is settled from its racks (`settle.py`): that takes a second, so that there is a plan from then on.
+Phases are rounded at a few thresholds, and in a large programme changed site by site, as the longer periods judge best; then
+each choice is solved warm, and best-first branching on phases closes what is left. All bounds are prices evaluated
+anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis and survival rows: a changed
+price or date is solved from there (`warm`).
 """
 
 from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from baseload.errors import PlanError
 from baseload.plan import build as building
+from baseload.plan import transport
 from baseload.plan.build import Hall, Model
+from baseload.plan.coarse import Coarse
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import Fix, in_order, keeps, nothing
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
+from baseload.plan.settle import settled
 
 _THRESHOLDS = (0.5, 0.3, 0.1, 0.7)
+_JUDGED = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 1e-4)  # thresholds where each costs little to judge
+_JUDGE_SHARE = 0.1  # of the time, for judging
+_LONGER = 5  # periods as one, for judging
+_LARGE_FLOWS, _LARGE_PERIODS = 8_000, 10  # from both on it is a large programme
+_SLOW_PRICES = ("short_power", "short_floor", "over_share")  # far above what keeping to them costs
+_CAPPED = 0.1  # of such a price while the interior point runs: a lower price is a bound all the same
 _ROUNDS = 30
 _WHOLE = 1e-6  # nearer than this counts as whole
 
@@ -61,10 +74,16 @@ def solve_phases(
         raise ValueError("phases alone may be whole here")
     began_s = time.process_time()
     held = warm.held if warm is not None and isinstance(warm.held, Held) else None
-    halls = list(held.halls) if held is not None else building.first_halls(problem)
-    search = _Search(
-        problem, halls, fix=fix or {}, gap=gap, until_s=began_s + cpu_limit_s, progress=progress, stop=stop
-    )
+    until_s, longer = began_s + cpu_limit_s, None
+    if held is not None:
+        halls = list(held.halls)
+    elif _is_large(problem):
+        longer = Coarse(problem, _LONGER, until_s=until_s, stop=stop)
+        halls = longer.halls()
+    else:
+        halls = building.first_halls(problem)
+    search = _Search(problem, halls, fix=fix or {}, gap=gap, until_s=until_s, progress=progress, stop=stop)
+    search.longer = longer
     status = search.run(held, warm)
     spent_s = time.process_time() - began_s
     bound = min(search.bound, search.best_cost)
@@ -76,11 +95,19 @@ def solve_phases(
             raise PlanError(
                 f"{problem.name}: no plan was found that meets the rows without a slack; give every slack a price"
             )
+    elif isinstance(search.best, Answer):
+        answer = replace(search.best, bound=bound, status=status, method="phases", cpu_s=spent_s)
     else:
         answer = building.answer_of(
             search.model, search.best, bound=bound, status=status, method="phases", cpu_s=spent_s
         )
     return replace(answer, held=search.held)
+
+
+def _is_large(problem: Problem) -> bool:
+    """Return whether what longer periods tell is worth its time."""
+    n_periods = len(problem.periods)
+    return int(problem.allowed.sum()) * n_periods >= _LARGE_FLOWS and n_periods >= _LARGE_PERIODS
 
 
 class _Search:
@@ -103,7 +130,9 @@ class _Search:
         self.program = self.model.program
         self.lp = Lp(self.program, relaxed=True)
         self.w = self.model.columns["w"]
-        self.best: Floats | None = None
+        self.best: Floats | Answer | None = None  # a solution of the programme, or an answer settled from one
+        self.longer: Coarse | None = None
+        self.of = transport.blocks(problem)
         idle = nothing(problem, fix)
         self.best_cost = idle.cost if keeps(idle.w, fix) else INF
         self.fix = fix
@@ -141,10 +170,11 @@ class _Search:
             self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
         if held is None and warm is not None and warm.w.shape == lower.shape:
             self._try(warm.w, root)
-        for threshold in _THRESHOLDS:
-            if self._closed() or self._over():
-                break
-            self._try(self.program_w(root.x) >= threshold, root)
+        if not self._closed():
+            self._round_up(root.x)
+        choices = self._choices(root)
+        while not self._closed() and not self._over() and (w := next(choices, None)) is not None:
+            self._try(w, root)
         if not self._closed() and not self._over():
             self._branch(root)
         return "optimal" if self._closed() else self._ended()
@@ -160,7 +190,7 @@ class _Search:
         bound, first = node.bound, self.best is None and node.x is None and not np.isfinite(node.bound)
         if held is not None:
             self.lp.set_basis(held.basis)
-        found = self._solve("ipm" if first and held is None else "simplex")
+        found = self._first() if first and held is None else self._solve("simplex")
         for turn in range(rounds):
             if found.state == "infeasible":
                 return replace(node, bound=INF, x=None)
@@ -170,6 +200,12 @@ class _Search:
             if first:
                 self.bound = bound
                 self._tell()
+            if held is None and first and turn == 0:
+                self._round_up(found.x)
+            if (node.lower == node.upper).all():
+                self._keep(found.x)
+                if self._closed() or found.cost >= self.best_cost:
+                    break
             if turn == rounds - 1 or self._add_missing(found.x) == 0:
                 break
             found = self._solve("simplex")
@@ -181,6 +217,18 @@ class _Search:
             cpu_limit_s=max(0.05, self.until_s - time.process_time()),
             stop=self.stop,
         )
+
+    def _first(self) -> Solution:
+        """Solve for the first time; prices that nobody pays, but that slow an interior point down, come after it."""
+        columns = self.model.columns
+        slow = np.concatenate([columns[name].ravel() for name in _SLOW_PRICES])
+        slow = slow[slow >= 0]
+        self.lp.set_costs(slow, _CAPPED * self.program.cost[slow])
+        found = self._solve("ipm")
+        self.lp.set_costs(slow, self.program.cost[slow])
+        if found.state == "optimal" and found.x is not None and found.x[slow].max(initial=0.0) > _WHOLE:
+            return self._solve("simplex")
+        return found
 
     def _safe(self, found: Solution, node: _Node) -> float:
         """Return the bound that the prices of a solve prove within a node."""
@@ -218,12 +266,57 @@ class _Search:
             if node.x is None or node.bound - self.bound > self.gap * abs(node.bound):
                 self._tried.discard(chosen.tobytes())
                 return
-        solved = self._relax(node, rounds=4)
-        if solved.x is not None:
-            self._keep(solved.x)
+        self._relax(node, rounds=4)
+
+    def _choices(self, root: _Node) -> Iterator[Floats | Bools]:
+        """Yield phases to try, those that longer periods judge best first."""
+        assert root.x is not None
+        w = self.program_w(root.x)
+        if self.longer is None:
+            yield from (w >= threshold for threshold in _THRESHOLDS)
+            return
+        until_s = time.process_time() + _JUDGE_SHARE * max(0.0, self.until_s - time.process_time())
+        rounded = [in_order(self.problem, w >= threshold, root.lower, root.upper) for threshold in _JUDGED]
+        judged = sorted(((self.longer.cost(one), i) for i, one in enumerate(rounded)), key=lambda one: one[0])
+        yield self._changed_by_site(rounded[judged[0][1]], judged[0][0], rounded, until_s)
+        yield from (rounded[i] for _, i in judged)
+
+    def _changed_by_site(self, w: Floats, cost: float, others: list[Floats], until_s: float) -> Floats:
+        """Return phases with some sites' as others have them, where longer periods judge that to be better."""
+        assert self.longer is not None
+        at = self.problem.phase_site
+        away = [
+            float(sum(np.abs(w - other)[at == s].sum() for other in others)) for s in range(len(self.problem.sites))
+        ]
+        for s in np.argsort(away)[::-1]:
+            for other in others:
+                changed = np.where((at == s)[:, None], other, w)
+                if (changed == w).all() or time.process_time() >= until_s:
+                    continue
+                found = self.longer.cost(changed)
+                if found < cost:
+                    w, cost = changed, found
+        return w
+
+    def _round_up(self, x: Floats) -> None:
+        """Keep the plan that is settled from a relaxation's racks, with all phases that it has begun to any part."""
+        if self._over():
+            return
+        lower, upper = self.program.lower[self.w], self.program.upper[self.w]
+        self._settle(x, in_order(self.problem, self.program_w(x) > _WHOLE, lower, upper))
+
+    def _settle(self, x: Floats, w: Floats) -> None:
+        """Keep the plan that is settled from a solution's racks, if it is the best so far."""
+        if not keeps(w, self.fix):
+            return
+        get = self.model.value
+        found = settled(self.problem, self.of, w=w, buy=get("buy", x), sign=get("sign", x), put=get("put", x))
+        if found.cost < self.best_cost:
+            self.best, self.best_cost = found, found.cost
+            self._tell()
 
     def _keep(self, x: Floats) -> None:
-        """Remember a plan with its true cost, if it is the best so far."""
+        """Remember a plan with its true cost, if it is the best so far; as it is, or settled."""
         unserved = np.maximum(0.0, self.model.value("unserved", x))
         none = np.zeros(self.problem.demand.shape[1:])
         _, short = building.missing_halls(self.problem, building.carried(self.model, x), unserved, none)
@@ -231,6 +324,8 @@ class _Search:
         if cost < self.best_cost:
             self.best, self.best_cost = x, cost
             self._tell()
+        if short.any() and not self._closed():
+            self._settle(x, np.round(self.program_w(x)))
 
     # ---- branching -----------------------------------------------------------------------------------------------
     def _branch(self, root: _Node) -> None:

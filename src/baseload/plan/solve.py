@@ -21,7 +21,7 @@ from baseload.plan.sound import require_sound
 
 _SMALL_COLUMNS = 14_000  # of the whole programme, flows included
 _SMALL_HOSTING_COLUMNS = 6_000  # the same, with hosting decisions
-_LARGE_COLUMNS = 150_000
+_LARGE_COLUMNS = 250_000
 
 
 def columns(problem: Problem) -> int:

@@ -1,0 +1,110 @@
+"""The same question over fewer, longer periods: what a large programme can be told before and between its solves.
+
+Neither bound nor plan comes of it. It knows which survival rows are likely to bind (which sites are short when another is lost
+depends little on how finely time is cut), and about what a choice of phases costs more than another: power is taken at its mean
+over a longer period, so that phases keep their own dates.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from baseload.plan import build as building
+from baseload.plan.build import Hall
+from baseload.plan.highs import INF, Lp, Stop
+from baseload.plan.nothing import live
+from baseload.plan.problem import Floats, Ints, Problem
+
+_ROUNDS = 12
+_SUMS = (
+    *("cost_live", "cost_owned", "cost_put", "cost_flow", "cost_unserved", "cost_billed", "cost_host"),
+    *("carbon_owned", "carbon_put", "water_owned", "water_put", "supply", "shared"),
+    *("capex_budget", "carbon_budget", "water_budget"),
+)
+_MEANS = ("demand", "existing", "power_mw", "floor_m2", "cost_begin", "cost_buy", "spend_begin", "spend_buy")
+
+
+def coarser(problem: Problem, n: int) -> Problem:
+    """Return the problem with each `n` periods as one: means of what is there, sums of what is used or paid by the period."""
+    n_periods = len(problem.periods)
+    start = np.arange(0, n_periods, n)
+    size = np.diff(np.append(start, n_periods))
+
+    def total(values: Floats) -> Floats:
+        return np.asarray(np.add.reduceat(values, start, axis=-1), dtype=np.float64)
+
+    def fewer(periods: Ints, least: int) -> Ints:
+        return np.maximum(least, np.round(periods / n)).astype(np.int64)
+
+    term = fewer(problem.term, 1)
+    changed: dict[str, Any] = {name: total(getattr(problem, name)) for name in _SUMS}
+    changed |= {name: total(getattr(problem, name)) / size for name in _MEANS}
+    return replace(
+        problem,
+        name=f"{problem.name}, {n} periods as one",
+        periods=problem.periods[::n],
+        lead=fewer(problem.lead, 0),
+        life=fewer(problem.life, 1),
+        phase_delay=fewer(problem.phase_delay, 0),
+        begin_from=-(-problem.begin_from // n),
+        begin_by=np.where(problem.begin_by < n_periods, problem.begin_by // n, len(start)),
+        term=term,
+        cost_sign=total(problem.cost_sign) / size * (term * n / problem.term)[:, None],
+        slack_price={
+            name: total(price) if price.ndim and price.shape[-1] == n_periods else price
+            for name, price in problem.slack_price.items()
+        },
+        **changed,
+    )
+
+
+class Coarse:
+    """A problem over periods `n` times as long, held for re-solves."""
+
+    def __init__(self, problem: Problem, n: int, *, until_s: float, stop: Stop | None = None) -> None:
+        """Build it; nothing is solved yet."""
+        self.problem, self.n, self.until_s, self.stop = problem, n, until_s, stop
+        self._known: list[Hall] = []
+        self._model = building.build(coarser(problem, n))
+        self._lp = Lp(self._model.program, relaxed=True)
+        self._rows = self._model.program.row_lower, self._model.program.row_upper
+        self._given = False  # whether power is given, and phases are not to be chosen
+
+    def halls(self) -> list[Hall]:
+        """Return the survival rows that a plan over longer periods needs, in all periods of the problem."""
+        for turn in range(_ROUNDS):
+            found = self._lp.solve(method="simplex" if turn else "ipm", cpu_limit_s=self._left_s(), stop=self.stop)
+            if found.state != "optimal" or found.x is None:
+                break
+            self._model, more = building.add_broken(self._model, self._lp, found.x)
+            if not more:
+                break
+            self._known += more
+        return building.in_all_periods(self.problem, self._known)
+
+    def cost(self, w: Floats) -> float:
+        """Return about what the best plan with phases `w` costs; inf where time was over. To be compared with its like."""
+        problem = self.problem
+        if not self._given:
+            number = self._model.columns["w"].ravel()
+            self._lp.set_bounds(number, np.zeros(len(number)), np.zeros(len(number)))
+            self._given = True
+        is_live, begun = live(problem, w), np.diff(w, axis=1, prepend=0.0)
+        power = problem.power_mw.copy()
+        np.add.at(power, problem.phase_site, problem.phase_mw[:, None] * is_live)
+        given = building.build(coarser(replace(problem, power_mw=power), self.n)).program
+        lower, upper = given.row_lower, given.row_upper
+        other = np.flatnonzero((lower != self._rows[0]) | (upper != self._rows[1]))
+        self._lp.set_rows(other, lower[other], upper[other])
+        self._rows = lower, upper
+        found = self._lp.solve(method="simplex", cpu_limit_s=self._left_s(), stop=self.stop)
+        if found.state != "optimal":
+            return INF
+        return found.cost + float((problem.cost_begin * begun).sum() + (problem.cost_live * is_live).sum())
+
+    def _left_s(self) -> float:
+        return max(0.05, self.until_s - time.process_time())
