@@ -173,8 +173,8 @@ class _Search:
         if not self._closed():
             self._round_up(root.x)
         choices = self._choices(root)
-        while not self._closed() and not self._over() and (w := next(choices, None)) is not None:
-            self._try(w, root)
+        while not self._closed() and not self._over() and (chosen := next(choices, None)) is not None:
+            self._try(chosen, root)
         if not self._closed() and not self._over():
             self._branch(root)
         return "optimal" if self._closed() else self._ended()
