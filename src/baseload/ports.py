@@ -477,8 +477,26 @@ class Provisioner(Protocol):
     async def stop(self, name: str, drain_s: float) -> None:
         """End it: what runs gets `drain_s` to finish, then it is asked, then made to. An unknown name is no error."""
 
+    async def slow_down(self, names: Sequence[str], factors: Sequence[float]) -> None:
+        """Let emulated engines take that many times longer for a step, by its tokens; raises EngineError."""
+
     async def close(self) -> None:
         """End them all, at once."""
+
+
+class PowerLimiter(Protocol):
+    """Holds the accelerators that this host shows to a power limit."""
+
+    method: str  # nvml
+
+    def limit(self, dynamic_ratio: float) -> float:
+        """Let each accelerator draw at most so much of its power above idle (1: all); return the watts set, of all together.
+
+        Raises OSError where the driver refuses.
+        """
+
+    def close(self) -> None:
+        """Put back what was, and let go of it."""
 
 
 class Meter(Protocol):

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,12 @@ class ProcessProvisioner:
             await _until_idle(engine.url, drain_s)
         if order.kind != "external":
             await self._end(order, drain_s)
+
+    async def slow_down(self, names: Sequence[str], factors: Sequence[float]) -> None:
+        """Let emulated engines take that many times longer for a step, by its tokens; raises EngineError."""
+        child = self.children.get(EMULATED)
+        if child is not None:
+            await _command(child, "power", names[0], 5.0, engines=list(names), slow=list(factors))
 
     async def close(self) -> None:
         """End them all, at once."""

@@ -11,14 +11,17 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import msgspec
 
 from baseload.adapters.scrape import Scraper
 from baseload.adapters.scrape import Seen as Looked
+from baseload.app import site_power
+from baseload.policies import CAPS_EACH_REPLICA
 from baseload.ports import Engine, EngineError, EngineStart, Provisioner
 from baseload.serve import reconcile as rc
 from baseload.serve.board import Board
@@ -73,6 +76,9 @@ class Housekeeper:
         self.endpoint_version = 0
         self.closed: dict[str, str] = {}  # drained by a person: sites, deployments, replicas
         self.power: list[SitePower] = []
+        self.limit_kw: dict[int, float] = {}  # of this hour, by site; else the tables'
+        self.on_caps: Callable[[], object] = lambda: None  # caps were decided, or an engine came
+        self.held_to: Callable[[int], float] = lambda r: 1.0  # share of its power above idle that a replica is held to
         self.closing = False
         self.lost_ahead: set[str] = set()  # started before their tables came, and gone already
         self.unwritten = False  # endpoints.json is older than what is known
@@ -342,6 +348,7 @@ class Housekeeper:
         kind = self.tables.deployments[self.tables.replicas[r].deployment_i].metrics
         place.scraper, place.looked = Scraper(engine.url, kind=kind, api_key=""), None
         self._came_up(r)
+        self.on_caps()
 
     def _came_up(self, r: int) -> None:
         place = self.places[r]
@@ -425,36 +432,38 @@ class Housekeeper:
         outstanding, asked = self.board.totals("outstanding"), self.board.totals("asked")
         busy = [place.looked is not None and place.looked.running > 0 for place in self.places]
         self.steer.scale(now_s, outstanding=outstanding, asked=asked, busy=busy)
+        running, policy = self._running(), self.tables.policy
+        wanted = site_power.wanted_power(
+            self.tables, running, self.limits_kw()
+        )  # as the twin: a cap is no reason to lift it
+        self.steer.cap(wanted)
+        if policy.cap in CAPS_EACH_REPLICA:
+            for i, seen in enumerate(wanted):
+                self.steer.share_out(i, limit_kw=seen.limit_kw, base_kw=self.tables.sites[i].idle_kw)
         self.power = self.metered()
-        self.steer.cap(self.power)
         for i, seen in enumerate(self.power):
             self.board.power_kw[i] = seen.power_kw
         self._tell()
+        self.on_caps()
+
+    def limits_kw(self) -> list[float]:
+        """Return the IT power that each site may draw in this hour."""
+        said = [inf if row.limit_kw is None else row.limit_kw for row in self.tables.sites]
+        return [self.limit_kw.get(i, limit_kw) for i, limit_kw in enumerate(said)]
+
+    def _running(self) -> list[float | None]:
+        """Return how many sequences run in each replica, as its engine or we know it; None where there is no engine."""
+        outstanding = self.board.totals("outstanding")
+        return [
+            None
+            if place.engine is None
+            else float(max(outstanding[r], place.looked.running if place.looked is not None else 0))
+            for r, place in enumerate(self.places)
+        ]
 
     def metered(self) -> list[SitePower]:
-        """Return each site's IT power, reckoned from what its engines say they run."""
-        idle = [row.idle_kw for row in self.tables.sites]
-        dynamic = [0.0] * len(idle)
-        for r, row in enumerate(self.tables.replicas):
-            place = self.places[r]
-            if place.engine is None:
-                continue
-            deployment = self.tables.deployments[row.deployment_i]
-            site = self.tables.sites[row.site_i]
-            idle[row.site_i] += (1.0 - site.parked_ratio) * deployment.idle_w / 1000.0
-            looked = place.looked
-            running = looked.running if looked is not None and looked.running >= 0 else 0
-            running = max(running, min(self.board.totals("outstanding")[r], deployment.slots))
-            share = min(1.0, running / max(1, deployment.slots // 2))
-            dynamic[row.site_i] += share * max(0.0, deployment.busy_w - deployment.idle_w) / 1000.0
-        return [
-            SitePower(
-                idle[i] + dynamic[i] * self.steer.ratio[i],
-                idle[i],
-                float("inf") if row.limit_kw is None else row.limit_kw,
-            )
-            for i, row in enumerate(self.tables.sites)
-        ]
+        """Return each site's IT power, reckoned from what its engines say they run and are held to."""
+        return site_power.drawn_power(self.tables, self._running(), self.limits_kw(), self.held_to)
 
     def drain(self, key: str, on: bool) -> None:
         """Let a site, a deployment or a replica take nothing new (`site/oslo`), or take again."""
@@ -488,6 +497,3 @@ async def until(true: Callable[[], bool], timeout_s: float, every_s: float = 0.0
             return False
         await asyncio.sleep(every_s)
     return True
-
-
-Task = Callable[[], Awaitable[None]]

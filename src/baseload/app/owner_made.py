@@ -105,6 +105,8 @@ def _lasting(tables: Tables) -> Tables:
 
 async def describe(house: House) -> None:
     """Take up what the twin says of the fleet, now that requests are served; keep it for an owner that comes after a crash."""
+    from baseload.app import owner_power
+
     prepared, same_as_before = house.prepared, True
     async with house.reloading:
         try:
@@ -120,6 +122,8 @@ async def describe(house: House) -> None:
             return
     house.described.set()
     house.prepared = None
+    if same_as_before:
+        owner_power.take_draws(house)
     if not same_as_before:
         await house.reload_and_say("the twin", house.loaded.text)
     elif prepared is not None:

@@ -29,7 +29,6 @@ from baseload.errors import BaseloadError, FleetError
 
 PR_SET_PDEATHSIG = 1
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
-METER_S = 60.0
 ADMIN = "admin.token"
 EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
     "uvloop", "baseload.fleet.loaded", "baseload.policies", "baseload.adapters.accounts", "baseload.app.owner_made",
@@ -149,6 +148,8 @@ class House:
         self.prepared: Any = None  # the same, until it is kept for the next owner
         self.described = asyncio.Event()
         self.draining = False
+        self.hold: Any = None  # carries power caps to the engines
+        self.limiter: Any = None  # of this host's accelerators' power, where the fleet file names one
         self.meters: dict[str, Any] = {}
         self.metered_j: dict[str, float] = {}
         self.requests_mj: dict[str, list[int]] = {}  # of requests since the last division, by site
@@ -159,7 +160,7 @@ class House:
         """Put everything up; raises BaseloadError where something of the user's is wrong."""
         from baseload.adapters.accounts import AccountsFile
         from baseload.adapters.engine_process import ProcessProvisioner
-        from baseload.app import owner_made
+        from baseload.app import owner_made, owner_power
         from baseload.app.housekeeping import Housekeeper, until
         from baseload.app.live_tally import Tally
         from baseload.app.owner_ledger import open_ledger
@@ -202,13 +203,13 @@ class House:
         self.keeper = Housekeeper(
             tables, self.board, self.steer, self.provisioner, owner_reload.by_row(self.rows, orders), self.run, say=say,
         )  # fmt: skip
-        self.more_meters()
+        owner_power.begin(self)
         self.set_hour()
         self.spawn(self.keeper.loop())
         self.spawn(self.keeper.look())
         self.spawn(self.keeper.control())
         self.spawn(self._each_hour())
-        self.spawn(self._meter())
+        self.spawn(owner_power.meter(self))
         sock = self._bind_control()
         await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
         self.spawn(owner_made.describe(self))
@@ -396,58 +397,10 @@ class House:
             self.board.cost_per_mtok[r], self.board.carbon_g_per_mtok[r] = cost[i], carbon[i]
         for i, site in zip(self.rows.sites, tables.sites, strict=True):
             self.board.limit_kw[i] = float("inf") if site.limit_kw is None else site.limit_kw
+            self.keeper.limit_kw[i] = self.board.limit_kw[i]
             self.board.carbon_g_per_kwh[i] = site.carbon_g_per_kwh
             self.board.price_per_kwh[i] = site.price_per_kwh
         self.board.bump()
-
-    def more_meters(self) -> None:
-        """Put a meter at each site that has none yet; of a site that left it stays, and reads what still runs."""
-        from baseload.adapters.meters import meter
-
-        kind = self.loaded.fleet.serve.meter
-
-        def power_w(i: int) -> Callable[[], float]:
-            return lambda: self.keeper.metered()[i].power_kw * 1000.0
-
-        for i, site in enumerate(self.rows.tables.sites):
-            if site.name not in self.meters:
-                made = meter(kind if i == 0 or kind == "modelled" else "modelled", power_w(i))
-                self.meters[site.name], self.metered_j[site.name] = made, made.energy_j()
-                self.requests_mj[site.name] = []
-
-    async def _meter(self) -> None:
-        """Divide what each meter saw among requests and idleness, once a minute, in the ledger."""
-        from baseload.serve.energy import reconcile_site
-        from baseload.serve.rows import ReconcileRow
-
-        start_ns = time.time_ns()
-        while True:
-            for _ in range(int(METER_S)):  # a modelled meter is the integral of its looks
-                await asyncio.sleep(1.0)
-                seen = {name: one.energy_j() for name, one in self.meters.items()}
-            end_ns = time.time_ns()
-            idle_kw = {
-                site.name: power.idle_kw
-                for site, power in zip(self.rows.tables.sites, self.keeper.metered(), strict=True)
-            }
-            for name, joules in seen.items():
-                metered_mj = max(0, round((joules - self.metered_j[name]) * 1000.0))
-                told, self.requests_mj[name] = self.requests_mj[name], []
-                idle_mj = round(idle_kw[name] * 1e6 * (end_ns - start_ns) / 1e9)
-                shares = reconcile_site(metered_mj, told, min(idle_mj, metered_mj))
-                self.metered_j[name] = joules
-                self.owner.record(
-                    ReconcileRow(
-                        at_ns=end_ns, site=name, start_ns=start_ns, end_ns=end_ns, metered_mj=metered_mj,
-                        requests_mj=sum(shares.requests_mj), idle_mj=shares.idle_mj, n_requests=len(told),
-                        method=self.meters[name].method,
-                    )
-                )  # fmt: skip
-            start_ns = end_ns
-            with contextlib.suppress(BaseloadError):
-                await asyncio.get_running_loop().run_in_executor(None, self.ledger.flush)
-            if self.ledger.witness_error:
-                say(f"warning: {self.ledger.witness_error}; checkpoints stand in the ledger alone until that is mended")
 
     def drift_alarms(self) -> list[tuple[Any, bool, str, str, dict[str, float | None]]]:
         """Return where measured latency has left the twin's band."""
@@ -490,7 +443,7 @@ class House:
                     await asyncio.wait_for(getattr(part, work)(), 15.0)
                 except (TimeoutError, OSError, BaseloadError) as error:
                     say(f"{name}: {error!r}")
-        for name in ("ledger", "accounts", "board"):
+        for name in ("limiter", "ledger", "accounts", "board"):
             part = getattr(self, name, None)
             if part is not None:
                 part.close()

@@ -42,6 +42,7 @@ AT_A_START = (
     "control_hosts",
     "ledger_env",
     "meter",
+    "power_limit",
 )
 GOOD = "fleet.good"  # the last fleet file that holds
 HEARD_S = 1.0  # by then each worker has taken up new tables; until then what left goes on beside what is new
@@ -114,7 +115,7 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
 
     `text` is read in its place: the one that holds already, when a date in it has come.
     """
-    from baseload.app import owner_made, serve_tables
+    from baseload.app import owner_made, owner_power, serve_tables
     from baseload.app.live_engines import Prepared, prepare
 
     house.version += 1
@@ -145,8 +146,9 @@ async def reload(house: House, who: str, text: str | None = None) -> list[Proble
         return list(FleetError(house.reload_fault).problems)
     _take(house, loaded, live, rows, larger)
     house.keeper.reload(rows.tables, house.board, orders, up, started)
-    house.more_meters()
+    owner_power.more_meters(house)
     house.set_hour()
+    owner_power.take_draws(house)
     if text is None:
         house.reload_fault = ""
     house.owner.reload(rows.tables, who)

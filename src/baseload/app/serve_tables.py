@@ -232,6 +232,7 @@ def _deployment(
         decode_s_per_token=spec.decode_s_per_token,
         idle_w=spec.power_idle_w,
         busy_w=busy_w,
+        peak_w=float(power.max()) if power is not None else 0.0,
         j_per_input_token=j_in,
         j_per_output_token=j_out,
         idle_cost_per_s=standing,

@@ -68,13 +68,16 @@ class Serve(Record, frozen=True):
     tls_cert: Annotated[str | None, D("PEM file; TLS on the gateway where given")] = None
     tls_key: Annotated[str | None, D("PEM file of its private key")] = None
     control_cert: Annotated[
-        str | None, D("PEM file; TLS on the control listener (off loopback, absent: the gateway's pair, where it has one)")
+        str | None,
+        D("PEM file; TLS on the control listener (off loopback, absent: the gateway's pair, where it has one)"),
     ] = None
     control_key: Annotated[str | None, D("PEM file of its private key")] = None
     control_hosts: Annotated[
         list[str],
-        D("names, with their ports, under which browsers may ask the control listener, beside its address; has to name some "
-          "where it listens on every address of the machine"),
+        D(
+            "names, with their ports, under which browsers may ask the control listener, beside its address; has to name some "
+            "where it listens on every address of the machine"
+        ),
     ] = []
     ledger_env: Annotated[
         str | None,
@@ -89,6 +92,13 @@ class Serve(Record, frozen=True):
         Ratio, D("most of a model's replicas that may be left alone at once; beyond, it is we who are cut off")
     ] = 0.5
     meter: Annotated[Literal["modelled", "nvml", "rapl"], D("where a site's measured energy comes from")] = "modelled"
+    power_limit: Annotated[
+        Literal["none", "nvml"],
+        D(
+            "what holds the accelerators of this host (in the first site) to the site's cap (`policy.cap`): nvml sets their "
+            "power limits and wants root; emulated engines obey by themselves"
+        ),
+    ] = "none"
 
 
 def host_and_port(address: str) -> tuple[str, int]:

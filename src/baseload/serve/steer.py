@@ -81,7 +81,7 @@ class Steer:
         self.lowest_open = [LOWEST_PRIORITY] * len(tables.sites)
         self.ratio = [1.0] * len(tables.sites)
         self.capped = [False] * len(tables.sites)
-        self.peak_w = list(peak_w) if peak_w is not None else [row.busy_w for row in tables.deployments]
+        self.peak_w = list(peak_w) if peak_w is not None else [row.peak_w or row.busy_w for row in tables.deployments]
         self.cap_w = [float("inf")] * n  # most power above idle that each may draw in any step
 
     def reload(self, tables: Tables, *, rules: Rules | None = None) -> None:
@@ -107,7 +107,8 @@ class Steer:
         self.ratio += [1.0] * more_sites
         self.capped += [False] * more_sites
         self.peak_w = [
-            self.peak_w[i] if i < len(self.peak_w) else row.busy_w for i, row in enumerate(tables.deployments)
+            row.peak_w or (self.peak_w[i] if i < len(self.peak_w) else row.busy_w)
+            for i, row in enumerate(tables.deployments)
         ]
         for r, row in enumerate(tables.replicas):
             self._follow(r, row, before[r] if r < len(before) else None)

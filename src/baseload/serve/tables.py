@@ -73,6 +73,7 @@ class DeploymentRow(Row, frozen=True):
     cold_start_s: float = 0.0
     idle_share_ratio: float = 0.0  # part of the cost above that idle time causes
     basis: str = "modelled"
+    peak_w: float = 0.0  # the most in any step; 0: not known
     engine: str = ""  # digest of all that a running engine cannot change: another one is another engine
 
 

@@ -117,6 +117,14 @@ class World:
         if spec.journal is not None:
             self.journal = Path(spec.journal).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
+    def slow_down(self, names: list[str], factors: list[float]) -> None:
+        """Let engines take that many times longer for their next steps, by tokens; one that is gone is passed over."""
+        if not factors or min(factors) < 1.0:
+            raise ValueError("factors of at least 1, for a step of so many tokens each")
+        for name in names:
+            if name in self.engines:
+                self.engines[name].replica.slow = factors
+
     async def start(self, wants: EngineIn) -> int:
         """Start an engine; return its port."""
         if wants.name in self.engines:

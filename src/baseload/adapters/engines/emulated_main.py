@@ -9,6 +9,8 @@ standard input takes a command a line and each is answered by a line:
     {"op": "table", "name": "t", "table": {...}}        -> {"did": "table", "name": "t"}
     {"op": "start", "engine": {"name": "a", "table": "t", "model": "chat"}} -> {"did": "start", "name": "a", "port": 1}
     {"op": "stop", "name": "a", "drain_s": 5}          -> {"did": "stop", "name": "a"} once it is empty, or time is up
+    {"op": "power", "name": "a", "engines": ["a", "b"], "slow": [1.0, 1.2]} -> {"did": "power", "name": "a"}; a step of i
+        tokens takes slow[i] times as long from the next one on (the last for more)
 It ends at SIGTERM or when standard input ends. Nothing here validates anything: it is a rehearsal of hardware.
 Steps are `step_loop.py`, HTTP is `emulated_http.py`, words and dialects `rehearsal.py`.
 """
@@ -63,6 +65,8 @@ class Commands(asyncio.Protocol):
             elif command["op"] == "start":
                 wants = msgspec.convert(command["engine"], EngineIn)
                 answer["port"] = await self.world.start(wants)
+            elif command["op"] == "power":
+                self.world.slow_down(command["engines"], msgspec.convert(command["slow"], list[float]))
             elif command["op"] == "stop":
                 await self.world.stop(command["name"], float(command.get("drain_s", 0.0)))
             else:

@@ -103,6 +103,7 @@ class Replica:
     def __init__(self, table: StepTable, *, speedup: float = 1.0) -> None:
         self.table = table
         self.speedup = speedup
+        self.slow = [1.0]  # times that a step of so many tokens takes longer (the last for more), as under a power cap
         self.seats = min(table.max_seqs, table.max_tokens)
         self.waiting: deque[Job] = deque()
         self.decoding: dict[Job, None] = {}  # in order of admission to decoding
@@ -120,6 +121,7 @@ class Replica:
         self.admits = 0
         self.clock_s = 0.0
         self.step_end_s = -1.0  # -1: no step in progress
+        self.step_tokens = 0  # of the step in progress, or the last one
         self.next_admit_s = 0.0
         self.blocked = False
         self.busy_s = 0.0
@@ -304,7 +306,9 @@ class Replica:
             return
         seconds = self._at(table.base_s, n_decode + n_prompt_tokens) + self._at(table.head_s, n_decode + n_emit)
         seconds += table.kv_s_per_token * (self.kv_sum + n_decode) + table.kv_window_s_per_token * self.window_sum
-        seconds = (seconds + attention_s) / self.speedup
+        self.step_tokens = n_decode + n_prompt_tokens
+        slow = self.slow[min(self.step_tokens, len(self.slow) - 1)]
+        seconds = (seconds + attention_s) * slow / self.speedup
         self.busy_s += seconds
         self.prefill_tokens += n_prompt_tokens
         self.step_end_s = self.clock_s + max(seconds, 1e-6)
