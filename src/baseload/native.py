@@ -1,8 +1,9 @@
 """The data plane's modules as machine code, where somebody built it (`make native`), and only while it fits the sources.
 
 The sources stay the one truth: mypyc compiles them as they are (`app/native_build.py`), into `_native` beside this file and
-outside the import path. A worker calls `use` before it imports anything else of the gateway. A manifest holds the digest of
-every source and of every library; where one differs, the Python another version, or `BASELOAD_NATIVE=0`, the sources run.
+outside the import path; one module of pure functions stands in C beside its source, and a test holds it to that. A worker
+calls `use` before it imports anything else of the gateway. A manifest holds the digest of every source and of every
+library; where one differs, the Python another version, or `BASELOAD_NATIVE=0`, the sources run.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ MODULES = (
     "baseload.policies.queue",
     "baseload.policies.retry",
 )  # fmt: skip
+WRITTEN = {
+    "baseload.serve.quick_c": "serve/quick.c"
+}  # in C; quick.py says what it does, and takes it where it is found
 SWITCH = "BASELOAD_NATIVE"
 PYTHON = f"{sysconfig.get_config_var('SOABI')}"
 
@@ -52,8 +56,12 @@ def digest(path: Path) -> str:
 
 
 def sources() -> dict[str, str]:
-    """Return the digest of each module's source as it is now."""
-    return {module: digest(source(module)) for module in MODULES}
+    """Return the digest of each source as it is now, by its module; of what stands in C, by its file."""
+    told = {module: digest(source(module)) for module in MODULES}
+    for file in WRITTEN.values():
+        c = PACKAGE / file
+        told |= {file: digest(c), f"{file} in Python": digest(c.with_suffix(".py"))}
+    return told
 
 
 class _Finder(MetaPathFinder):
@@ -76,7 +84,7 @@ def use(folder: Path = FOLDER) -> str:
     """Let the compiled modules be imported from here on; return '' where they will be, else why they will not."""
     if os.environ.get(SWITCH, "1") == "0":
         return f"switched off ({SWITCH}=0)"
-    already = [module for module in MODULES if module in sys.modules]
+    already = [module for module in (*MODULES, *WRITTEN) if module in sys.modules]
     if already:
         return f"{already[0]} was imported before"
     try:

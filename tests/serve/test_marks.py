@@ -62,8 +62,8 @@ def test_a_slot_says_what_was_written(tmp_path):
 def test_a_count_torn_at_any_byte_is_the_one_before_or_after_never_another(request_id, before, after, cut):
     """Eight bytes written in part leave the other cell's count, or are whole."""
     blob = bytearray(SLOT_BYTES)
-    opened = m._OPENED.pack(request_id, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0)
-    blob[:60] = opened + m._SUM.pack(m.zlib.crc32(opened))
+    opened = m.OPENED.pack(request_id, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0)
+    blob[:60] = opened + m.SUM.pack(m.zlib.crc32(opened))
     cell = (before | check(before, request_id) << 32).to_bytes(8, "little")
     blob[64:72] = cell
     fresh = (after | check(after, request_id) << 32).to_bytes(8, "little")
@@ -77,8 +77,8 @@ def test_a_count_torn_at_any_byte_is_the_one_before_or_after_never_another(reque
 @settings(max_examples=200)
 def test_a_slot_torn_at_its_beginning_is_none(request_id, cut, noise):
     """A beginning that is not whole was never forwarded, and is not billed; noise is nothing."""
-    opened = m._OPENED.pack(request_id, 5, 1, 1, 1, 0, 0, 0, 0, 0, 0)
-    whole = opened + m._SUM.pack(m.zlib.crc32(opened)) + bytes(68)
+    opened = m.OPENED.pack(request_id, 5, 1, 1, 1, 0, 0, 0, 0, 0, 0)
+    whole = opened + m.SUM.pack(m.zlib.crc32(opened)) + bytes(68)
     torn = whole[:cut] + bytes(SLOT_BYTES - cut)
     mark = m.read_slot(torn)
     assert mark is None or (torn[:60] == whole[:60] and mark.request_id == request_id)

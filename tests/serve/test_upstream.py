@@ -35,6 +35,10 @@ class Asker:
         """Take a piece that came as a chunk."""
         self.got += data[at:-2]
 
+    def frames(self, data: bytes, ends: list[int]) -> None:
+        """Take several chunks."""
+        self.got += b"".join(data[at:end] for at, end in zip(ends[::2], ends[1::2], strict=True))
+
     def ended(self) -> None:
         """It is whole."""
         self.up = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -45,6 +47,9 @@ def build(folder: Path, opt: str = "3") -> str:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="baseload-native-") as made:
         libraries = _compile(Path(made), opt)
+        for module, file in native.WRITTEN.items():
+            libraries[module] = Path(made, f"{module}.so")
+            compile_c(native.PACKAGE / file, libraries[module], [f"-O{opt}"])
         if native.sources() != told:
             raise InputError("a source changed while it was being compiled; run `make native` again")
         fresh = folder.with_name(f"{folder.name}.fresh-{os.getpid()}")
@@ -61,7 +66,8 @@ def build(folder: Path, opt: str = "3") -> str:
     fresh.rename(folder)
     n_bytes = sum(file.stat().st_size for file in folder.iterdir())
     took_s = time.monotonic() - began_s
-    return f"{folder}: {len(native.MODULES)} modules, {n_bytes / 1e6:.1f} MB, in {took_s:.0f} s"
+    n_modules = len(native.MODULES) + len(native.WRITTEN)
+    return f"{folder}: {n_modules} modules, {n_bytes / 1e6:.1f} MB, in {took_s:.0f} s"
 
 
 def _fits(manifest: Path, told: dict[str, str]) -> bool:
@@ -74,6 +80,20 @@ def _fits(manifest: Path, told: dict[str, str]) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def compile_c(source: Path, library: Path, options: list[str]) -> None:
+    """Compile one file of C into a module for this Python; raises InputError."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        compiler = ["cc"]
+    command = [*compiler, "-std=gnu11", "-fPIC", "-shared", f"-I{sysconfig.get_path('include')}", *options]
+    try:
+        done = subprocess.run([*command, str(source), "-o", str(library)], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"there is no C compiler ({error.filename}); apt install gcc") from None
+    if done.returncode:
+        raise InputError(f"{source.name} could not be compiled:\n{done.stderr.strip()[-2000:]}")
 
 
 def _compile(made: Path, opt: str) -> dict[str, Path]:
@@ -89,7 +109,7 @@ def _compile(made: Path, opt: str) -> dict[str, Path]:
         "MYPYC_OPT_LEVEL": opt,
         "MYPYC_DEBUG_LEVEL": "0",
     }
-    environment.pop("CFLAGS", None)
+    environment["CFLAGS"] = "-fno-plt -fno-semantic-interposition -g0"
     done = subprocess.run(
         [sys.executable, "-m", "mypyc", "--config-file=", "--ignore-missing-imports", *files],
         cwd=made, env=environment, capture_output=True, text=True, check=False,

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from hashlib import blake2b
 
 import msgspec
 
-from baseload.serve import shapes
+from baseload.serve import quick, shapes
+from baseload.serve.quick import BLOCK_BYTES, ESCAPED_KEY, FORBIDDEN, JUDGED, is_plain
+from baseload.serve.shapes import UNSET
 
-BLOCK_BYTES = 512  # of the prompt's JSON that one prefix hash covers, about BLOCK_TOKENS tokens
+__all__ = ["BLOCK_BYTES", "FORBIDDEN"]
 BLOCK_TOKENS = 128
 KEY_BLOCKS = 4  # blocks that the routing key covers, as in the twin
 MAX_BLOCKS = 64
 MAX_DEPTH = 100
 BYTES_PER_TOKEN = 4.0  # of text, on the mean: what a prompt is taken to be before the engine counts it
-MASK_63 = (1 << 63) - 1
-BEGUN_MOST = 4096  # tenants times models whose keyed hash is kept ready
-_BEGUN: dict[tuple[int, str], blake2b] = {}
+KEYS_MOST = 4096  # tenants times models whose key is kept ready
+_KEYS: dict[tuple[int, str], bytes] = {}
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES = range(5)
 ENDPOINTS: dict[bytes, int] = {
@@ -36,13 +36,7 @@ ENDPOINTS: dict[bytes, int] = {
 ENDPOINT_NAMES = ("chat", "completions", "embeddings", "responses", "messages")
 PATHS = tuple(ENDPOINTS)
 
-# Keys with which other gateways let a client choose the upstream (CVE-2024-6587), or an engine unpack tensors.
-FORBIDDEN = ("api_base", "base_url", "api_key", "custom_llm_provider", "litellm_params", "model_list", "prompt_embeds")
-_JUDGED = re.compile(
-    rb'"(model|stream|messages|max_tokens|max_completion_tokens|max_output_tokens|n|best_of|prompt|input|stream_options)"'
-)
 _REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?://|[^"]{0,64}:)', re.IGNORECASE)
-_ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
 _ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
@@ -100,13 +94,13 @@ def peek(endpoint: int, body: bytes) -> Peek:
     except RecursionError:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json") from None
     _require_plain(body, found)
-    if found.model is msgspec.UNSET or not found.model:
+    if found.model is UNSET or not found.model:
         raise BodyError("you must say which model", "model", "missing_required_parameter")
     assert isinstance(found.model, str)
     prompt = (
         found.messages if endpoint in (CHAT, MESSAGES) else found.prompt if endpoint == COMPLETIONS else found.input
     )
-    text = b"null" if prompt is msgspec.UNSET else bytes(prompt)
+    text = b"null" if prompt is UNSET else bytes(prompt)
     if text == b"null":
         name = ("messages", "prompt", "input", "input", "messages")[endpoint]
         raise BodyError(f"`{name}` is missing", name, "missing_required_parameter")
@@ -121,8 +115,8 @@ def peek(endpoint: int, body: bytes) -> Peek:
         found.model,
         stream,
         isinstance(options, shapes.StreamOptions) and bool(options.include_usage),
-        options is not msgspec.UNSET,
-        round(len(text) / BYTES_PER_TOKEN) or 1,
+        options is not UNSET,
+        int(len(text) / BYTES_PER_TOKEN + 0.5) or 1,
         len(body),
         _most(found, 0 if endpoint == COMPLETIONS else 1),
         text,
@@ -168,22 +162,19 @@ def _most(found: shapes.Body, least: int) -> int:
 
 def _require_plain(body: bytes, found: shapes.Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    unset = msgspec.UNSET
-    if not (
-        found.api_base is unset and found.base_url is unset and found.api_key is unset and found.model_list is unset
-        and found.custom_llm_provider is unset and found.litellm_params is unset and found.prompt_embeds is unset
-    ):  # fmt: skip
-        name = next(name for name in FORBIDDEN if getattr(found, name) is not msgspec.UNSET)
+    if is_plain(body, MAX_DEPTH, isinstance(found.messages, msgspec.Raw)):
+        return
+    name = next((name for name in FORBIDDEN if getattr(found, name) is not UNSET), "")
+    if name:
         raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
     lists = body.count(b"[")
     if lists + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
-    judged = _JUDGED.findall(body)
-    escapes = b"\\" in body
-    if len(set(judged)) < len(judged) or (escapes and _ESCAPED_KEY.search(body)):
+    judged = JUDGED.findall(body)
+    if len(set(judged)) < len(judged) or ESCAPED_KEY.search(body) is not None:
         _require_keys_once(body)
     plain = body
-    if escapes and b"\\u" in body:
+    if b"\\u" in body:
         _require_whole_text(body)
         plain = _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), body)
     if lists == 1 and isinstance(found.messages, msgspec.Raw):
@@ -290,15 +281,9 @@ def prefix_hashes(text: bytes, salt: int, model: str) -> list[int]:
 
     The salt is the tenant's: nobody learns from timing or from the ledger what another tenant has asked.
     """
-    begun = _BEGUN.get((salt, model))
-    if begun is None:
-        if len(_BEGUN) >= BEGUN_MOST:
-            _BEGUN.clear()
-        key = (salt & ((1 << 64) - 1)).to_bytes(8, "little") + model.encode()[:48]
-        begun = _BEGUN[salt, model] = blake2b(digest_size=8, key=key)
-    running = begun.copy()
-    hashes: list[int] = []
-    for start in range(0, min(len(text) - BLOCK_BYTES + 1, MAX_BLOCKS * BLOCK_BYTES), BLOCK_BYTES):
-        running.update(text[start : start + BLOCK_BYTES])
-        hashes.append((int.from_bytes(running.digest(), "little") & MASK_63) or 1)
-    return hashes
+    key = _KEYS.get((salt, model))
+    if key is None:
+        if len(_KEYS) >= KEYS_MOST:
+            _KEYS.clear()
+        key = _KEYS[salt, model] = (salt & ((1 << 64) - 1)).to_bytes(8, "little") + model.encode()[:48]
+    return quick.prefix_hashes(text, key, MAX_BLOCKS)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -104,7 +104,7 @@ class Client:
         gateway.clients.add(self)
         gateway.count("connections")
         self._parser = httptools.HttpRequestParser(self)
-        self.due_s = time.monotonic() + gateway.limits.header_s
+        self.due_s = monotonic() + gateway.limits.header_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and so is what it asked for."""
@@ -123,7 +123,7 @@ class Client:
         if self.relay is None and not self._queue:
             return False
         self.closing = True
-        self.half_s = time.monotonic() + HALF_CLOSED_S
+        self.half_s = monotonic() + HALF_CLOSED_S
         return True
 
     def pause_writing(self) -> None:
@@ -191,7 +191,7 @@ class Client:
         """A request begins."""
         self.current = Inbound()
         self._n_headers = self._line_bytes = 0
-        self.due_s = time.monotonic() + self.gateway.limits.header_s
+        self.due_s = monotonic() + self.gateway.limits.header_s
 
     def on_url(self, url: bytes) -> None:
         """Part of the request's target."""
@@ -258,7 +258,7 @@ class Client:
             raise Refused(BAD)
         if request.length > limits.body_bytes:
             raise Refused(LARGE)
-        self.due_s = time.monotonic() + limits.body_s
+        self.due_s = monotonic() + limits.body_s
         if request.te or request.length > STRANGER_BYTES:  # who sends so much is asked for a key before it has come
             if not request.bearer:
                 raise Refused(NO_KEY)
@@ -309,7 +309,7 @@ class Client:
     def _refuse_bytes(self, problem: Problem) -> None:
         """Answer what is no request, after those that were, and close: nobody knows where the next one would begin."""
         self.closing = True
-        self.due_s = time.monotonic() + 1.0
+        self.due_s = monotonic() + 1.0
         if self.transport is None:
             return
         if self.relay is None and not self._queue:
@@ -523,7 +523,7 @@ class Client:
         if self.closing:
             self.transport.close()
             return
-        self.due_s = time.monotonic() + self.gateway.limits.idle_s
+        self.due_s = monotonic() + self.gateway.limits.idle_s
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()

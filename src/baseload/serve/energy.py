@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from baseload.serve import quick
 from baseload.serve.tables import DeploymentRow, SiteRow, TenantRow
 
 MODEL_ERROR = 0.25  # step times within about 20 %, watts within about 13 %, in quadrature
@@ -181,12 +182,9 @@ def idle_j_per_output(deployment: DeploymentRow) -> float:
 def usage_fields(done: Accounting, price: float, currency: bytes) -> bytes:
     """Return what `usage` gains in an answer, as JSON members without braces: `"cost":…,"price":…,…,"baseload":{…}`."""
     low_wh, high_wh, g_per_wh = done.energy_wh_low, done.energy_wh_high, done.g_per_wh
-    return (
-        b'"cost":%.9g,"price":%.9g,"energy_wh":%.6g,"carbon_g":%.6g,"baseload":{"currency":"%b","method":%b,'
-        b'"range":{"cost":[%.6g,%.6g],"energy_wh":[%.6g,%.6g],"carbon_g":[%.6g,%.6g]},"provisional":true}'
-    ) % (
-        done.cost, price, done.energy_wh, done.carbon_g, currency, done.rates.methods,
-        done.cost_low, done.cost_high, low_wh, high_wh, low_wh * g_per_wh, high_wh * g_per_wh,
+    return quick.usage_fields(
+        done.cost, price, done.energy_wh, done.carbon_g, done.cost_low, done.cost_high, low_wh, high_wh,
+        low_wh * g_per_wh, high_wh * g_per_wh, currency, done.rates.methods,
     )  # fmt: skip
 
 

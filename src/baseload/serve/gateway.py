@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import os
-import time
-from copy import copy
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,7 +54,7 @@ class Gateway:
         self.tables, self.limits = tables, tables.limits
         self.models = {row.name: i for i, row in enumerate(tables.models)}
         self.regions = [row.region_i for row in tables.tenants]
-        self.policy_name = f"{tables.policy.route}/{tables.version}"
+        self.route_name, self.policy_name = tables.policy.route, f"{tables.policy.route}/{tables.version}"
         self.currency = tables.currency.encode()
         old = {i: queue for i, queue in enumerate(self.waiting)}
         self.waiting = [
@@ -123,11 +122,11 @@ class Gateway:
 
     def why(self, replica: int) -> str:
         """Say why the last decision fell on a replica: in full now and then, else in a word."""
-        now_s = time.monotonic()
+        now_s = monotonic()
         if now_s - self._why_s >= WHY_EVERY_S:
             self._why_s = now_s
             return self.door.why(replica)
-        return self.policy_name.partition("/")[0]
+        return self.route_name
 
     def served_model(self, replica: int) -> str:
         """Return the engine's own name of its model, '' where it is the one that tenants call."""
@@ -146,7 +145,7 @@ class Gateway:
         """A request ended: let the next one go that waits for the model."""
         queue = self.waiting[model_i] if model_i < len(self.waiting) else None
         if queue is not None and len(queue):
-            now_s = time.monotonic()
+            now_s = monotonic()
             item = queue.pop(now_s)
             for late in queue.shed(now_s):
                 late.shed()
@@ -159,7 +158,8 @@ class Gateway:
         known = self._rows.get(kind)
         if known is None:
             known = self._rows[kind] = self._first_row(replica, tenant_i)
-        return copy(known)
+        made: SettleRow = known.__copy__()  # type: ignore[attr-defined]  # msgspec does not tell its stubs
+        return made
 
     def _first_row(self, replica: int, tenant_i: int) -> SettleRow:
         tables = self.tables
@@ -190,9 +190,9 @@ class Gateway:
             self._done = done = self.rates[replica].account(
                 fresh, row.output_tokens, seconds, board.carbon_g_per_kwh[site_i], board.price_per_kwh[site_i]
             )
-            row.cost_nano = round(done.cost * 1e9)
-            row.energy_mj = round(done.energy_wh * 3.6e6)
-            row.carbon_ug = round(done.carbon_g * 1e6)
+            row.cost_nano = int(done.cost * 1e9 + 0.5)
+            row.energy_mj = int(done.energy_wh * 3.6e6 + 0.5)
+            row.carbon_ug = int(done.carbon_g * 1e6 + 0.5)
 
     def members(self, row: SettleRow, tenant_i: int) -> bytes:
         """Return what `usage` gains, for the row that was filled in last."""
@@ -210,7 +210,7 @@ class Gateway:
 
     def sweep(self) -> None:
         """Look after everything that has a time limit."""
-        now_s = time.monotonic()
+        now_s = monotonic()
         for client in list(self.clients):
             if (
                 now_s >= client.due_s

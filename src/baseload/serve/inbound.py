@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from baseload.serve.bearers import Refusal
+from baseload.serve.quick import body_at
 from baseload.serve.reply import Problem
 
 NEVER_S = float("inf")
@@ -38,7 +39,6 @@ class Inbound:
 
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})\r\n", re.IGNORECASE)
-_DIGITS = 16  # and the CR behind them
 
 
 class HeadShape:
@@ -56,15 +56,7 @@ class HeadShape:
         >>> shape.body_at(b"A\\r\\nContent-Length: 3\\r\\n\\r\\nyou"), shape.body_at(b"A\\r\\nContent-Length: 3\\r\\n\\r\\nhi")
         (24, -1)
         """
-        if not data.startswith(self.prefix):
-            return -1
-        at = len(self.prefix)
-        end = data.find(b"\r", at, at + _DIGITS)
-        digits = data[at:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self.suffix, end):
-            return -1
-        start = end + len(self.suffix)
-        return start if len(data) - start == int(digits) else -1
+        return body_at(data, self.prefix, self.suffix)
 
 
 def head_shape(data: bytes, length: int) -> HeadShape | None:

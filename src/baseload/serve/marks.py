@@ -18,29 +18,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from baseload.records import UNFINISHED
+from baseload.serve import quick
+from baseload.serve.quick import FINAL, FINAL_AT, OPENED, REPLICA_AT, SLOT_BYTES, SUM, check
 
-SLOT_BYTES = 128
 CELLS = SLOT_BYTES // 8
 N_SLOTS = 16_384
 _MAGIC = b"BLMARKS1"
 _HEAD = struct.Struct("<8sIIII")  # magic, bytes a slot, slots, worker, pid
-_OPENED = struct.Struct(
-    "<QqQQQIIHHHH"
-)  # id, arrival, prices, prompt bound, tables' version, model, tenant, region, flags
-_SUM = struct.Struct("<I")
 _CHECKED = struct.Struct("<QI")
-_FINAL = struct.Struct("<QIIII")  # price, input, cached, output, check
-_SUM_AT = _OPENED.size  # 56
+_SUM_AT = OPENED.size  # 56
 COUNT_CELL = 8  # and 9
-_PROMPT_AT, _REPLICA_CELL, _FINAL_AT = 80, 12, 104
+_PROMPT_AT, _REPLICA_CELL = 80, REPLICA_AT // 8
 _STREAMED = 1
 _MASK = 0xFFFF_FFFF
 _STATUS_BIT = 28  # of the cell that holds cached tokens
-
-
-def check(value: int, request_id: int) -> int:
-    """Return 32 bits that tie a value to its request: another request's, half of one, or zeros do not pass."""
-    return (value * 2_654_435_761 + request_id * 40_503 + 0x9E37) & _MASK | 1
 
 
 class Mark(NamedTuple):
@@ -101,12 +92,10 @@ class Marks:
         if not self._free:
             return 0
         slot = self._free.pop()
-        packed = _OPENED.pack(
-            request_id, arrival_ns, *prices, input_tokens & _MASK, tables_version & _MASK, model_i & 0xFFFF,
-            tenant_i & 0xFFFF, region_i & 0xFFFF, _STREAMED if stream else 0,
+        quick.write_opened(
+            self._map, slot, request_id, arrival_ns, prices[0], prices[1], prices[2], input_tokens, tables_version, model_i,
+            tenant_i, region_i, _STREAMED if stream else 0,
         )  # fmt: skip
-        at = slot * SLOT_BYTES
-        self._map[at : at + SLOT_BYTES] = packed + _SUM.pack(zlib.crc32(packed)) + _BLANK
         return slot
 
     def prompt(self, slot: int, request_id: int, input_tokens: int, cached_tokens: int) -> None:
@@ -116,7 +105,7 @@ class Marks:
 
     def routed(self, slot: int, request_id: int, replica_i: int) -> None:
         """Note which replica it was sent to."""
-        self._cells[slot * CELLS + _REPLICA_CELL] = (replica_i + 1) | check(replica_i + 1, request_id) << 32
+        quick.write_replica(self._map, slot, request_id, replica_i)
 
     def settle(
         self,
@@ -131,16 +120,7 @@ class Marks:
     ) -> None:
         """Note how it ended, until the row is stored."""
         cached = cached_tokens | status << _STATUS_BIT
-        mixed = price_nano ^ input_tokens << 3 ^ cached << 17 ^ output_tokens << 31
-        _FINAL.pack_into(
-            self._map,
-            slot * SLOT_BYTES + _FINAL_AT,
-            price_nano,
-            input_tokens,
-            cached,
-            output_tokens,
-            check(mixed, request_id),
-        )
+        quick.write_final(self._map, slot, request_id, price_nano, input_tokens, cached, output_tokens)
 
     def free(self, slot: int) -> None:
         """Give a slot back: its request is stored, or was never forwarded."""
@@ -159,9 +139,6 @@ class Marks:
         if remove:
             self.path.unlink(missing_ok=True)
         os.close(self._handle)
-
-
-_BLANK = bytes(SLOT_BYTES - _SUM_AT - _SUM.size)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -231,9 +208,9 @@ def read(path: Path) -> Left:
 
 def read_slot(slot: bytes) -> Mark | None:
     """Return what a slot says, None where it was torn at its beginning (then nothing had been forwarded)."""
-    if _SUM.unpack_from(slot, _SUM_AT)[0] != zlib.crc32(slot[:_SUM_AT]):
+    if SUM.unpack_from(slot, _SUM_AT)[0] != zlib.crc32(slot[:_SUM_AT]):
         return None
-    opened = _OPENED.unpack_from(slot)
+    opened = OPENED.unpack_from(slot)
     request_id, arrival_ns, input_pico, cached_pico, output_pico, _, version, model_i, tenant_i, region_i, flags = (
         opened
     )
@@ -248,7 +225,7 @@ def read_slot(slot: bytes) -> Mark | None:
     input_tokens, cached_tokens = prompt >> 32, prompt & _MASK
     place = cells[_REPLICA_CELL]
     replica_i = (place & _MASK) - 1 if place >> 32 == check(place & _MASK, request_id) else -1
-    price_nano, *tokens_, final = _FINAL.unpack_from(slot, _FINAL_AT)
+    price_nano, *tokens_, final = FINAL.unpack_from(slot, FINAL_AT)
     mixed = price_nano ^ tokens_[0] << 3 ^ tokens_[1] << 17 ^ tokens_[2] << 31
     settled = final == check(mixed, request_id)
     if settled:

@@ -39,7 +39,7 @@ class Leased:
     def close(self, request_id: int) -> bool:
         """Close an id; True where it was the last."""
         self.closed |= 1 << (request_id - self.lease_id)
-        return self.closed == (1 << self.n_ids) - 1
+        return self.closed.bit_count() == self.n_ids
 
 
 def leased(lease: OpenLease, key_i: int) -> Leased:

@@ -8,7 +8,7 @@ The connection to the client is `gateway.py`, to the engine `upstream.py`, money
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -38,6 +38,7 @@ from baseload.serve.body import (
     with_usage_wish,
 )
 from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYTE, OK, UNREACHED
+from baseload.serve.quick import request_name
 from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, WAITING, RelayState
 from baseload.serve.reply import Problem
 from baseload.serve.sse import Broken, Scanner, usage_of_answer, with_members
@@ -88,6 +89,7 @@ class Relay(RelayState):
             self.client.answer(self, Problem(found.status, found.code, found.message, None, found.retry_s))
             return
         self.opened, self.request_id, self.prices = found, found.request_id, found.prices
+        self.name = request_name(found.request_id)
         if self.state == OVER:  # the client left meanwhile
             self.gateway.purse.cancel(found)
             return
@@ -108,7 +110,7 @@ class Relay(RelayState):
 
     def _decide(self, *, first: bool | None = None) -> None:
         gateway, peek = self.gateway, self.peek
-        now_s = time.monotonic()
+        now_s = monotonic()
         gateway.look_at_endpoints()
         blocks = min(len(self.prefix), KEY_BLOCKS)
         replica = gateway.door.decide(
@@ -205,11 +207,8 @@ class Relay(RelayState):
         body = self._body()
         connection.send(
             self,
-            b"POST %b%b HTTP/1.1\r\n%bcontent-length: %d\r\nx-request-id: req-%016x\r\n%b\r\n%b"
-            % (
-                self.place.base, PATHS[self.endpoint], self.place.head, len(body), self.opened.request_id, self.extra,
-                body,
-            ),
+            b"POST %b%b HTTP/1.1\r\n%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
+            % (self.place.base, PATHS[self.endpoint], self.place.head, len(body), self.name, self.extra, body),
         )  # fmt: skip
 
     def _body(self) -> bytes:
@@ -260,18 +259,42 @@ class Relay(RelayState):
 
     def frame(self, data: bytes, at: int) -> None:
         """A piece of the answer that came as one chunk: an event like the one before goes on as it is, framing and all."""
-        scanner, client = self.scanner, self.client
-        if scanner is None or not (
-            self.first_s and client.chunked and self.state == STREAMING and scanner.same(data, at)
-        ):
-            self.comes(data[at:-2])
+        scanner, end = self.scanner, len(data) - 2
+        if scanner is not None and self._plainly() and scanner.same(data, at, end):
+            self._as_it_came(data, 1, end - at)
+        else:
+            self.comes(data[at:end])
+
+    def frames(self, data: bytes, ends: list[int]) -> None:
+        """A piece of the answer that came as several chunks at once: the same, if all of them are like the one before."""
+        scanner, n_bytes = self.scanner, 0
+        plainly = scanner is not None and self._plainly()
+        pieces = []
+        for i in range(0, len(ends), 2):
+            at, end = ends[i], ends[i + 1]
+            plainly = plainly and scanner is not None and scanner.same(data, at, end)
+            n_bytes += end - at
+            pieces.append(data[at:end])
+        if plainly:
+            self._as_it_came(data, len(pieces), n_bytes)
+        else:
+            self.comes(b"".join(pieces))
+
+    def _plainly(self) -> bool:
+        """Say whether chunks may go on with the engine's own framing."""
+        return self.first_s > 0.0 and self.client.chunked and self.state == STREAMING
+
+    def _as_it_came(self, data: bytes, tokens: int, n_bytes: int) -> None:
+        """Pass on whole chunks of `tokens` events."""
+        scanner, transport = self.scanner, self.client.transport
+        assert scanner is not None
+        now_s = monotonic()
+        scanner.tokens += tokens
+        if self.sent_tokens and not transport.get_write_buffer_size() and not self._took(now_s):
             return
-        now_s = time.monotonic()
-        if self.sent_tokens and not client.transport.get_write_buffer_size() and not self._took(now_s):
-            return
-        client.transport.write(data)
+        transport.write(data)
         self.sent_tokens = scanner.tokens
-        self.told_bytes += len(data) - at - 2
+        self.told_bytes += n_bytes
         self.due_s = now_s + self.gateway.limits.token_s
 
     def _took(self, now_s: float) -> bool:
@@ -291,7 +314,7 @@ class Relay(RelayState):
         """Write whole events to the client."""
         client, scanner = self.client, self.scanner
         transport = client.transport
-        now_s = time.monotonic()
+        now_s = monotonic()
         if not self.begun:
             self._begin(now_s)
         assert scanner is not None
@@ -334,7 +357,7 @@ class Relay(RelayState):
             self.up.transport.pause_reading()
         else:
             self.up.transport.resume_reading()
-            self.due_s = time.monotonic() + self.gateway.limits.token_s
+            self.due_s = monotonic() + self.gateway.limits.token_s
 
     def ended(self) -> None:
         """The answer's framing says that it is whole."""
@@ -399,7 +422,7 @@ class Relay(RelayState):
     def _failed(self, why: str, outcome: int) -> None:
         """Nothing reached the client: try elsewhere, if that is still allowed."""
         gateway = self.gateway
-        now_s = time.monotonic()
+        now_s = monotonic()
         self.problem = Problem(504 if "in time" in why else 502, "upstream_error", f"{why}; try again", None, 1.0)
         self.why = f"{self.why}; {why}"[:200]
         self.answer, self.answer_bytes, self.scanner = [], 0, None
@@ -427,7 +450,7 @@ class Relay(RelayState):
         """The door learns how a try ended; somebody who waits may go."""
         if self.replica >= 0:
             self.gateway.door.ended(
-                time.monotonic(), self.replica, self.work, tenant_i=self.tenant_i, model_i=self.model_i,
+                monotonic(), self.replica, self.work, tenant_i=self.tenant_i, model_i=self.model_i,
                 output_tokens=output_tokens, outcome=outcome, version=self.version,
             )  # fmt: skip
             self.gateway.room(self.model_i)
@@ -461,7 +484,7 @@ class Relay(RelayState):
             self._failed("the engine's answer is not JSON", FAILED_BEFORE_FIRST_BYTE)
             return
         self.told_bytes = len(body)
-        self.first_s = time.monotonic()
+        self.first_s = monotonic()
         tokens = self._tokens(usage, 0)
         row = self._row(SERVED, REASON_NONE, 200, usage, tokens)
         if usage is not None:
@@ -477,7 +500,7 @@ class Relay(RelayState):
         scanner, client = self.scanner, self.client
         assert scanner is not None
         if not self.begun:
-            self._begin(time.monotonic())
+            self._begin(monotonic())
         if client.chunked and client.transport is not None:
             client.transport.write(b"0\r\n\r\n")
         connection, self.up = self.up, None

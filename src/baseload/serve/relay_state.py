@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING
 
 from baseload.records import REASON_NONE, REASON_RETRIES, SERVED
@@ -30,7 +30,7 @@ class RelayState:
 
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
-        "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "opened",
+        "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "name", "opened",
         "paused", "peek", "place", "prefix", "prices", "problem", "replica", "request_id", "retry_after", "scanner",
         "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version",
         "why", "work",
@@ -41,12 +41,13 @@ class RelayState:
     ) -> None:
         self.gateway, self.client, self.endpoint = gateway, client, endpoint
         self.body, self.peek, self.extra, self.client_id = body, peek, extra, client_id
-        self.arrival_ns, self.arrival_s = time.time_ns(), time.monotonic()
+        self.arrival_ns, self.arrival_s = time_ns(), monotonic()
         self.deadline_s = self.arrival_s + gateway.limits.request_s
         self.due_s = NEVER_S
         self.state = OPENING
         self.opened: Opened | None = None
         self.request_id = 0  # kept when the purse has let go of it
+        self.name = b""  # as clients and engines see it
         self.replica = -1
         self.tried = self.tries = 0
         self.attempts = 0  # requests that an engine may have seen, those on dead connections too
@@ -78,7 +79,7 @@ class RelayState:
         """Count what the client's socket has taken by now."""
         transport, opened = self.client.transport, self.opened
         if self.begun and opened is not None and transport is not None and not transport.get_write_buffer_size():
-            self.gateway.purse.delivered(opened, self.sent_tokens, time.monotonic())
+            self.gateway.purse.delivered(opened, self.sent_tokens, monotonic())
 
     def _tokens(self, usage: Usage | None, counted: int) -> int:
         """Return the answer's tokens: the engine's count, as far as it can be true."""
@@ -107,7 +108,7 @@ class RelayState:
 
     def _row(self, status: int, reason: int, client_status: int, usage: Usage | None, tokens: int) -> SettleRow:
         gateway, peek, arrival_ns = self.gateway, self.peek, self.arrival_ns
-        seconds = time.monotonic() - self.arrival_s
+        seconds = monotonic() - self.arrival_s
         row = gateway.row(self.replica, self.tenant_i)
         if usage is not None and usage.input_tokens >= 0:
             row.input_tokens = min(usage.input_tokens, peek.input_tokens_max + TEMPLATE_TOKENS)
@@ -116,8 +117,8 @@ class RelayState:
         row.model = peek.model
         row.arrival_ns = arrival_ns
         if self.first_s:
-            row.first_token_ns = arrival_ns + round((self.first_s - self.arrival_s) * 1e9)
-        row.finish_ns = arrival_ns + round(seconds * 1e9)
+            row.first_token_ns = arrival_ns + int((self.first_s - self.arrival_s) * 1e9)
+        row.finish_ns = arrival_ns + int(seconds * 1e9)
         row.streamed = peek.stream
         row.output_tokens = tokens
         row.status, row.reason, row.n_tries = status, reason, self.tries
@@ -141,6 +142,4 @@ class RelayState:
         client = b"x-client-request-id: " + self.client_id + b"\r\n" if self.client_id else b""
         if not self.request_id:
             return client
-        return b"x-baseload-request-id: req-%016x\r\n%b%b" % (
-            self.request_id, client, self.gateway.replica_lines(self.replica),
-        )  # fmt: skip
+        return b"x-baseload-request-id: %b\r\n%b%b" % (self.name, client, self.gateway.replica_lines(self.replica))

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from baseload.serve import shapes
+from baseload.serve import quick, shapes
 from baseload.serve.body import MESSAGES, RESPONSES
+from baseload.serve.quick import is_like
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024  # an event that is larger is garbage
 LEARN_MAX = 8  # a stream whose events are never alike is read whole
@@ -31,12 +32,25 @@ _ENDS = {
 }
 
 
-class Usage(NamedTuple):
+class Usage:
     """Tokens as the engine counted them; -1: it did not say."""
 
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
+    __slots__ = ("cached_tokens", "input_tokens", "output_tokens")
+
+    def __init__(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> None:
+        self.input_tokens, self.cached_tokens, self.output_tokens = input_tokens, cached_tokens, output_tokens
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return tokens of the prompt, those of them that were cached, and of the answer."""
+        return self.input_tokens, self.cached_tokens, self.output_tokens
+
+    def over(self, before: Usage) -> Usage:
+        """Return what is said here, and where nothing is, what was said before."""
+        return Usage(
+            self.input_tokens if self.input_tokens >= 0 else before.input_tokens,
+            self.cached_tokens if self.cached_tokens >= 0 else before.cached_tokens,
+            self.output_tokens if self.output_tokens >= 0 else before.output_tokens,
+        )
 
 
 _TOKENS_MAX = 1 << 31
@@ -130,24 +144,13 @@ class Scanner:
             return out
         return b"".join([self._one(event) for event in _events(data)])
 
-    def same(self, data: bytes, at: int) -> bool:
-        """Take one chunk, with its framing, of an event that differs from one before in its delta's plain words alone.
+    def same(self, data: bytes, at: int, end: int) -> bool:
+        """Say whether data[at:end] is an event that differs from one before in its delta's plain words alone.
 
         Nothing but the words can differ, and they hold neither quote, backslash nor line end: so it is JSON, one token,
-        and neither an end, an error nor usage, as the one before.
+        and neither an end, an error nor usage, as the one before. Who passes it on counts it in `tokens`.
         """
-        before, after = self._before, self._after
-        if not before or self._tail or not data.startswith(before, at) or not data.endswith(after):
-            return False
-        start, end = at + len(before), len(data) - len(after)
-        if (
-            end <= start
-            or _PLAIN.fullmatch(data, start, end) is None
-            or not (data.isascii() or _is_text(data[start:end]))
-        ):
-            return False
-        self.tokens += 1
-        return True
+        return bool(self._before) and not self._tail and is_like(data, at, end, self._before, self._after)
 
     def _learn(self, event: bytes) -> None:
         """Keep what stands around the words of a delta, where that is all that the event says."""
@@ -158,7 +161,7 @@ class Scanner:
         end = event.find(b'"', found.end())
         words = _PLAIN.fullmatch(event, found.end(), end)
         if words is not None and event.isascii() and PIECE.search(event, end) is None:
-            self._before, self._after = event[: found.end()], event[end:] + b"\r\n"
+            self._before, self._after = event[: found.end()], event[end:]
 
     def _cut(self, data: bytes) -> bytes:
         """Keep back what is no whole event yet."""
@@ -212,19 +215,11 @@ class Scanner:
     def _with_usage(self, event: bytes, text: bytes, usage: shapes.Counts) -> bytes:
         found, before = read_usage(usage), self.usage
         if before is not None:  # Anthropic tells the prompt first and the answer later
-            found = Usage(*(new if new >= 0 else old for new, old in zip(found, before, strict=True)))
+            found = found.over(before)
         self.usage = found
         if self._strip and self._words == () and _has_no_choice(text):
             return b""
         return event if self.splice is None else bytes(self.splice(event))
-
-
-def _is_text(words: bytes) -> bool:
-    try:
-        words.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _error_of(value: Any) -> Any:
@@ -276,12 +271,9 @@ def usage_end(event: bytes) -> int:
     >>> usage_end(b'{"usage":{"a":{"b":"}"}},"x":1}')
     23
     """
-    at = event.rfind(b'"usage":{')
-    if at >= 0 and event.count(b'"usage"') == 1:
-        end = event.find(b"}", at)
-        flat = event[at + 8 : end]
-        if end > 0 and flat.count(b"{") == 1 and flat.count(b'"') % 2 == 0 and b"\\" not in flat:
-            return end
+    at = quick.usage_end(event)
+    if at != -2:
+        return at
     all_found = list(_USAGE.finditer(event))
     if not all_found:
         return -1

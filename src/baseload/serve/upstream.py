@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from time import monotonic
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httptools
 
 from baseload.serve.inbound import HeadShape, head_shape
+from baseload.serve.quick import chunk_at, chunks_of
 
 HEAD_BYTES_MAX = 65_536
 IDLE_MAX = 256  # kept connections of a replica
@@ -39,6 +40,9 @@ class Taker(Protocol):
 
     def frame(self, data: bytes, at: int) -> None:
         """A piece of the body that came as one chunk: it begins at `at`, and CR LF is behind it."""
+
+    def frames(self, data: bytes, ends: list[int]) -> None:
+        """A piece of the body that came as several chunks: where each begins and ends."""
 
     def ended(self) -> None:
         """The answer is whole, as far as its framing says."""
@@ -63,6 +67,9 @@ class _Drain:
         """Not wanted."""
 
     def frame(self, data: bytes, at: int) -> None:
+        """Not wanted."""
+
+    def frames(self, data: bytes, ends: list[int]) -> None:
         """Not wanted."""
 
     def ended(self) -> None:
@@ -163,10 +170,13 @@ class Connection:
             self.drop()
             return
         if self._between:
-            at = data.find(b"\r\n", 1, 10) + 2
-            n = len(data) - at - 2
-            if at > 2 and n > 0 and data.endswith(b"\r\n") and data[:at] in (b"%x\r\n" % n, b"%X\r\n" % n):
-                taker.frame(data, at)  # one whole chunk: the parser need not see it
+            at = chunk_at(data)
+            if at > 0:  # one whole chunk: the parser need not see it
+                taker.frame(data, at)
+                return
+            ends = chunks_of(data)
+            if ends:
+                taker.frames(data, ends)
                 return
         fresh = self._head_bytes == 0
         if self._in_head:
@@ -323,7 +333,7 @@ class Connection:
         keep = keep and self._keep and not (self._close or self._extra or self.place.gone)
         if keep and self.transport is not None and len(self.place.idle) < IDLE_MAX:
             self.reused = True
-            self.idle_since_s = time.monotonic()
+            self.idle_since_s = monotonic()
             self.place.idle.append(self)
         elif self.transport is not None:
             self.transport.close()
