@@ -100,8 +100,10 @@ class FaultProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection."""
-        with contextlib.suppress(asyncio.CancelledError):  # the test is over
+        try:
             await self._serve(reader, writer)
+        except asyncio.CancelledError:  # the test is over
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while self.fault == "blackhole":
@@ -122,8 +124,9 @@ class FaultProxy:
             await link.pump(up_reader, writer, answer=True)
         finally:
             there.cancel()
-            await asyncio.gather(there, return_exceptions=True)
             self.links.discard(link)
+            await asyncio.gather(there, return_exceptions=True)
+            up_writer.close()
 
     def close(self) -> None:
         """Stop to listen and drop all connections."""

@@ -120,11 +120,6 @@ class Taker:
         """Keep a piece."""
         self.body += data
 
-    def frame(self, data: bytes, at: int) -> None:
-        """Keep a piece, and that it came as a chunk."""
-        self.body += data[at:-2]
-        self.n_framed += 1
-
     def frames(self, data: bytes, ends: list[int]) -> None:
         """Keep several pieces, and that they came as chunks."""
         self.body += b"".join(data[at:end] for at, end in zip(ends[::2], ends[1::2], strict=True))

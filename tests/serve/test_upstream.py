@@ -31,10 +31,6 @@ class Asker:
         """Take a piece."""
         self.got += data
 
-    def frame(self, data: bytes, at: int) -> None:
-        """Take a piece that came as a chunk."""
-        self.got += data[at:-2]
-
     def frames(self, data: bytes, ends: list[int]) -> None:
         """Take several chunks."""
         self.got += b"".join(data[at:end] for at, end in zip(ends[::2], ends[1::2], strict=True))
@@ -74,9 +70,11 @@ async def served(answer: Answer) -> tuple[asyncio.Server, Pool]:
     """Return an engine, and a pool that knows it."""
 
     async def tidy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await answer(reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await answer(reader, writer)
+        finally:
+            writer.close()  # at the loop's end too, which cancels this
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 

@@ -60,14 +60,6 @@ static Py_ssize_t chunk_begins(const unsigned char *p, const unsigned char *end,
     return at;
 }
 
-static PyObject *chunk_at(PyObject *self, PyObject *data) {
-    piece of;
-    Py_ssize_t size;
-    if (!as_piece(data, &of)) return NULL;
-    Py_ssize_t at = chunk_begins(of.at, of.at + of.n, &size);
-    return PyLong_FromSsize_t(at > 0 && at + size + 2 == of.n ? at : -1);
-}
-
 static PyObject *chunks_of(PyObject *self, PyObject *data) {
     piece of;
     if (!as_piece(data, &of)) return NULL;
@@ -375,7 +367,6 @@ static PyObject *write_final(PyObject *self, PyObject *const *args, Py_ssize_t n
 
 static PyMethodDef methods[] = {
     {"body_at", (PyCFunction)(void *)body_at, METH_FASTCALL, "See quick.py."},
-    {"chunk_at", chunk_at, METH_O, "See quick.py."},
     {"chunks_of", chunks_of, METH_O, "See quick.py."},
     {"request_name", request_name, METH_O, "See quick.py."},
     {"is_plain", (PyCFunction)(void *)is_plain, METH_FASTCALL, "See quick.py."},

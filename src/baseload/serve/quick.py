@@ -41,16 +41,6 @@ def body_at(data: bytes, prefix: bytes, suffix: bytes) -> int:
 _CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,7}|[1-9A-F][0-9A-F]{0,7})\r\n")
 
 
-def chunk_at(data: bytes) -> int:
-    """Return where the content of `data` begins, which is one whole chunk with its framing as it is mostly written; else -1.
-
-    >>> chunk_at(b"2\\r\\nhi\\r\\n"), chunk_at(b"2;x\\r\\nhi\\r\\n")
-    (3, -1)
-    """
-    found = chunks_of(data)
-    return found[0] if len(found) == 2 else -1
-
-
 def chunks_of(data: bytes) -> list[int]:
     """Return begin and end of each chunk's content, one after the other, where `data` is whole chunks; else nothing.
 
@@ -243,7 +233,7 @@ def write_final(
 PYTHON: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        body_at, chunk_at, chunks_of, request_name, is_plain, prefix_hashes, usage_end, is_like, usage_fields, write_opened,
+        body_at, chunks_of, request_name, is_plain, prefix_hashes, usage_end, is_like, usage_fields, write_opened,
         write_replica, write_final,
     )
 }  # fmt: skip

@@ -257,42 +257,22 @@ class Relay(RelayState):
         elif scanner.ended and self.state != OVER:
             self._finish()
 
-    def frame(self, data: bytes, at: int) -> None:
-        """A piece of the answer that came as one chunk: an event like the one before goes on as it is, framing and all."""
-        scanner, end = self.scanner, len(data) - 2
-        if scanner is not None and self._plainly() and scanner.same(data, at, end):
-            self._as_it_came(data, 1, end - at)
-        else:
-            self.comes(data[at:end])
-
     def frames(self, data: bytes, ends: list[int]) -> None:
-        """A piece of the answer that came as several chunks at once: the same, if all of them are like the one before."""
-        scanner, n_bytes = self.scanner, 0
-        plainly = scanner is not None and self._plainly()
-        pieces = []
+        """A piece of the answer that came as whole chunks: events like the one before go on as they are, framing and all."""
+        scanner, client, n_bytes = self.scanner, self.client, 0
+        plainly = self.first_s > 0.0 and client.chunked and self.state == STREAMING
         for i in range(0, len(ends), 2):
             at, end = ends[i], ends[i + 1]
             plainly = plainly and scanner is not None and scanner.same(data, at, end)
             n_bytes += end - at
-            pieces.append(data[at:end])
-        if plainly:
-            self._as_it_came(data, len(pieces), n_bytes)
-        else:
-            self.comes(b"".join(pieces))
-
-    def _plainly(self) -> bool:
-        """Say whether chunks may go on with the engine's own framing."""
-        return self.first_s > 0.0 and self.client.chunked and self.state == STREAMING
-
-    def _as_it_came(self, data: bytes, tokens: int, n_bytes: int) -> None:
-        """Pass on whole chunks of `tokens` events."""
-        scanner, transport = self.scanner, self.client.transport
-        assert scanner is not None
-        now_s = monotonic()
-        scanner.tokens += tokens
-        if self.sent_tokens and not transport.get_write_buffer_size() and not self._took(now_s):
+        if not plainly or scanner is None:
+            self.comes(b"".join([data[ends[i] : ends[i + 1]] for i in range(0, len(ends), 2)]))
             return
-        transport.write(data)
+        scanner.tokens += len(ends) // 2
+        now_s = monotonic()
+        if self.sent_tokens and not client.transport.get_write_buffer_size() and not self._took(now_s):
+            return
+        client.transport.write(data)
         self.sent_tokens = scanner.tokens
         self.told_bytes += n_bytes
         self.due_s = now_s + self.gateway.limits.token_s

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from baseload.serve.inbound import HeadShape, head_shape
-from baseload.serve.quick import chunk_at, chunks_of
+from baseload.serve.quick import chunks_of
 
 HEAD_BYTES_MAX = 65_536
 IDLE_MAX = 256  # kept connections of a replica
@@ -38,11 +38,8 @@ class Taker(Protocol):
     def comes(self, data: bytes) -> None:
         """A piece of the body."""
 
-    def frame(self, data: bytes, at: int) -> None:
-        """A piece of the body that came as one chunk: it begins at `at`, and CR LF is behind it."""
-
     def frames(self, data: bytes, ends: list[int]) -> None:
-        """A piece of the body that came as several chunks: where each begins and ends."""
+        """A piece of the body that came as whole chunks: where what each holds begins and ends, one after the other."""
 
     def ended(self) -> None:
         """The answer is whole, as far as its framing says."""
@@ -64,9 +61,6 @@ class _Drain:
         """Not wanted."""
 
     def comes(self, data: bytes) -> None:
-        """Not wanted."""
-
-    def frame(self, data: bytes, at: int) -> None:
         """Not wanted."""
 
     def frames(self, data: bytes, ends: list[int]) -> None:
@@ -170,12 +164,8 @@ class Connection:
             self.drop()
             return
         if self._between:
-            at = chunk_at(data)
-            if at > 0:  # one whole chunk: the parser need not see it
-                taker.frame(data, at)
-                return
             ends = chunks_of(data)
-            if ends:
+            if ends:  # whole chunks: the parser need not see them
                 taker.frames(data, ends)
                 return
         fresh = self._head_bytes == 0
