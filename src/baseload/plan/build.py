@@ -6,7 +6,7 @@ unserved, and the Hall rows of survival. `answer_of` reads decisions from a solu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Model:
     program: Program
     columns: Columns
     rows: Columns
+    families: tuple[Ints, ...] = ()  # numbers of all rows but those of survival, in the order in which they are made
 
     def value(self, name: str, x: Floats) -> Floats:
         """Return a variable of a solution, 0 where it has no column."""
@@ -53,13 +54,37 @@ def build(problem: Problem, halls: Iterable[Hall] = ()) -> Model:
     project._rack_rows(problem, sheet, at)
     project._power_rows(problem, sheet, at)
     project._policy_rows(problem, sheet, at)
+    families = tuple(sheet.families)
     for hall in halls:
         index, value, lower = hall_row(problem, at, hall)
         row = sheet.rows(np.ones(1, bool), lower, INF)
         sheet.cells(np.broadcast_to(row, index.shape), index, value)
     columns = {name: number for name, number in at.items() if not name.endswith(" row")}
     rows |= {name.removesuffix(" row"): number for name, number in at.items() if name.endswith(" row")}
-    return Model(problem=problem, program=sheet.program(), columns=columns, rows=rows)
+    return Model(problem=problem, program=sheet.program(), columns=columns, rows=rows, families=families)
+
+
+def carried_over(was: Model, halls: Sequence[Hall], now: Model, halls_now: Sequence[Hall]) -> tuple[Ints, Ints]:
+    """Return (columns, rows) of one programme by those of another of the same shapes, -1 where it had none.
+
+    Columns are the same by name and place, rows by what they are of; survival rows by service, period and sites.
+    """
+    columns = np.full(len(now.program.cost), -1, dtype=np.int64)
+    for name, number in now.columns.items():
+        columns[number[number >= 0]] = was.columns[name][number >= 0]
+    first, first_now = first_hall_row(was), first_hall_row(now)
+    rows = np.full(first_now + len(halls_now), -1, dtype=np.int64)
+    for old, new in zip(was.families, now.families, strict=True):
+        rows[new[new >= 0]] = old[new >= 0]
+    known = {(hall.m, hall.t, hall.sites.tobytes()): first + i for i, hall in enumerate(halls)}
+    for i, hall in enumerate(halls_now):
+        rows[first_now + i] = known.get((hall.m, hall.t, hall.sites.tobytes()), -1)
+    return columns, rows
+
+
+def first_hall_row(model: Model) -> int:
+    """Return how many rows there are before those of survival."""
+    return 1 + max(int(number.max(initial=-1)) for number in model.families)
 
 
 def _flow_columns(problem: Problem, sheet: Sheet, at: Columns) -> None:

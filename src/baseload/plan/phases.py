@@ -23,7 +23,7 @@ from baseload.plan import build as building
 from baseload.plan import transport
 from baseload.plan.build import Hall, Model
 from baseload.plan.coarse import Coarse
-from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
+from baseload.plan.highs import INF, Lp, Progress, Solution, Stop, moved_basis
 from baseload.plan.nothing import Fix, in_order, keeps, nothing
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
@@ -37,15 +37,25 @@ _LARGE_FLOWS, _LARGE_PERIODS = 8_000, 10  # from both on it is a large programme
 _SLOW_PRICES = ("short_power", "short_floor", "over_share")  # far above what keeping to them costs
 _CAPPED = 0.1  # of such a price while the interior point runs: a lower price is a bound all the same
 _ROUNDS = 30
+_SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
+_FEW = 100  # survival rows: so many missing change the bound of a large change little
 _WHOLE = 1e-6  # nearer than this counts as whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What a re-solve may begin with: where the relaxation ended, and the survival rows found."""
+    """What a re-solve may begin with: where the relaxation ended, the survival rows found, and what its numbers stand for."""
 
     basis: object
     halls: tuple[Hall, ...]
+    model: Model
+
+    def fits(self, problem: Problem) -> bool:
+        """Return whether a problem has the same names, so that all that is held means something there."""
+        was = self.model.problem
+        return was.shape == problem.shape and all(
+            getattr(was, name) == getattr(problem, name) for name in ("phases", "rentals", "groups", "limits")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +83,10 @@ def solve_phases(
     if problem.host_min is not None or problem.whole.any():
         raise ValueError("phases alone may be whole here")
     began_s = time.process_time()
-    held = warm.held if warm is not None and isinstance(warm.held, Held) else None
+    held = warm.held if warm is not None and isinstance(warm.held, Held) and warm.held.fits(problem) else None
     until_s, longer = began_s + cpu_limit_s, None
     if held is not None:
-        halls = list(held.halls)
+        halls = building.lawful(problem, held.halls)
     elif _is_large(problem):
         longer = Coarse(problem, _LONGER, until_s=until_s, stop=stop)
         halls = longer.halls()
@@ -132,7 +142,9 @@ class _Search:
         self.w = self.model.columns["w"]
         self.best: Floats | Answer | None = None  # a solution of the programme, or an answer settled from one
         self.longer: Coarse | None = None
+        self.is_fresh = True  # not a re-solve, which has seconds
         self.of = transport.blocks(problem)
+        self.settle_s = 1e-5 * len(self.program.cost)  # CPU seconds that settling a plan last took, about
         idle = nothing(problem, fix)
         self.best_cost = idle.cost if keeps(idle.w, fix) else INF
         self.fix = fix
@@ -145,15 +157,19 @@ class _Search:
         lower, upper = self.program.lower[self.w].copy(), self.program.upper[self.w].copy()
         for at, value in self.fix.items():
             lower[at] = upper[at] = float(value)
+        self.is_fresh = held is None
         root = self._relax(_Node(lower=lower, upper=upper, bound=-INF, x=None), held, rounds=1 if held else _ROUNDS)
         self.bound = root.bound
         self._tell()
         if held is not None and root.x is not None:  # a small change may leave the earlier phases good enough
             assert warm is not None
-            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
-            nearest = self.program_w(root.x) >= _THRESHOLDS[0]
             is_other = abs(root.bound - warm.bound) > self.gap * abs(warm.bound)  # a large change wants other phases
-            for w in (nearest, warm.w) if is_other else (warm.w, nearest):
+            if is_other and (further := self._relax(root, few=_FEW)).x is not None:
+                root, self.bound = further, max(self.bound, further.bound)
+            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model)
+            assert root.x is not None
+            nearest = self.program_w(root.x) >= _THRESHOLDS[0]
+            for w in (next(self._choices(root)), nearest) if is_other else (warm.w, nearest):
                 self._try(w, root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
@@ -167,7 +183,7 @@ class _Search:
                 )
             return self._ended()
         if self.held is None:
-            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls))
+            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model)
         if held is None and warm is not None and warm.w.shape == lower.shape:
             self._try(warm.w, root)
         if not self._closed():
@@ -184,17 +200,31 @@ class _Search:
         return np.asarray(x[self.w], dtype=np.float64)
 
     # ---- one node ------------------------------------------------------------------------------------------------
-    def _relax(self, node: _Node, held: Held | None = None, *, rounds: int = _ROUNDS) -> _Node:
-        """Solve a node's relaxation with its survival rows; the bound that comes back holds for all plans within."""
+    def _relax(
+        self,
+        node: _Node,
+        held: Held | None = None,
+        *,
+        rounds: int = _ROUNDS,
+        few: int = 0,
+        unless_hopeless: bool = False,
+    ) -> _Node:
+        """Solve a node's relaxation with its survival rows; the bound that comes back holds for all plans within.
+
+        `few` missing survival rows, or `rounds` of looking for them, end it; `unless_hopeless` gives up where the first solve
+        shows that the gap will not be closed so.
+        """
         self.lp.set_bounds(self.w.ravel(), node.lower.ravel(), node.upper.ravel())
         bound, first = node.bound, self.best is None and node.x is None and not np.isfinite(node.bound)
         if held is not None:
-            self.lp.set_basis(held.basis)
+            self.lp.set_basis(self._moved(held))
         found = self._first() if first and held is None else self._solve("simplex")
         for turn in range(rounds):
             if found.state == "infeasible":
                 return replace(node, bound=INF, x=None)
             bound = max(bound, self._safe(found, node))
+            if unless_hopeless and turn == 0 and bound - self.bound > self.gap * abs(bound):
+                return replace(node, bound=bound, x=None)
             if found.state != "optimal" or found.x is None:
                 return replace(node, bound=bound, x=None)
             if first:
@@ -203,13 +233,22 @@ class _Search:
             if held is None and first and turn == 0:
                 self._round_up(found.x)
             if (node.lower == node.upper).all():
-                self._keep(found.x)
+                self._keep(found.x, settle=turn == rounds - 1 or found.cpu_s > _SETTLE_WHEN * self.settle_s)
                 if self._closed() or found.cost >= self.best_cost:
                     break
-            if turn == rounds - 1 or self._add_missing(found.x) == 0:
+            if turn == rounds - 1 or self._add_missing(found.x) <= few:
                 break
             found = self._solve("simplex")
         return replace(node, bound=bound, x=found.x, reduced=found.reduced_cost)
+
+    def _moved(self, held: Held) -> object:
+        """Return where an earlier relaxation ended, as this programme has it."""
+        columns, rows = building.carried_over(held.model, held.halls, self.model, self.halls)
+        n_columns, n_rows = len(held.model.program.cost), len(held.halls) + building.first_hall_row(held.model)
+        same = len(columns) == n_columns and len(rows) == n_rows
+        if same and (columns == np.arange(n_columns)).all() and (rows == np.arange(n_rows)).all():
+            return held.basis
+        return moved_basis(held.basis, columns, rows)
 
     def _solve(self, method: str) -> Solution:
         return self.lp.solve(
@@ -261,21 +300,21 @@ class _Search:
             return
         self._tried.add(chosen.tobytes())
         node = _Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x)
-        if unless_hopeless:
-            node = self._relax(node, rounds=1)
-            if node.x is None or node.bound - self.bound > self.gap * abs(node.bound):
-                self._tried.discard(chosen.tobytes())
-                return
-        self._relax(node, rounds=4)
+        if self._relax(node, rounds=4, unless_hopeless=unless_hopeless).x is None and unless_hopeless:
+            self._tried.discard(chosen.tobytes())
 
     def _choices(self, root: _Node) -> Iterator[Floats | Bools]:
         """Yield phases to try, those that longer periods judge best first."""
         assert root.x is not None
         w = self.program_w(root.x)
+        if self.longer is None and _is_large(self.problem):
+            self.longer = Coarse(self.problem, _LONGER, until_s=self.until_s, stop=self.stop)
+            self.longer.halls()
         if self.longer is None:
             yield from (w >= threshold for threshold in _THRESHOLDS)
             return
-        until_s = time.process_time() + _JUDGE_SHARE * max(0.0, self.until_s - time.process_time())
+        share = _JUDGE_SHARE if self.is_fresh else 0.0
+        until_s = time.process_time() + share * max(0.0, self.until_s - time.process_time())
         rounded = [in_order(self.problem, w >= threshold, root.lower, root.upper) for threshold in _JUDGED]
         judged = sorted(((self.longer.cost(one), i) for i, one in enumerate(rounded)), key=lambda one: one[0])
         yield self._changed_by_site(rounded[judged[0][1]], judged[0][0], rounded, until_s)
@@ -309,13 +348,14 @@ class _Search:
         """Keep the plan that is settled from a solution's racks, if it is the best so far."""
         if not keeps(w, self.fix):
             return
-        get = self.model.value
+        began_s, get = time.process_time(), self.model.value
         found = settled(self.problem, self.of, w=w, buy=get("buy", x), sign=get("sign", x), put=get("put", x))
+        self.settle_s = time.process_time() - began_s
         if found.cost < self.best_cost:
             self.best, self.best_cost = found, found.cost
             self._tell()
 
-    def _keep(self, x: Floats) -> None:
+    def _keep(self, x: Floats, *, settle: bool = True) -> None:
         """Remember a plan with its true cost, if it is the best so far; as it is, or settled."""
         unserved = np.maximum(0.0, self.model.value("unserved", x))
         none = np.zeros(self.problem.demand.shape[1:])
@@ -324,7 +364,7 @@ class _Search:
         if cost < self.best_cost:
             self.best, self.best_cost = x, cost
             self._tell()
-        if short.any() and not self._closed():
+        if settle and short.any() and not self._closed():
             self._settle(x, np.round(self.program_w(x)))
 
     # ---- branching -----------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Sheet:
         """Start empty."""
         self.n_columns = 0
         self.n_rows = 0
+        self.families: list[Ints] = []  # rows' numbers as they were added
         self._columns: list[tuple[Floats, Floats, Floats, Bools]] = []
         self._rows: list[tuple[Floats, Floats]] = []
         self._cells: list[tuple[Ints, Ints, Floats]] = []
@@ -55,6 +56,7 @@ class Sheet:
         self.n_rows += n
         wide = [np.broadcast_to(np.asarray(part, dtype=np.float64), exists.shape)[exists] for part in (lower, upper)]
         self._rows.append((wide[0], wide[1]))
+        self.families.append(number)
         return number
 
     def cells(self, row: Ints, column: Ints, value: Floats | float) -> None:

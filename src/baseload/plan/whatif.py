@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from baseload.plan import build as building
 from baseload.plan.check_answer import recompute_cost
-from baseload.plan.highs import moved_basis
-from baseload.plan.phases import Held
 from baseload.plan.problem import Answer, Floats, Problem
 from baseload.plan.solve import solve
 
@@ -57,34 +54,11 @@ def what_if(
     The shapes may differ: sites, kinds, phases are matched by name, and the search begins anew where they do.
     """
     fits = before.shape == after.shape and before.phases == after.phases and before.rentals == after.rentals
-    warm = (
-        _carried_over(before, answer, after) if fits and (before.host_min is None) == (after.host_min is None) else None
-    )
+    warm = answer if fits and (before.host_min is None) == (after.host_min is None) else None
     new = solve(after, gap=gap, cpu_limit_s=cpu_limit_s, stop=stop, progress=progress, warm=warm)
     return WhatIf(
         answer=new, changes=tuple(changes(before, answer, after, new)), parts=parts(before, answer, after, new)
     )
-
-
-def _carried_over(before: Problem, answer: Answer, after: Problem) -> Answer:
-    """Return the answer with what it holds for a re-solve as the changed problem has it.
-
-    Where other demands may be served from other sites, survival rows speak of other clients, and columns come and go.
-    """
-    held = answer.held
-    same = (before.allowed == after.allowed).all() and ((before.demand > 0.0) == (after.demand > 0.0)).all()
-    if same or not isinstance(held, Held):
-        return answer
-    halls = building.lawful(after, held.halls)
-    was, now = building.build(before, held.halls), building.build(after, halls)
-    n_rows = len(now.program.row_lower)
-    basis = None
-    if n_rows == len(was.program.row_lower):
-        column_of = np.full(len(now.program.cost), -1, dtype=np.int64)
-        for name, number in now.columns.items():
-            column_of[number[number >= 0]] = was.columns[name][number >= 0]
-        basis = moved_basis(held.basis, column_of, np.arange(n_rows))
-    return replace(answer, held=Held(basis=basis, halls=tuple(halls)) if basis is not None else None)
 
 
 def parts(before: Problem, old: Answer, after: Problem, new: Answer) -> dict[str, tuple[float, float]]:
