@@ -15,6 +15,7 @@ import pytest
 from baseload.adapters import tiny_gguf
 from baseload.adapters.engine_process import ProcessProvisioner
 from baseload.app import live_calibrate as lc
+from baseload.app import replay
 from baseload.formulas.speed import DEFAULT
 from baseload.ports import EngineStart
 from baseload.simulate.world import EngineSpec
@@ -115,3 +116,44 @@ def test_an_engine_that_cannot_be_measured_says_so():
     """A dead address ends in a sentence."""
     with pytest.raises(lc.CalibrationError, match="cannot be measured"):
         lc.calibrate_engine("http://127.0.0.1:9", slots=4, context_tokens=4096)
+
+
+@pytest.mark.slow
+def test_engines_are_measured_in_company_by_what_they_take_alone(tmp_path: Path):
+    """Two engines that keep to a table and share nothing take in company about what they take alone; a dead one is told."""
+    table = msgspec.structs.replace(lc.table_of(TRUE, 0.002, lc.TINY, 4, 4096), caching=False)
+    fitted = lc.Fitted(
+        constants=TRUE, overhead_s=0.002, slots=4, context_tokens=4096, shape=lc.TINY, measured={}, predicted={},
+        fitted_loads=0, took_s=0.0,
+    )  # fmt: skip
+    engines = [{"name": name, "table": "t"} for name in "ab"]
+    (tmp_path / "spec.json").write_text(json.dumps({"tables": {"t": msgspec.to_builtins(table)}, "engines": engines}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "baseload.adapters.engines.emulated_main", "--spec", str(tmp_path / "spec.json")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        urls = json.loads(process.stdout.readline())["urls"]
+        found = lc.in_company(urls, [(0.4 * i, lc.Load(4, 12, 1)) for i in range(6)], fitted)
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(10)
+    ttft, tpot = (np.median(factors) for factors in zip(*found, strict=True))
+    assert len(found) == 6 and ttft > 0.5 and 0.5 < tpot < 3.0, found
+    with pytest.raises(lc.CalibrationError, match="cannot be measured"):
+        lc.in_company(["http://127.0.0.1:9"], [(0.0, lc.Load(8, 4, 1))], fitted)
+
+
+def test_the_band_holds_what_was_drawn_from_it():
+    """Requests that were slowed by the factors themselves lie in the band; others, four times as slow, do not."""
+    dice = np.random.default_rng(1)
+    slower = [(float(f), float(f)) for f in np.exp(dice.normal(0.0, 0.4, 40))]
+    alone_s = dice.uniform(0.05, 0.06, 80)
+    twin = [float(one * f) for one in alone_s for f, _ in slower]
+    for times, words in ((1.0, 2), (4.0, 0)):
+        real = [float(one * times * slower[int(dice.integers(40))][0]) for one in alone_s]
+        group = replay.Sides({f: list(real) for f in replay.FIGURES}, {f: list(twin) for f in replay.FIGURES})
+        told = replay.bands(replay.Difference(groups={"d": group}, n=80), len(slower))
+        assert told.count("inside") == 3 * words and told.count("OUTSIDE") == 3 * (2 - words), told

@@ -50,7 +50,7 @@ START: Mapping[str, float] = {
 OVERHEAD_S = 2e-3
 ROUNDS = 2
 PASSES = 4
-MEASURE_S = 10.0  # no pass is begun after it: on a busy machine there are fewer
+MEASURE_S = 7.0  # no pass is begun after it: on a busy machine there are fewer
 STAGGER_S = 3e-3  # between the users' first requests, so that who comes first is known
 LONGEST_S = 60.0
 BUSY_MACHINE = 0.1
@@ -235,6 +235,40 @@ async def _stream(url: str, prompt: str, output_tokens: int, model: str) -> Time
     if len(at_s) < 2:
         raise CalibrationError(f"{url}: does not stream token by token")
     return Times(at_s[0] - started_s, (at_s[-1] - at_s[0]) / (output_tokens - 1))
+
+
+# ---- in company ------------------------------------------------------------------------------------------
+
+
+def in_company(
+    urls: Sequence[str], asks: Sequence[tuple[float, Load]], fitted: Fitted, *, model: str = "", seed: int = 0
+) -> list[tuple[float, float]]:
+    """Send requests, each at its time in seconds, to engines that share a machine; return how much slower each was.
+
+    The factors are on the times to the first token and after it, over what the fit says of the request alone: whatever the
+    engines and the rest of the machine take from each other. Runs an event loop of its own; raises CalibrationError.
+    """
+    table = table_of(fitted.constants, fitted.overhead_s, fitted.shape, fitted.slots, fitted.context_tokens)
+    dice = random.Random(seed)
+
+    async def one(i: int, at_s: float, load: Load) -> tuple[float, float]:
+        await asyncio.sleep(at_s)
+        prompt = "".join(dice.choices(string.ascii_lowercase, k=max(1, load.input_tokens - 1)))
+        seen, alone = (
+            await _stream(urls[i % len(urls)], prompt, load.output_tokens, model),
+            predict(table, load, rounds=1),
+        )
+        return seen.ttft_s / alone.ttft_s, seen.tpot_s / alone.tpot_s
+
+    async def every() -> list[tuple[float, float]]:
+        for url in urls:
+            await _measure(url, Load(64, 8, 2), model, dice)  # first touch of buffers
+        return await asyncio.gather(*(one(i, at_s, load) for i, (at_s, load) in enumerate(asks)))
+
+    try:
+        return asyncio.run(asyncio.wait_for(every(), LONGEST_S))
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as problem:
+        raise CalibrationError(f"engines cannot be measured together ({type(problem).__name__}: {problem})") from None
 
 
 # ---- fitting ---------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@
 
 One embedded engine (llama.cpp, a tiny model with random weights) is measured alone and the twin's constants are fitted to
 it. Then `baseload serve` brings the fleet up with one such engine a deployment and site, a thinned slice of the same trace
-is sent over HTTP, and the ledger is replayed through the twin. What it shows is that the two agree, and by how much they
-do not: the engines share this machine's cores, which the twin does not know. The live page stays open until Ctrl-C.
+is sent over HTTP, and the ledger is replayed through the twin. The engines share this machine's cores, which the twin does not
+know; so all are measured together for some seconds too, before the slice and after it, at its rate with other requests, and the
+twin's requests take the longer by what was seen. What it shows is by how much the two differ. The live page stays open until
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ REQUESTS_PER_S = 2.0  # thinned from the trace's own 5.5, times the fleet file's
 PROMPT_LETTERS_MAX = 400  # a letter is a token of the tiny model
 ANSWER_TOKENS_MAX = 40
 READY_S = 90.0
+TOGETHER_S = 6.0  # before the slice, and after it
 WORDS = "how much power does a token take and who may serve it where and at what price in which hour of the year "
 
 
@@ -109,10 +112,14 @@ def run(fleet: Path, seconds: float, state: Path) -> int:
         say(f"live: {all_up(state, READY_S)} engines, gateway {told['gateway']}/v1, page {told['control']}")
         say(f"log in there with the token in {told['admin_token_file']}")
         keys = keys_for(sorted({ask.tenant for ask in slice_}), state)
+        slower = together(slice_, state, fitted, 0.0) if fitted is not None else []
         say(f"sending {len(slice_)} requests of {TRACE}, thinned, over {seconds:.0f} s ...")
         failed = send(slice_, told["gateway"], keys)
         time.sleep(1.0)  # the last rows
-        print(beside(fleet, overrides, state, fitted), flush=True)
+        if fitted is not None:  # before and after: whatever else this machine does comes and goes
+            slower += together(slice_, state, fitted, TOGETHER_S)
+            say_factors(slower)
+        print(beside(fleet, overrides, state, fitted, slower), flush=True)
         if failed:
             say(f"{len(failed)} requests were not answered whole, the first: {failed[0]}")
         if sys.stdin is not None and sys.stdin.isatty() and os.environ.get("DEMO_ONCE") != "1":
@@ -146,7 +153,7 @@ def calibrated() -> Any:
     from baseload.fleet.live import LiveEngine
 
     slots = LiveEngine().slots
-    say("measuring one engine alone, to calibrate the twin (about 15 s) ...")
+    say("measuring one engine alone, to calibrate the twin (about 10 s) ...")
     command = [sys.executable, "-m", "baseload.adapters.engines.embedded_main", "--gguf", str(tiny_gguf.cached())]
     command += ["--slots", str(slots), "--context", str(EMBEDDED_CONTEXT_TOKENS)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -160,6 +167,25 @@ def calibrated() -> Any:
         stop(process)
     print(fitted.text(), flush=True)
     return fitted
+
+
+def together(slice_: Sequence[Ask], state: Path, fitted: Any, from_s: float) -> list[tuple[float, float]]:
+    """Measure all engines at once, at the slice's own rate with other requests: they share this machine's cores."""
+    from baseload.app.live_calibrate import Load, in_company
+
+    say(f"measuring all engines at once, as they will be used ({TOGETHER_S:.0f} s) ...")
+    urls = [url for url in json.loads((state / "run" / "endpoints.json").read_bytes())["urls"] if url is not None]
+    last_s = slice_[-1].at_s
+    other = sorted((last_s - ask.at_s, Load(max(2, ask.letters), max(2, ask.tokens), 1)) for ask in slice_)
+    some = [(at_s - from_s, load) for at_s, load in other if from_s <= at_s < from_s + TOGETHER_S]
+    return in_company(urls, some or other[:1], fitted)
+
+
+def say_factors(slower: Sequence[tuple[float, float]]) -> None:
+    """Tell by how much engines that share a machine slow each other."""
+    for name, factors in zip(("first token", "each further one"), zip(*slower, strict=True), strict=True):
+        low, middle, high = (quantile(sorted(factors), share) or 0.0 for share in (0.05, 0.5, 0.95))
+        print(f"together, {name} takes {low:.2f} to {high:.2f} times as long as alone, mostly {middle:.2f}", flush=True)
 
 
 def first_line(process: subprocess.Popen[bytes], timeout_s: float) -> dict[str, Any]:
@@ -300,8 +326,10 @@ def one(ask: Ask, gateway: str, key: str, fail: Callable[[str], None]) -> None:
 # ---- side by side ----------------------------------------------------------------------------------------
 
 
-def beside(fleet: Path, overrides: Sequence[str], state: Path, fitted: Any) -> str:
-    """Replay the ledger through the twin as measured, and return both side by side."""
+def beside(
+    fleet: Path, overrides: Sequence[str], state: Path, fitted: Any, slower: Sequence[tuple[float, float]] = ()
+) -> str:
+    """Replay the ledger through the twin as measured, alone and together, and return both side by side."""
     from baseload.app import replay
     from baseload.app.live_calibrate import twin_as_measured
 
@@ -316,7 +344,8 @@ def beside(fleet: Path, overrides: Sequence[str], state: Path, fitted: Any) -> s
     rows: list[Any] = []
     simulating.simulate_source(twin, prepared.source, emit=lambda some: rows.append(some.copy()))
     columns = np.concatenate(rows)
-    table = replay.comparison(kept, twin, {name: columns[name] for name in columns.dtype.names or ()}, twin.deployments)
+    records = {name: columns[name] for name in columns.dtype.names or ()}
+    table = replay.comparison(kept, twin, records, twin.deployments, slower)
     return f"\ntwin and reality, request by request, from the ledger\n{table}\n{money(kept.rows, prepared)}"
 
 

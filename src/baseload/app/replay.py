@@ -177,11 +177,19 @@ def _sides() -> Sides:
     return Sides({figure: [] for figure in FIGURES}, {figure: [] for figure in FIGURES})
 
 
-def difference(replay: Replay, twin: Twin, requests: dict[str, Any], local: Collection[str] = ()) -> Difference:
+def difference(
+    replay: Replay,
+    twin: Twin,
+    requests: dict[str, Any],
+    local: Collection[str] = (),
+    slower: Sequence[tuple[float, float]] = ((1.0, 1.0),),
+) -> Difference:
     """Set each request of the ledger beside the twin's; `requests` are the run's records, request_id the trace's row.
 
     The ledger's times are at the gateway. The twin's hold the way to the site; the way back is added, or, for the
-    deployments in `local`, whose engines ran beside the gateway, the way there is taken off.
+    deployments in `local`, whose engines ran beside the gateway, the way there is taken off. `slower` are factors on the time
+    to the first token and after it, as they were measured where engines share a machine: each of the twin's requests then
+    counts once with each of them.
     """
     by_id = {int(request): i for i, request in enumerate(requests["request_id"].tolist())}
     one_way_ns = [round(s * 1e9) for s in twin.spec.one_way_s.tolist()]
@@ -206,24 +214,60 @@ def difference(replay: Replay, twin: Twin, requests: dict[str, Any], local: Coll
             int(requests[name][at]) for name in ("first_token_ns", "finish_ns", "arrival_ns")
         )
         ttft_s, tpot_s = latencies(row)
+        first_s, rest_s = (first_ns - arrival_ns + network_ns) / 1e9, (finish_ns - first_ns) / 1e9
         if ttft_s is not None:
             group.real["TTFT"].append(ttft_s)
-            group.twin["TTFT"].append((first_ns - arrival_ns + network_ns) / 1e9)
+            group.twin["TTFT"] += [first_s * before for before, _ in slower]
         if tpot_s is not None:
             group.real["TPOT"].append(tpot_s)
-            group.twin["TPOT"].append((finish_ns - first_ns) / 1e9 / (row.output_tokens - 1))
+            group.twin["TPOT"] += [rest_s * after / (row.output_tokens - 1) for _, after in slower]
         group.real["E2E"].append((row.finish_ns - row.arrival_ns) / 1e9)
-        group.twin["E2E"].append((finish_ns - arrival_ns + network_ns) / 1e9)
+        group.twin["E2E"] += [first_s * before + rest_s * after for before, after in slower]
     return found
 
 
-def comparison(replay: Replay, twin: Twin, requests: dict[str, Any], local: Collection[str] = ()) -> str:
+DRAWS = 400
+BAND = (0.05, 0.95)
+
+
+def bands(found: Difference, n_factors: int, seed: int = 0) -> str:
+    """Return the band in which nine of ten samples of the twin's requests, as many as there were, have their quantiles.
+
+    Each sample also draws anew which of the measured factors had been seen: few were, and a rare one weighs much.
+    """
+    dice, whole, lines = np.random.default_rng(seed), found.whole(), []
+    for figure in FIGURES:
+        n, pool = len(whole.real[figure]), np.array(whole.twin[figure]).reshape(-1, n_factors)
+        if not n:
+            continue
+        samples = []
+        for _ in range(DRAWS):
+            factors = dice.integers(0, n_factors, n_factors)[dice.integers(0, n_factors, n)]
+            samples.append(pool[dice.integers(0, len(pool), n), factors].tolist())
+        told = []
+        for share in SHARES:
+            draws = [quantile(sample, share) or 0.0 for sample in samples]
+            low, high = (float(np.quantile(draws, edge)) for edge in BAND)
+            real = whole.at(figure, share)[0] or 0.0
+            inside = "inside" if low <= real <= high else "OUTSIDE"
+            told.append(f"p{100 * share:.0f} {_milli(low)} to {_milli(high)}, measured {_milli(real)}: {inside}")
+        lines.append(f"  {figure:5}{'; '.join(told)}")
+    return "the twin's band for so many requests (9 of 10 draws)\n" + "\n".join(lines) + "\n"
+
+
+def comparison(
+    replay: Replay,
+    twin: Twin,
+    requests: dict[str, Any],
+    local: Collection[str] = (),
+    slower: Sequence[tuple[float, float]] = (),
+) -> str:
     """Return twin and reality side by side, by deployment, and what went elsewhere than the twin sent it."""
-    found = difference(replay, twin, requests, local)
+    found = difference(replay, twin, requests, local, slower or ((1.0, 1.0),))
     said = (
         "the engines ran beside the gateway: the twin's times are without the network between sites\n" if local else ""
     )
-    return table(found) + off(found) + said + where(found)
+    return table(found) + off(found) + (bands(found, len(slower)) if slower else "") + said + where(found)
 
 
 def table(found: Difference) -> str:
