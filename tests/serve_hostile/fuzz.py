@@ -13,6 +13,9 @@ A long run goes in slices, each told with the memory held; with --state it goes 
 
 from __future__ import annotations
 
+from tests.serve_hostile import in_c
+
+# isort: split
 import argparse
 import asyncio
 import functools
@@ -396,6 +399,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--count", type=int, default=10_000)
     p.add_argument("--state", type=Path, help="keep in this file how far the run came, and go on from there")
     options = p.parse_args(argv)
+    print(f"functions in C: {in_c.WHY or 'used'}", flush=True)
     targets = ("request", "sse") if options.target == "both" else (options.target,)
     return (
         1 if campaign(targets, options.seed, options.count, options.state, functools.partial(print, flush=True)) else 0
