@@ -229,7 +229,7 @@ static PyObject *is_like(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     if (!as_piece(args[0], &data) || !as_piece(args[3], &before) || !as_piece(args[4], &after)) return NULL;
     Py_ssize_t at = PyLong_AsSsize_t(args[1]), end = PyLong_AsSsize_t(args[2]);
     if ((at == -1 || end == -1) && PyErr_Occurred()) return NULL;
-    if (at < 0 || end > data.n || end - at <= before.n + after.n || !begins(data, at, before)) Py_RETURN_FALSE;
+    if (at < 0 || end < at || end > data.n || end - at <= before.n + after.n || !begins(data, at, before)) Py_RETURN_FALSE;
     const unsigned char *p = data.at + at + before.n, *stop = data.at + end - after.n;
     if (memcmp(stop, after.at, (size_t)after.n) != 0) Py_RETURN_FALSE;
     const unsigned char *words = p;
