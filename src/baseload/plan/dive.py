@@ -37,8 +37,8 @@ class Search(Protocol):
         """Add the survival rows that a solution breaks; return how many."""
 
 
-def dive(search: Search, x: Floats, left_s: Callable[[], float]) -> None:
-    """Hand the search one or two plans, found from the relaxation's solution `x`."""
+def dive(search: Search, x: Floats, left_s: Callable[[], float], *, choose: bool = True) -> None:
+    """Hand the search a plan, found from the relaxation's solution `x`, and with `choose` one whose racks are chosen well."""
     model, lp = search.model, search.lp
     lower, upper = model.program.lower.copy(), model.program.upper.copy()
     w, whole = model.columns["w"], np.flatnonzero(model.program.whole)
@@ -56,6 +56,7 @@ def dive(search: Search, x: Floats, left_s: Callable[[], float]) -> None:
         if start is not None:
             start[whole] = np.round(start[whole])
             search.keep(start)
+        if start is not None and choose:
             lp.set_bounds(racks, below, np.minimum(upper[racks], np.ceil(found[racks] - 1e-6)))
             lp.set_whole(True)
             least_s = max(0.5, _SHARE * left_s())

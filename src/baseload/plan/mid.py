@@ -1,14 +1,16 @@
 """Middle-sized problems with hosting or whole racks: dive to a plan, raise the bound, try parts of the plan anew.
 
 The relaxation is solved with its survival rows and with those that whole hosting implies (`tighten.py`), which make its bound a
-good one. Diving (`dive.py`) gives a plan; branch and bound over all whole columns, without looking for plans, raises the bound
-further; the rest of the time parts of the plan are freed and made whole again at less cost (`parts.py`, `whole.py`).
+good one. Diving (`dive.py`) gives a plan whose racks are rounded down. Then parts of it are made anew (`parts.py`): first all racks
+by branch and bound over those that a relaxation would change, then sites, pairs of them, spans, services, each by rounding
+(`whole.py`) or by such a branch and bound, the rest of the plan held. The last of the time goes to branch and bound over all
+whole columns, which without looking for plans raises the bound further.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,21 +20,26 @@ from baseload.plan.build import Model
 from baseload.plan.dive import dive
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import in_order, nothing
-from baseload.plan.parts import Parts
-from baseload.plan.problem import Answer, Floats, Ints, Problem, Status
+from baseload.plan.parts import parts_of
+from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, Status
 from baseload.plan.project import Program
 from baseload.plan.proof import safe_bound, upper_bounds
 from baseload.plan.small import columns_of
 from baseload.plan.tighten import Rows
-from baseload.plan.whole import Box, renewed
+from baseload.plan.whole import Box, promised, renewed
 
-_UP_FROM = {"w": 0.4, "buy": 0.5, "host": 0.2}  # parts of phases, racks, hosting from which rounding goes up
+_UP_FROM = {"buy": 0.5, "w": 0.4, "host": 0.2}  # parts of racks, phases, hosting from which rounding goes up, in order
 _DIVE = 0.35  # of the time, for the first plan
 _SLOW = 3.0  # times what the relaxation took, where that is more: a dive is some solves as hard
 _DIVE_MOST = 0.6
 _PROVE = 0.2  # for branch and bound, which raises the bound
-_RENEW = 0.05  # of what is left then, for one try to improve the plan before it hurries
-_SEED = 20261121  # of the order in which parts of a plan are tried anew
+_LEAST = 3e-4  # of the cost: a part that promises less is left as it is
+_ROUNDING_S = 3.0  # CPU seconds after which rounding of a part hurries
+_SUB_S = 5.0  # of branch and bound over a part
+_RACKS_S = 9.0  # of the first, over all racks
+_NESTED = 1.4  # times that, for the searches within it
+_SUB_GAP = 1e-3  # at which that ends
+_DIFFERS = 1e-4  # columns whose relaxation is nearer to the plan stay as they are
 _TINY = 1e-6
 
 
@@ -51,6 +58,7 @@ class _Search:
     best: Answer
     best_x: Floats | None = None
     bound: float = -INF
+    began: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
 
     def left_s(self) -> float:
         """Return the CPU seconds left."""
@@ -59,6 +67,11 @@ class _Search:
     def over(self) -> bool:
         """Return whether time is up, or somebody asked to stop."""
         return self.left_s() <= 0.0 or (self.stop is not None and self.stop())
+
+    def slowness(self) -> float:
+        """Return how many seconds pass in one of CPU, 4 at most: HiGHS ends searches within searches by the clock alone."""
+        wall_s, cpu_s = time.monotonic() - self.began[0], time.process_time() - self.began[1]
+        return min(4.0, max(1.0, wall_s / max(1e-3, cpu_s)))
 
     def tell(self) -> None:
         """Report bound and cost."""
@@ -122,7 +135,7 @@ def solve_mid(
 
 
 def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -> None:
-    """Relax, dive, prove, improve; in that order, each within its share of the time."""
+    """Relax, dive, improve, prove; in that order, each within its share of the time."""
     began_s = time.process_time()
 
     def closed() -> bool:
@@ -142,13 +155,13 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     if search.program.whole.any():
         took_s = time.process_time() - began_s
         end_s = began_s + min(_DIVE_MOST * cpu_limit_s, max(_DIVE * cpu_limit_s, _SLOW * took_s))
-        dive(_Dive(search, gap), root.x, lambda: end_s - time.process_time())
+        dive(_Dive(search, gap), root.x, lambda: end_s - time.process_time(), choose=False)
         if closed():
             return
-        prove(search, min(_PROVE * cpu_limit_s, search.left_s()))
+        improve(search, gap, search.until_s - _PROVE * cpu_limit_s)
         if closed():
             return
-        improve(search, root, gap)
+        prove(search, search.left_s())
         search.tell()
 
 
@@ -280,9 +293,9 @@ def prove(search: _Search, cpu_s: float) -> None:
     told(found.bound, 0.0)
 
 
-def improve(search: _Search, root: Solution, gap: float) -> None:
-    """Try parts of the plan anew, chosen at random, until the gap is closed or time is up."""
-    if search.best_x is None or root.x is None:
+def improve(search: _Search, gap: float, until_s: float) -> None:
+    """Make parts of the plan anew, the most promising first, until the gap is closed, nothing promises more, or time is up."""
+    if search.best_x is None:
         return
     lower, upper = search.lower.copy(), search.upper.copy()
     lp = Lp(replace(search.program, lower=lower, upper=upper), relaxed=True)
@@ -292,13 +305,53 @@ def improve(search: _Search, root: Solution, gap: float) -> None:
         upper=upper,
         add_rows=lambda x: _add_halls(search, lp, x),
         stop=search.stop,
-        until_s=search.until_s,
+        until_s=until_s,
     )
-    stages = [(search.numbers(name), _UP_FROM[name]) for name in ("w", "buy", "host")]
+    stages = [(search.numbers(name), up_from) for name, up_from in _UP_FROM.items()]
     numbers = np.concatenate([columns for columns, _ in stages])
-    parts = Parts(search.model, numbers, np.random.default_rng(_SEED))
-    cpu_s = _RENEW * max(20.0, search.left_s())
-    while not search.over() and search.best.cost - search.bound > gap * abs(search.best.cost):
-        kind, free = parts.draw(root.x, search.best_x)
-        found = renewed(box, numbers, free, search.best_x, search.best.cost, stages=stages, cpu_s=cpu_s)
-        parts.told(kind, found is not None and keep(search, found[0]))
+    parts = parts_of(search.model, numbers)
+    while not box.over() and search.best.cost - search.bound > gap * abs(search.best.cost):
+        part = parts.next(_LEAST * abs(search.best.cost))
+        if part is None:
+            break
+        began_s, before = time.process_time(), search.best.cost
+        found = promised(box, numbers, part.free, search.best_x)
+        if found is None or found.x is None:
+            break
+        first = part.kind == "racks" and not part.seen
+        if not parts.looked(part, before - found.cost) and not first:
+            continue  # another may promise more
+        if part.exact:
+            differs = part.free & (np.abs(found.x[numbers] - search.best_x[numbers]) > _DIFFERS)
+            _branched(search, box, numbers, differs, _RACKS_S if first else _SUB_S)
+        else:
+            made = renewed(box, found, before, stages=stages, cpu_s=_ROUNDING_S)
+            if made is not None:
+                keep(search, made[0])
+        parts.told(part, before - search.best.cost, time.process_time() - began_s)
+
+
+def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: float) -> None:
+    """Branch and bound over some whole columns, the others as in the plan."""
+    assert search.best_x is not None
+    left_s = box.until_s - time.process_time()
+    if left_s < 2.0:
+        box.until_s = 0.0
+        return
+    cpu_s = min(most_s, 0.6 * left_s)
+    lower, upper, held = box.widest[0].copy(), box.widest[1].copy(), np.round(search.best_x[numbers])
+    lower[numbers], upper[numbers] = np.where(free, lower[numbers], held), np.where(free, upper[numbers], held)
+    found = Lp(replace(search.program, lower=lower, upper=upper)).solve(
+        gap=_SUB_GAP,
+        cpu_limit_s=cpu_s,
+        start=search.best_x,
+        stop=search.stop,
+        options={"time_limit": _NESTED * cpu_s * search.slowness()},
+    )
+    if found.x is None or found.cost >= search.best.cost * (1.0 - _TINY):
+        return
+    exact = np.round(found.x[numbers])
+    box.narrow(numbers, exact, exact)
+    clean = box.solve()
+    if clean is not None and clean.x is not None:
+        keep(search, clean.x)

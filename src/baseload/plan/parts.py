@@ -1,76 +1,117 @@
-"""Which part of a plan to try anew: its sites, periods, services or kinds of rack, drawn at random, the fruitful more often."""
+"""Which part of a plan to make anew: sites, pairs of them, spans of periods, services, racks; the most saved a second first.
+
+What a part promises is what the plan would save were the part divisible, the rest as it is: one warm solve says so. How much of
+that comes true, and how long it takes, is learnt as one goes, for each kind of part and each way of making it whole again.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
 from baseload.plan.build import Model
-from baseload.plan.problem import Bools, Floats, Ints
+from baseload.plan.highs import INF
+from baseload.plan.problem import Bools, Ints
 
-_KINDS = ("sites", "periods", "services", "racks", "phases", "unlike")
 _AXES = {"w": ("site", "period"), "buy": ("site", "kind", "period"), "host": ("site", "service", "period")}
-_LEARN = 0.25  # how fast luck is forgotten
-_LUCK = 0.1  # that every kind keeps
+_FIRST = {  # (part of the promise that comes true, seconds) as first believed, by kind and way
+    ("site", False): (0.6, 2.5),
+    ("site", True): (0.6, 5.0),
+    ("pair", True): (0.6, 8.0),
+    ("racks", True): (0.8, 8.0),
+    ("span", False): (0.3, 4.0),
+    ("span", True): (0.4, 8.0),
+    ("service", False): (0.3, 3.0),
+    ("service", True): (0.4, 6.0),
+}
+_NEAR = 0.6  # of what the next part is believed to save: one that was looked at and saves less gives way to it
+_ENDLESS = 1e300
+_STUCK = 0.95  # of what branch and bound left of a promise, is believed to be there no more
+_STUCK_ROUNDED = 0.5  # the same of rounding
+_LEARN = 0.3  # how fast belief follows what happened
+_SPAN = 4  # parts of the horizon that are freed together
 
 
+@dataclass(kw_only=True)
+class Part:
+    """Whole columns that belong together."""
+
+    kind: str
+    free: Bools  # which of the whole columns
+    members: tuple[int, ...] = ()  # of a pair: its sites
+    promise: float = INF  # what its relaxation saves
+    seen: bool = False  # whether it was ever solved; until then what it promises is a guess
+    stuck: float = 0.0  # of that, what did not come true when it was tried last
+    tries: int = 0  # ways tried: rounding first, then branch and bound, where that is the way
+
+    @property
+    def exact(self) -> bool:
+        """Return whether branch and bound is next."""
+        return self.kind in ("pair", "racks") or self.tries > 0
+
+
+@dataclass(kw_only=True)
 class Parts:
-    """The whole columns of a model by what they belong to, and how often freeing each kind of part paid."""
+    """All parts of a model, and what trying them has brought so far."""
 
-    def __init__(self, model: Model, numbers: Ints, rng: np.random.Generator) -> None:
-        """Take down where each of `numbers` belongs."""
-        self._rng, n = rng, len(model.program.cost)
-        where = {axis: np.full(n, -1) for axis in ("site", "kind", "service", "period", "name")}
-        for i, (name, axes) in enumerate(_AXES.items()):
-            columns = model.columns.get(name)
-            if columns is None or not columns.size:
-                continue
-            there = columns >= 0
-            where["name"][columns[there]] = i
-            places = np.nonzero(there)
-            for axis, place in zip(axes, places, strict=False):
-                where[axis][columns[there]] = place
-            if name == "w":
-                at = np.broadcast_to(model.problem.phase_site[:, None], columns.shape)
-                where["site"][columns], where["period"][columns] = at, np.indices(columns.shape)[1]
-        self._where = {axis: values[numbers] for axis, values in where.items()}
-        self._numbers, self._shape = numbers, model.problem.shape
-        self._luck = dict.fromkeys(_KINDS, 1.0)
+    parts: list[Part]
+    belief: dict[tuple[str, bool], tuple[float, float]] = field(default_factory=lambda: dict(_FIRST))
 
-    def draw(self, root: Floats, best: Floats) -> tuple[str, Bools]:
-        """Return a kind of part, and which of the columns belong to the one that was drawn."""
-        luck = np.array([self._luck[kind] + _LUCK for kind in _KINDS])
-        kind = _KINDS[int(self._rng.choice(len(_KINDS), p=luck / luck.sum()))]
-        drawn: Bools = getattr(self, f"_{kind}")(root, best)
-        return kind, drawn
+    def next(self, least: float) -> Part | None:
+        """Return the part to look at: the most saved a second by what is believed; None where none promises `least`."""
+        racks = next((part for part in self.parts if part.kind == "racks" and not part.seen), None)
+        if racks is not None:
+            return racks  # a first plan has them rounded down
+        alone = {part.members[0]: part.promise for part in self.parts if part.kind == "site"}
+        for part in self.parts:
+            if not part.seen and part.kind != "site":
+                part.promise = sum(alone[site] for site in part.members) if part.members else max(alone.values())
+        worth = [part for part in self.parts if part.promise - part.stuck > least]
+        return max(worth, key=self._pace, default=None)
 
-    def told(self, kind: str, paid: bool) -> None:
-        """Take down whether trying a part of a kind anew paid."""
-        self._luck[kind] += _LEARN * (float(paid) - self._luck[kind])
+    def _pace(self, part: Part) -> float:
+        share, seconds = self.belief[part.kind, part.exact]
+        return min(part.promise - part.stuck, _ENDLESS) * share / seconds
 
-    def _some(self, axis: str, size: int, many: int) -> Bools:
-        chosen = self._rng.choice(size, min(size, many), replace=False)
-        return np.asarray(np.isin(self._where[axis], chosen), dtype=np.bool_)
+    def looked(self, part: Part, promise: float) -> bool:
+        """Take down what a part promises as things are; return whether it is still about the most promising one."""
+        part.promise, part.seen = promise, True
+        return self._pace(part) >= _NEAR * max(
+            (self._pace(other) for other in self.parts if other is not part), default=0.0
+        )
 
-    def _sites(self, root: Floats, best: Floats) -> Bools:
-        return self._some("site", self._shape[0], int(self._rng.integers(1, 4)))
+    def told(self, part: Part, saved: float, seconds: float) -> None:
+        """Take down what trying a part brought."""
+        share, took = self.belief[part.kind, part.exact]
+        got = saved / max(part.promise, 1e-9)
+        self.belief[part.kind, part.exact] = (share + _LEARN * (got - share), took + _LEARN * (seconds - took))
+        part.stuck = (_STUCK if part.exact else _STUCK_ROUNDED) * (part.promise - saved)
+        part.promise -= saved
+        part.tries += 1
 
-    def _periods(self, root: Floats, best: Floats) -> Bools:
-        n_periods = self._shape[4]
-        long = int(self._rng.integers(1, max(2, n_periods // 3) + 1))
-        first = int(self._rng.integers(0, max(1, n_periods - long + 1)))
-        period = self._where["period"]
-        return np.asarray((period >= first) & (period < first + long), dtype=np.bool_)
 
-    def _services(self, root: Floats, best: Floats) -> Bools:
-        return np.asarray(self._some("service", self._shape[2], 1) & (self._where["name"] == 2), dtype=np.bool_)
-
-    def _racks(self, root: Floats, best: Floats) -> Bools:
-        some = self._some("kind", self._shape[1], int(self._rng.integers(1, 3)))
-        return some & self._some("site", self._shape[0], max(2, self._shape[0] // 2))
-
-    def _phases(self, root: Floats, best: Floats) -> Bools:
-        return np.asarray(self._where["name"] == 0)
-
-    def _unlike(self, root: Floats, best: Floats) -> Bools:
-        far = np.abs(root[self._numbers] - best[self._numbers])
-        return (far > 0.3) & (self._rng.random(len(far)) < 0.35)
+def parts_of(model: Model, numbers: Ints) -> Parts:
+    """Return the parts of a model; `numbers` are its whole columns."""
+    n, (n_sites, _, n_services, _, n_periods) = len(model.program.cost), model.problem.shape
+    where = {axis: np.full(n, -1) for axis in ("site", "kind", "service", "period")}
+    for name, axes in _AXES.items():
+        columns = model.columns.get(name)
+        if columns is None or not columns.size:
+            continue
+        there = columns >= 0
+        for axis, place in zip(axes, np.nonzero(there), strict=True):
+            where[axis][columns[there]] = place
+        if name == "w":
+            where["site"][columns] = np.broadcast_to(model.problem.phase_site[:, None], columns.shape)
+    site, service, period = (where[axis][numbers] for axis in ("site", "service", "period"))
+    racks = np.isin(numbers, model.columns["buy"])
+    long = -(-n_periods // _SPAN)
+    parts = [Part(kind="site", free=site == s, members=(s,)) for s in range(n_sites)]
+    parts += [Part(kind="pair", free=np.isin(site, pair), members=pair) for pair in combinations(range(n_sites), 2)]
+    for first in range(0, max(1, n_periods - long + 1), max(1, long // 2)):
+        parts.append(Part(kind="span", free=(period >= first) & (period < first + long)))
+    parts.append(Part(kind="racks", free=racks))
+    parts += [Part(kind="service", free=service == m) for m in range(n_services)]
+    return Parts(parts=[part for part in parts if part.free.any()])

@@ -2,8 +2,8 @@
 
 Each step rounds the columns that are nearest to whole, and solves anew from where the last solve ended. Where the cost jumps,
 the batch is taken back and tried in parts; a single column is tried both ways, and keeps the cheaper. Under pressure of time
-batches grow and nothing is taken back, so that there is always an end. Improving a plan is the same: what belongs together is
-freed, relaxed (where that is no cheaper than the plan, nothing else is), and rounded again as long as it stays below the plan.
+batches grow and what may be afforded is taken, so that there is always an end. Improving a plan is the same: what belongs
+together is freed, relaxed, and rounded again as long as it stays below the plan.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from baseload.plan.problem import Bools, Floats, Ints
 _SHARE = 0.2  # of what is not whole that is rounded in one step
 _JUMP = 2e-4  # of the relaxation's cost; a batch that costs more times the root of its size is taken back
 _LATE = 12  # solves for all that is left when time is up
-_PRESSED = 8.0  # times the jump is allowed then
+_FAIR = 0.7  # of a batch's part of what may be lost in all; one that costs no more is taken
 _WORTH = 2e-5  # an improvement by less is none
 _WHOLE = 1e-5
 
@@ -37,6 +37,10 @@ class Box:
     add_rows: AddRows
     stop: Stop | None = None
     until_s: float = INF
+
+    def __post_init__(self) -> None:
+        """Take down the bounds that it begins with."""
+        self.widest = (self.lower.copy(), self.upper.copy())
 
     def narrow(self, columns: Ints, lower: Floats, upper: Floats) -> None:
         """Set the bounds of some columns."""
@@ -83,7 +87,7 @@ def rounded(
         end_s: CPU time of the process at which it should be done.
         most: a cost at which to give up.
     """
-    share, scale = _SHARE, abs(cost)
+    share, scale, torn = _SHARE, abs(cost), False
     while True:
         base = np.floor(x[numbers] + _WHOLE)
         part = x[numbers] - base
@@ -91,15 +95,18 @@ def rounded(
         if not len(loose):
             break
         late = time.process_time() >= end_s
-        least = int(np.ceil(len(loose) / _LATE)) if late else 1
+        least = int(np.ceil(len(loose) / _LATE)) if late and not torn else 1
         ups = part[loose] >= up_from
         order = np.argsort(np.where(ups, 1.0 - part[loose], part[loose]), kind="stable")
         order = order[: max(1, least, int(share * len(loose)))]
         columns, ups, below = numbers[loose[order]], ups[order], base[loose[order]]
-        jump = (_PRESSED if late else 1.0) * _JUMP * scale * float(np.sqrt(len(columns)))
-        found, taken = _step(box, columns, ups, below, cost + jump)
+        jump = _JUMP * scale * float(np.sqrt(len(columns)))
+        if np.isfinite(most):
+            jump = max(jump, _FAIR * (most - cost) * len(columns) / len(loose))
+        found, taken = _step(box, columns, ups, below, most if late else min(most, cost + jump))
         if box.over():
             return None
+        torn = not taken
         if not taken:
             share = len(columns) / 3.0 / len(loose)
             continue
@@ -135,25 +142,28 @@ def _step(box: Box, columns: Ints, ups: Bools, below: Floats, most: float) -> tu
     return other, True
 
 
-def renewed(
-    box: Box, numbers: Ints, free: Bools, best: Floats, cost: float, *, stages: list[tuple[Ints, float]], cpu_s: float
-) -> tuple[Floats, float] | None:
-    """Return a cheaper plan than `best` in which only the columns `numbers[free]` and divisible ones differ, or None.
-
-    `stages` are the columns to be made whole one group after the other, each with its `up_from`. `box.lower` and `upper` are
-    the widest bounds; they are as they were afterwards.
-    """
-    low, high = box.lower[numbers], box.upper[numbers]
-    began_s, held = time.process_time(), np.round(best[numbers])
+def promised(box: Box, numbers: Ints, free: Bools, best: Floats) -> Solution | None:
+    """Return the plan `best` with the columns `numbers[free]` relaxed; their bounds stay wide, those of the others held."""
+    held, low, high = np.round(best[numbers]), box.widest[0][numbers], box.widest[1][numbers]
     box.narrow(numbers, np.where(free, low, held), np.where(free, high, held))
-    found, result = box.solve(2), None
-    most = cost - _WORTH * abs(cost)
-    if found is not None and found.x is not None and found.cost < most:
-        result = (found.x, found.cost)
-        for i, (columns, up_from) in enumerate(stages):
-            end_s = began_s + cpu_s * (i + 1) / len(stages)
-            result = rounded(box, columns, *result, up_from=up_from, end_s=end_s, most=most)
-            if result is None:
-                break
-    box.narrow(numbers, low, high)
+    return box.solve(2)
+
+
+def renewed(
+    box: Box, found: Solution, cost: float, *, stages: list[tuple[Ints, float]], cpu_s: float
+) -> tuple[Floats, float] | None:
+    """Return a plan cheaper than `cost`, rounded from the relaxation `found` of a part; None where there is none.
+
+    `stages` are the columns to be made whole one group after the other, each with its `up_from`.
+    """
+    began_s, most = time.process_time(), cost - _WORTH * abs(cost)
+    if found.x is None or found.cost >= most:
+        return None
+    result: tuple[Floats, float] | None = (found.x, found.cost)
+    for i, (columns, up_from) in enumerate(stages):
+        end_s = began_s + cpu_s * (i + 1) / len(stages)
+        assert result is not None
+        result = rounded(box, columns, *result, up_from=up_from, end_s=end_s, most=most)
+        if result is None:
+            return None
     return result
