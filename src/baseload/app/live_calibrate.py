@@ -249,16 +249,14 @@ def in_company(
     engines and the rest of the machine take from each other. Runs an event loop of its own; raises CalibrationError.
     """
     table = table_of(fitted.constants, fitted.overhead_s, fitted.shape, fitted.slots, fitted.context_tokens)
+    alone = {load: predict(table, load, rounds=1) for load in {load for _, load in asks}}  # not while streams are read
     dice = random.Random(seed)
 
     async def one(i: int, at_s: float, load: Load) -> tuple[float, float]:
         await asyncio.sleep(at_s)
         prompt = "".join(dice.choices(string.ascii_lowercase, k=max(1, load.input_tokens - 1)))
-        seen, alone = (
-            await _stream(urls[i % len(urls)], prompt, load.output_tokens, model),
-            predict(table, load, rounds=1),
-        )
-        return seen.ttft_s / alone.ttft_s, seen.tpot_s / alone.tpot_s
+        seen = await _stream(urls[i % len(urls)], prompt, load.output_tokens, model)
+        return seen.ttft_s / alone[load].ttft_s, seen.tpot_s / alone[load].tpot_s
 
     async def every() -> list[tuple[float, float]]:
         for url in urls:
