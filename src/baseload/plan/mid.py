@@ -1,10 +1,10 @@
 """Middle-sized problems with hosting or whole racks: dive to a plan, raise the bound, try parts of the plan anew.
 
 The relaxation is solved with its survival rows and with those that whole hosting implies (`tighten.py`), which make its bound a
-good one. Diving (`dive.py`) gives a plan whose racks are rounded down. Then parts of it are made anew (`parts.py`): first all racks
-by branch and bound over those that a relaxation would change, then sites, pairs of them, spans, services, each by rounding
-(`whole.py`) or by such a branch and bound, the rest of the plan held. The last of the time goes to branch and bound over all
-whole columns, which without looking for plans raises the bound further.
+good one. Diving (`dive.py`) gives a plan whose racks are rounded down. Then parts of it are made anew (`parts.py`): all racks
+first, by branch and bound over those that a relaxation would change, then sites, pairs of them, spans, services, each by
+rounding (`whole.py`) or by such a branch and bound, the rest of the plan held. The last of the time goes to branch and bound
+over all whole columns, which without looking for plans raises the bound further.
 """
 
 from __future__ import annotations
