@@ -33,6 +33,7 @@ _DIVE = 0.35  # of the time, for the first plan
 _SLOW = 3.0  # times what the relaxation took, where that is more: a dive is some solves as hard
 _DIVE_MOST = 0.6
 _PROVE = 0.2  # for branch and bound, which raises the bound
+_ON_TIME = 0.9  # of what is left for that: it looks at the clock a little late
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
 _ROUNDING_S = 3.0  # CPU seconds after which rounding of a part hurries
 _SUB_S = 5.0  # of branch and bound over a part
@@ -155,7 +156,11 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     if search.program.whole.any():
         took_s = time.process_time() - began_s
         end_s = began_s + min(_DIVE_MOST * cpu_limit_s, max(_DIVE * cpu_limit_s, _SLOW * took_s))
-        dive(_Dive(search, gap), root.x, lambda: end_s - time.process_time(), choose=False)
+        begun = _Dive(search, gap)
+        basis = lp.basis()
+        if basis is not None:
+            begun.lp.set_basis(basis)  # of the same rows
+        dive(begun, root.x, lambda: end_s - time.process_time(), choose=False)
         if closed():
             return
         improve(search, gap, search.until_s - _PROVE * cpu_limit_s)
@@ -176,7 +181,7 @@ def _relax(search: _Search, lp: Lp, rounds: int = 12) -> Solution | None:
         if found.x is None or found.state != "optimal":
             return None
         new = _add_halls(search, lp, found.x)
-        if sets is not None and (new or found.cost > cost + 1e-5 * abs(cost)):
+        if sets is not None and (new or found.cost > cost + 1e-4 * abs(cost)):
             for rows in (tighten.linked(search.model, found.x), tighten.shielded(search.model, sets, found.x)):
                 search.add(rows, lp)
                 new += len(rows[0])
@@ -277,7 +282,7 @@ def prove(search: _Search, cpu_s: float) -> None:
     whole = replace(search.program, lower=search.lower, upper=search.upper)
     found = Lp(whole).solve(
         gap=1e-3,
-        cpu_limit_s=cpu_s,
+        cpu_limit_s=_ON_TIME * cpu_s,
         start=search.best_x,
         progress=told,
         stop=search.stop,
@@ -287,7 +292,7 @@ def prove(search: _Search, cpu_s: float) -> None:
             "mip_heuristic_run_rens": False,
             "mip_heuristic_run_root_reduced_cost": False,
             "mip_heuristic_run_feasibility_jump": False,
-            "time_limit": 3.0 * cpu_s,
+            "time_limit": cpu_s * search.slowness(),
         },
     )
     told(found.bound, 0.0)
