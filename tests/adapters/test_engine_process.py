@@ -96,6 +96,22 @@ def test_an_embedded_engine_starts_answers_and_is_gone_when_stopped(gguf: Path, 
     assert gone(pid)
 
 
+@pytest.mark.parametrize("slots", [1, 3, 5])
+def test_an_engine_has_any_number_of_slots(gguf: Path, tmp_path: Path, slots: int):
+    """llama.cpp starts and answers with one slot and with an odd number of them, into which its batch does not divide."""
+
+    async def life() -> None:
+        provisioner = ProcessProvisioner(tmp_path)
+        try:
+            engine = await provisioner.start(embedded(gguf, slots=slots))
+            answers = await asyncio.gather(*(chat(engine.url, max_tokens=4) for _ in range(slots + 1)))
+            assert all(answer["choices"] for answer in answers)
+        finally:
+            await provisioner.close()
+
+    run(life())
+
+
 def test_an_engine_that_is_killed_is_reported_once_and_starts_again(gguf: Path, tmp_path: Path):
     """Whoever drives the provisioner hears which engine went and how, and may start the same name anew."""
     heard: list[tuple[str, str]] = []

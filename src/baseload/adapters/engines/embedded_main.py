@@ -22,6 +22,7 @@ from typing import Any
 
 from baseload.adapters.engines.process import die_with_parent, say_ready, when_stdin_ends
 
+BATCH_TOKENS = 512  # of prompts, computed at once: at least so many
 LONGEST_ANSWER_TOKENS = 1024  # where the client sets no limit: at temperature 0 a random model may never end
 QUIET = 0  # llama.cpp's log level: nothing, prompts least of all
 
@@ -82,6 +83,9 @@ def _serve(engine: Any, wants: argparse.Namespace, gguf: Path, i: int) -> Any:
     params.port = wants.port if i == 0 else 0
     params.n_parallel = wants.slots
     params.n_ctx = wants.context * wants.slots
+    # With pooling, llama.cpp lays out its largest batch evenly over all sequences, and aborts where that leaves a rest.
+    params.n_ubatch = wants.slots * -(-BATCH_TOKENS // wants.slots)
+    params.n_batch = 4 * params.n_ubatch
     params.n_predict = LONGEST_ANSWER_TOKENS
     # A kept-alive connection holds one of its threads: without spares, pooled connections lock the next client out.
     params.n_threads_http = wants.http_threads or 4 * wants.slots + 32
