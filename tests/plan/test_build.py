@@ -138,3 +138,27 @@ def test_the_generator_keeps_to_the_shapes_it_promises() -> None:
         problem = instance(20, 8, 12, 50, 20, seed=seed)
         assert 0.3 <= problem.allowed.mean() <= 0.6
         assert problem.allowed.any(axis=1).all()
+
+
+def test_columns_and_rows_are_known_again_under_another_law():
+    """A programme is itself again number by number; with a site closed to a client, what is left keeps its costs and sides."""
+    problem = instance(4, 3, 3, 6, 6, seed=3)
+    halls = building.first_halls(problem)
+    was = building.build(problem, halls)
+    columns, rows = building.carried_over(was, halls, was, halls)
+    assert (columns == np.arange(len(was.program.cost))).all()
+    assert (rows == np.arange(len(was.program.row_lower))).all()
+
+    allowed = problem.allowed.copy()
+    allowed[0, int(np.argmax(allowed[0].sum(axis=1)))] = False
+    changed = replace(problem, allowed=allowed)
+    fewer = [hall for hall in building.lawful(changed, halls) if hall.clients.any()][1:]
+    now = building.build(changed, fewer)
+    columns, rows = building.carried_over(was, halls, now, fewer)
+    assert len(columns) < len(was.program.cost)
+    assert len(rows) < len(was.program.row_lower)
+    assert (columns >= 0).all()
+    assert (rows >= 0).all()
+    assert (now.program.cost == was.program.cost[columns]).all()
+    before_survival = rows[: building.first_hall_row(now)]
+    assert (now.program.row_upper[: len(before_survival)] == was.program.row_upper[before_survival]).all()

@@ -169,8 +169,8 @@ class _Search:
             self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model)
             assert root.x is not None
             nearest = self.program_w(root.x) >= _THRESHOLDS[0]
-            for w in (next(self._choices(root)), nearest) if is_other else (warm.w, nearest):
-                self._try(w, root, unless_hopeless=True)
+            for choices in (iter([nearest]), self._choices(root)) if is_other else (iter([warm.w]), iter([nearest])):
+                self._try(next(choices), root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
             root = self._relax(root)

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from baseload.plan import build as building
 from baseload.plan import extensive, orders
 from baseload.plan.build import Hall
 from baseload.plan.highs import INF
+from baseload.plan.phases import Held
 from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
 from baseload.plan.scene import Kept, Scene
@@ -30,7 +32,10 @@ _BEGUN = (0.2, 0.4, 0.05)  # phases begun to this part on average are begun: the
 _TOGETHER = 8  # times that all scenarios are solved in one programme
 _TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each as if it were known
 _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
+_TIMES_WARM = 2.6  # the same, where each was solved from the end of the mean scenario
+_MOST_CHOSEN = 5  # an interior point takes more than twice the time for twice as many
 _GUESSES = 4
+_GAIN = 0.05  # of the gap asked for: a guess that betters the last by less is the last
 _BRANCH_SHARE = 0.4  # of the time left, for whole decisions of now
 _DUST = 1e-6
 _GRACE_S = 30.0  # to price a decision that was found in time
@@ -153,6 +158,7 @@ class _Search:
         self.pace = 1.0  # of the prices' moves
         self.known_s = INF  # CPU seconds that all scenarios took as if known
         self.decided: Now | None = None  # by the mean scenario
+        self.held: Held | None = None  # where its relaxation ended
 
     def over(self) -> bool:
         return time.process_time() >= self.until_s or (self.stop is not None and self.stop())
@@ -169,14 +175,16 @@ class _Search:
         answer: Answer = solve(
             applied(self.problem, mean_of(self.scenarios)), gap=0.01, cpu_limit_s=max(1.0, cpu_limit_s), stop=self.stop
         )
+        self.held = answer.held if isinstance(answer.held, Held) else None
         self.decided = Now(w=answer.w, buy=answer.buy[..., : self.first], sign=answer.sign[..., : self.first])
 
     def known(self) -> None:
         """Solve every scenario as if it were known: a bound."""
         began_s = time.process_time()
-        bounds, vectors, halls = [], [], None
+        held = self.held
+        bounds, vectors, halls = [], [], None if held is None else building.lawful(self.problem, held.halls)
         for scenario in self.scenarios:
-            scene = Scene(applied(self.problem, scenario), self.first, halls)
+            scene = Scene(applied(self.problem, scenario), self.first, halls, held)
             self.scenes.append(scene)
             found = scene.free(self.until_s, stop=self.stop)
             bounds.append(-INF if found is None else found[0])
@@ -200,7 +208,8 @@ class _Search:
         columns = sum(len(scene.program.cost) for scene in self.scenes)
         if columns > extensive.MOST_COLUMNS or not np.isfinite(self.least).all():
             return False
-        return columns < extensive.FEW_COLUMNS or _TIMES_KNOWN * self.known_s < 0.6 * self._left_s()
+        times = _TIMES_KNOWN * (1.0 if self.held is None else _TIMES_WARM / _TIMES_CHOSEN)
+        return columns < extensive.FEW_COLUMNS or times * self.known_s < 0.6 * self._left_s()
 
     def guess(self, gap: float) -> None:
         """Take phases that scenarios would begin on average, and orders by a few scenarios that stand for the others."""
@@ -210,19 +219,19 @@ class _Search:
         each_s = self.known_s / len(self.scenes)
         for threshold in _BEGUN:
             w = self._in_order((self._mean_phases() >= threshold).astype(np.float64))
-            n = int(0.25 * self._left_s() / (_TIMES_CHOSEN * each_s))
+            n = int(0.25 * self._left_s() / ((_TIMES_CHOSEN if self.held is None else _TIMES_WARM) * each_s))
             if w.tobytes() in self.tried or n < 1 or self.over():
                 continue
             self.tried.add(w.tobytes())
-            state = orders.begun(self.scenes, w, self.least, self.cvar, min(n, len(self.scenes)))
+            state = orders.begun(self.scenes, w, self.least, self.cvar, min(n, _MOST_CHOSEN, len(self.scenes)))
             for _ in range(_GUESSES):
                 vector = orders.guess(state, cpu_limit_s=0.7 * self._left_s(), stop=self.stop)
                 if vector is None:
                     break
                 now = replace(self._whole(self.decided.of(vector)), w=w)
-                kept = self._priced(now)
-                if kept is None or self.gap() <= gap:
-                    return
+                before, kept = self.value, self._priced(now)
+                if kept is None or self.gap() <= gap or 0.0 <= before - self.value < _GAIN * gap * abs(self.value):
+                    return  # more of the same would not close it: a better bound may
                 orders.learn(state, orders.Priced(now=now.vector(), kept=kept))
 
     def together(self, gap: float) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import extensive
 from baseload.plan.build import Hall
-from baseload.plan.highs import INF, Lp, Solution
+from baseload.plan.highs import INF, Lp, Solution, moved_basis
+from baseload.plan.phases import Held
 from baseload.plan.problem import Bools, Floats, Problem
 from baseload.plan.proof import safe_bound
 
@@ -57,14 +58,19 @@ class Kept:
 class Scene:
     """The programme of one scenario."""
 
-    def __init__(self, problem: Problem, first: int, halls: Iterable[Hall] | None = None) -> None:
-        """Build it with the survival rows given, such as those that an earlier scenario needed."""
+    def __init__(
+        self, problem: Problem, first: int, halls: Iterable[Hall] | None = None, held: Held | None = None
+    ) -> None:
+        """Build it with the survival rows given, such as those that an earlier scenario needed; `held` is where to begin."""
         self.problem = problem
         self.halls = list(halls) if halls is not None else building.first_halls(problem)
         self.model = building.build(problem, self.halls)
         self.program = self.model.program
         self.lp = Lp(self.program, relaxed=True)
-        self.warm = False
+        self.warm = held is not None and held.fits(problem)
+        if held is not None and self.warm:
+            places = building.carried_over(held.model, held.halls, self.model, self.halls)
+            self.lp.set_basis(moved_basis(held.basis, *places))
         at = self.model.columns
         self.parts = {"w": at["w"], "buy": at["buy"][..., :first], "sign": at["sign"][..., :first]}
         self.columns = np.concatenate([part.ravel() for part in self.parts.values()])
