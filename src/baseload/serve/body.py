@@ -36,7 +36,7 @@ ENDPOINTS: dict[bytes, int] = {
 ENDPOINT_NAMES = ("chat", "completions", "embeddings", "responses", "messages")
 PATHS = tuple(ENDPOINTS)
 
-_REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?://|[^"]{0,64}:)', re.IGNORECASE)
+_REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?:\s*//|[^"]*:)', re.IGNORECASE)
 _ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
@@ -162,13 +162,12 @@ def _most(found: shapes.Body, least: int) -> int:
 
 def _require_plain(body: bytes, found: shapes.Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    if is_plain(body, MAX_DEPTH, isinstance(found.messages, msgspec.Raw)):
+    if is_plain(body, MAX_DEPTH):
         return
     name = next((name for name in FORBIDDEN if getattr(found, name) is not UNSET), "")
     if name:
         raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
-    lists = body.count(b"[")
-    if lists + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
     judged = JUDGED.findall(body)
     if len(set(judged)) < len(judged) or ESCAPED_KEY.search(body) is not None:
@@ -177,8 +176,6 @@ def _require_plain(body: bytes, found: shapes.Body) -> None:
     if b"\\u" in body:
         _require_whole_text(body)
         plain = _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), body)
-    if lists == 1 and isinstance(found.messages, msgspec.Raw):
-        return  # the messages alone: none of them has parts
     if b"url" in plain and _REMOTE.search(plain):
         raise BodyError("links to media are not fetched here; send the media as a data: URL", "messages")
 

@@ -98,18 +98,17 @@ static unsigned char judged_n[N_JUDGED];
 static uint64_t judged_lengths;
 
 static PyObject *is_plain(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    EXPECT("is_plain", 3)
+    EXPECT("is_plain", 2)
     piece body;
     if (!as_piece(args[0], &body)) return NULL;
-    Py_ssize_t deepest = PyLong_AsSsize_t(args[1]), open = 0, lists = 0;
-    int alone = PyObject_IsTrue(args[2]);
-    if (alone < 0 || (deepest == -1 && PyErr_Occurred())) return NULL;
+    Py_ssize_t deepest = PyLong_AsSsize_t(args[1]), open = 0;
+    if (deepest == -1 && PyErr_Occurred()) return NULL;
     const unsigned char *end = body.at + body.n;
     int escapes = memchr(body.at, '\\', (size_t)body.n) != NULL, skip = 0;
     if (escapes && memmem(body.at, (size_t)body.n, "\\u", 2)) Py_RETURN_FALSE;
-    for (const unsigned char *p = body.at; (p = memchr(p, '[', (size_t)(end - p))); p++) lists++;
+    for (const unsigned char *p = body.at; (p = memchr(p, '[', (size_t)(end - p))); p++) open++;
     for (const unsigned char *p = body.at; (p = memchr(p, '{', (size_t)(end - p))); p++) open++;
-    if (lists + open > deepest) Py_RETURN_FALSE;
+    if (open > deepest || memmem(body.at, (size_t)body.n, "url", 3)) Py_RETURN_FALSE;
     uint32_t seen = 0;
     const unsigned char *p = memchr(body.at, '"', (size_t)body.n);
     while (p) {
@@ -131,7 +130,6 @@ static PyObject *is_plain(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         }
         skip = found, p = q; /* the quote that ends a name begins no other */
     }
-    if (!(alone && lists == 1) && memmem(body.at, (size_t)body.n, "url", 3)) Py_RETURN_FALSE;
     Py_RETURN_TRUE;
 }
 

@@ -83,24 +83,21 @@ ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
 _FORBIDDEN = frozenset(name.encode() for name in FORBIDDEN)
 
 
-def is_plain(body: bytes, deepest: int, alone: bool) -> bool:
+def is_plain(body: bytes, deepest: int) -> bool:
     """Say that JSON holds nothing that two readers could read otherwise, nor a link; False: look closer.
 
     That is: no letter as a number, no name with an escape, at most `deepest` brackets, no name that is judged twice and none
-    that is forbidden, and no "url", unless the one list in it is that of messages (`alone`), none of which has parts then.
+    that is forbidden, and no "url".
 
-    >>> is_plain(b'{"model":"m","n":1}', 100, True), is_plain(b'{"n":1,"n":2}', 100, True)
+    >>> is_plain(b'{"model":"m","n":1}', 100), is_plain(b'{"n":1,"n":2}', 100)
     (True, False)
     """
-    lists = body.count(b"[")
-    if lists + body.count(b"{") > deepest:
+    if body.count(b"[") + body.count(b"{") > deepest or b"url" in body:
         return False
     if b"\\" in body and (b"\\u" in body or ESCAPED_KEY.search(body) is not None):
         return False
     judged = JUDGED.findall(body)
-    if len(set(judged)) < len(judged) or not _FORBIDDEN.isdisjoint(judged):
-        return False
-    return (alone and lists == 1) or b"url" not in body
+    return len(set(judged)) == len(judged) and _FORBIDDEN.isdisjoint(judged)
 
 
 # ---- prefixes ---------------------------------------------------------------------------------------------------------

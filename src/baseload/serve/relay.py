@@ -248,12 +248,14 @@ class Relay(RelayState):
         try:
             out = scanner.feed(data)
         except Broken as broken:
-            self._fail_here(f"the engine sent {broken}")
+            self._fail_here(f"the engine sent {broken}", garbled=True)
             return
         if out:
             self._pass_on(out)
-        if scanner.error is not None and self.state != OVER:
-            self._fail_here("the engine reported an error inside the stream")
+        if scanner.fault and self.state != OVER:
+            self._fail_here(f"the engine sent {scanner.fault}", garbled=True)
+        elif scanner.error is not None and self.state != OVER:
+            self._fail_here("the engine reported an error inside the stream", garbled=True)
         elif scanner.ended and self.state != OVER:
             self._finish()
 
@@ -361,16 +363,16 @@ class Relay(RelayState):
             return
         self._cut(why)
 
-    def _fail_here(self, why: str) -> None:
+    def _fail_here(self, why: str, *, garbled: bool = False) -> None:
         """We end it: what comes from the engine cannot be used."""
         connection, self.up = self.up, None
         if connection is not None:
             connection.drop()
-        self._cut(why)
+        self._cut(why, garbled)
 
-    def _cut(self, why: str) -> None:
+    def _cut(self, why: str, garbled: bool = False) -> None:
         """An answer that will not become whole, or one whose last words were said already."""
-        if self._spoken():
+        if self._spoken() and not garbled:
             self._finish()  # its one choice has told why it ended: only [DONE] or a usage chunk is missing
             return
         if self.begun:
@@ -406,6 +408,7 @@ class Relay(RelayState):
         self.problem = Problem(504 if "in time" in why else 502, "upstream_error", f"{why}; try again", None, 1.0)
         self.why = f"{self.why}; {why}"[:200]
         self.answer, self.answer_bytes, self.scanner = [], 0, None
+        self.status, self.content_type, self.retry_after = 0, b"", b""
         self.tried |= 1 << self.replica
         self._left(outcome)
         policy = gateway.tables.policy
@@ -460,6 +463,8 @@ class Relay(RelayState):
     def _served(self, body: bytes) -> None:
         try:
             usage = usage_of_answer(body)
+            if not body.isascii():
+                body.decode()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._failed("the engine's answer is not JSON", FAILED_BEFORE_FIRST_BYTE)
             return

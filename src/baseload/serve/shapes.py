@@ -84,6 +84,18 @@ class Event(msgspec.Struct):
     response: Holder | Any = None
 
 
+class Finish(msgspec.Struct):
+    """A choice of an event."""
+
+    finish_reason: str | None = None
+
+
+class Finished(msgspec.Struct):
+    """An event that says why choices ended."""
+
+    choices: list[Finish] | None = None
+
+
 class Answer(msgspec.Struct):
     """An answer that was not streamed."""
 
@@ -102,5 +114,6 @@ class Endpoints(msgspec.Struct):
 BODY = msgspec.json.Decoder(Body)
 MESSAGES = msgspec.json.Decoder(list[Message])
 EVENT = msgspec.json.Decoder(Event)
+FINISHED = msgspec.json.Decoder(Finished)
 ANSWER = msgspec.json.Decoder(Answer)
 ANY = msgspec.json.Decoder()

@@ -100,8 +100,8 @@ class Scanner:
     """One stream. `feed` bytes as they come; then see `ended`, `error`, `usage`, `usage_event`."""
 
     __slots__ = (
-        "_after", "_before", "_kind", "_learnt", "_strip", "_tail", "_words", "ended", "error", "finished", "n_choices",
-        "splice", "tokens", "usage",
+        "_after", "_before", "_kind", "_learnt", "_strip", "_tail", "_words", "ended", "error", "fault", "finished",
+        "n_choices", "splice", "tokens", "usage",
     )  # fmt: skip
 
     def __init__(self, kind: int, *, strip_usage: bool, n_choices: int = 1) -> None:
@@ -112,6 +112,7 @@ class Scanner:
             b""  # of an event whose like came before: what stands around the words of its delta
         )
         self._learnt = 0
+        self.fault = ""  # what came behind events that are passed on, and is no event
         self.ended = False  # the engine said so: [DONE], message_stop, response.completed
         self.finished = False  # a reason to finish was seen of every choice
         self.error: bytes | None = None  # an event that says that the engine failed
@@ -142,7 +143,19 @@ class Scanner:
             if out is data and self.tokens > tokens and seen == (self.usage, self.n_choices, self.ended, self.error):
                 self._learn(data)
             return out
-        return b"".join([self._one(event) for event in _events(data)])
+        whole: list[bytes] = []
+        for event in _events(data):
+            try:
+                whole.append(self._one(event))
+            except Broken as broken:
+                if not any(whole):
+                    raise
+                self.fault = str(broken)  # what came before it is passed on first
+                break
+            if self.ended or self.error is not None:  # the last word: what stands behind it is nobody's
+                self._tail = b""
+                break
+        return b"".join(whole)
 
     def same(self, data: bytes, at: int, end: int) -> bool:
         """Say whether data[at:end] is an event that differs from one before in its delta's plain words alone.
@@ -174,6 +187,10 @@ class Scanner:
         return data[:end]
 
     def _one(self, event: bytes) -> bytes:
+        if b"\r" in event and event.count(b"\r") != event.count(b"\r\n"):
+            raise Broken("a carriage return by itself, which ends a line for some readers")
+        if not event.isascii() and not _is_text(event):
+            raise Broken("an event that is no UTF-8 text")
         if event.startswith(b"data: {"):
             text = event[6:]
         else:
@@ -199,17 +216,18 @@ class Scanner:
         if seen.error is not None or seen.type == "error":
             self.error = text
             return b""
-        if PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta")):
-            self.tokens += 1  # where events have names, what is done is told again at the end
         if not self.finished and b"finish_reason" in event and _FINISH.search(event) is not None:
-            self.n_choices -= len(_FINISH.findall(event))
+            self.n_choices -= _finishes(text)
             self.finished = self.n_choices <= 0
         for word in self._words:
             if word in event and seen.type == word[1:-1].decode():
                 self.ended = True
+        piece = PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta"))
         usage = seen.usage or _inner(seen)
         if usage is not None:
-            return self._with_usage(event, text, usage)
+            event = self._with_usage(event, text, usage)
+        if piece and event:
+            self.tokens += 1  # where events have names, what is done is told again at the end
         return event
 
     def _with_usage(self, event: bytes, text: bytes, usage: shapes.Counts) -> bytes:
@@ -220,6 +238,14 @@ class Scanner:
         if self._strip and self._words == () and _has_no_choice(text):
             return b""
         return event if self.splice is None else bytes(self.splice(event))
+
+
+def _is_text(words: bytes) -> bool:
+    try:
+        words.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _error_of(value: Any) -> Any:
@@ -236,6 +262,15 @@ def _inner(seen: shapes.Event) -> shapes.Counts | None:
             except msgspec.ValidationError:
                 return None
     return None
+
+
+def _finishes(text: bytes) -> int:
+    """Return of how many choices an event says why they ended."""
+    try:
+        choices = shapes.FINISHED.decode(text).choices
+    except msgspec.ValidationError:
+        return 0
+    return sum(1 for choice in choices or () if choice.finish_reason)
 
 
 def _has_no_choice(text: bytes) -> bool:

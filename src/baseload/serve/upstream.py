@@ -205,7 +205,9 @@ class Connection:
 
     def _remember(self, data: bytes) -> None:
         """Keep the head of a whole answer that came in one piece: the next one's is most likely the same."""
-        if self._length is not None and not self._contradicts and self._in_head is False and len(self._length) < 16:
+        if self._status != 200 or self._length is None or self._contradicts:
+            return
+        if self._in_head is False and len(self._length) < 16:
             shape = head_shape(data, int(self._length))
             if shape is not None:
                 self.place.shape, self.place.known = shape, (self._status, self._content_type, self._retry_after)
@@ -214,7 +216,10 @@ class Connection:
         """Hand on what the parser found, outside the parser: whoever gets it may end this, or send the next request."""
         taker = self.taker
         assert taker is not None
-        if self._told and not self._begun and not self._contradicts:
+        if self._contradicts:
+            self._fail(fault or "the engine's head contradicts itself")
+            return
+        if self._told and not self._begun:
             self._begun = True
             taker.begins(self._status, self._content_type, self._retry_after)
         if self._pieces:
@@ -224,8 +229,8 @@ class Connection:
             return
         if self._whole:
             self._end(keep=not fault)
-        elif fault or self._contradicts:
-            self._fail(fault or "the engine's answer has two lengths")
+        elif fault:
+            self._fail(fault)
         elif self._in_head and self._head_bytes > HEAD_BYTES_MAX:
             self._fail("the engine's headers are too large")
 
@@ -293,7 +298,7 @@ class Connection:
         if self._whole or 100 <= status < 200:
             return
         self._in_head, self._told, self._status = False, True, status
-        if self._chunked and self._length is not None:
+        if (self._chunked and self._length is not None) or self._parser.get_http_version() not in ("1.1", "1.0"):
             self._contradicts = True
 
     def on_body(self, data: bytes) -> None:
