@@ -189,3 +189,28 @@ def test_a_full_disk_is_said_and_leaves_partial(most_bytes: int, tmp_path: Path)
     assert done.returncode == 2 and "run.partial" in words and "free space" in words, (done.returncode, words)
     assert not out.exists()
     assert_told(out)
+
+
+_NOBODY_TO_RAISE_TO = """
+import os, signal, time, weakref
+from baseload.app import cli
+
+class Thing: pass
+
+cli._note_interrupts()
+for _ in range(3):
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        del thing  # the interrupt falls into the callback
+        time.sleep(20)
+        print("lost")
+    except KeyboardInterrupt:
+        print("raised")
+"""
+
+
+def test_ctrl_c_where_python_has_nobody_to_raise_it_to_is_raised_a_moment_later() -> None:
+    """In the callback of a weak reference, as imports use them, an interrupt is not lost, nor is anything said of it."""
+    done = subprocess.run([sys.executable, "-c", _NOBODY_TO_RAISE_TO], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["raised"] * 3 and not done.stderr, (done.stdout, done.stderr)

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import errno
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -346,16 +348,31 @@ def _end_interrupted() -> NoReturn:
 
 
 def _note_interrupts() -> list[int]:
-    """Return a list that tells whether Ctrl-C was pressed; KeyboardInterrupt is raised as ever."""
+    """Return a list that tells whether Ctrl-C was pressed; KeyboardInterrupt is raised as ever.
+
+    Where Python has nobody to raise it to (in the callback of a weak reference, as imports use them) it would be lost: it
+    is raised once more, a moment later.
+    """
     pressed: list[int] = []
+    main_thread = threading.get_ident()
 
     def press(number: int, frame: object) -> None:
         pressed.append(number)
         raise KeyboardInterrupt
 
+    def again() -> None:
+        time.sleep(0.01)
+        signal.pthread_kill(main_thread, signal.SIGINT)  # which also ends a sleep
+
+    def lost(what: sys.UnraisableHookArgs) -> None:
+        if not pressed:
+            sys.__unraisablehook__(what)
+        elif issubclass(what.exc_type, KeyboardInterrupt):
+            _thread.start_new_thread(again, ())
+
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, press)
-        sys.unraisablehook = lambda what: None if pressed else sys.__unraisablehook__(what)
+        sys.unraisablehook = lost
     return pressed
 
 
