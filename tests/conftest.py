@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ jit.enable()  # before any test imports a rule or the twin: what is imported ear
 
 if os.environ.get("TEST_NATIVE") == "1" and (why := native.use()):  # `make test-native`: the same tests, compiled
     pytest.exit(f"the compiled data plane cannot be tested: {why}", returncode=4)
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in the background of a shell: tests of Ctrl-C want it to be heard
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STRICT_SKIPS = os.environ.get("CI") == "true" or os.environ.get("STRICT_SKIPS") == "1"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
