@@ -73,6 +73,9 @@ def test_what_is_seen_of_a_good_body() -> None:
         told(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "//10.0.0.1/x"}}]}]),
         RAW.replace(b'"hello"', b'[{"image\\u005furl":{"url":"http://10.0.0.1/"}}]'),
         told(messages=[{"role": "user", "content": [{"source": {"type": "url", "url": "https://10.0.0.1/"}}]}]),
+        told(messages=[{"role": "user", "content": {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}}]),
+        told(messages=[{"role": "user", "content": [{"image_url": {"url": " " * 65 + "http://10.0.0.1/"}}]}]),
+        told(prompt={"variables": {"x": {"image_url": "http://10.0.0.1/"}}}),
     ],
 )  # fmt: skip
 def test_what_is_refused(body: bytes) -> None:
@@ -138,3 +141,12 @@ def test_equal_prefixes_have_equal_hashes_and_tenants_share_none() -> None:
     assert len(one) == len(text) // BLOCK_BYTES and one[:2] == other[:2] and one[2] != other[2]
     assert not set(one) & set(prefix_hashes(text, 2, "m")) and not set(one) & set(prefix_hashes(text, 1, "n"))
     assert all(0 < value < 1 << 63 for value in one) and len(prefix_hashes(text * 100, 1, "m")) == 64
+
+
+@pytest.mark.parametrize("messages", [{}, {"messages": 0}, {"messages": []}])
+def test_a_link_is_refused_wherever_the_prompt_is(messages: dict[str, object]) -> None:
+    """What else stands in a body that is no chat hides no link from us."""
+    output = {"type": "computer_screenshot", "image_url": "http://169.254.169.254/"}
+    body = {"model": "chat", **messages, "input": [{"type": "computer_call_output", "call_id": "c", "output": output}]}
+    with pytest.raises(BodyError, match="links to media"):
+        peek(RESPONSES, json.dumps(body).encode())
