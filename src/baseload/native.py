@@ -34,9 +34,7 @@ MODULES = (
     "baseload.policies.queue",
     "baseload.policies.retry",
 )  # fmt: skip
-WRITTEN = {
-    "baseload.serve.quick_c": "serve/quick.c"
-}  # in C; quick.py says what it does, and takes it where it is found
+WRITTEN = {"baseload.serve.quick_c": "serve/quick.c"}  # in C; what it does, and where it is taken: quick.py
 SWITCH = "BASELOAD_NATIVE"
 PYTHON = f"{sysconfig.get_config_var('SOABI')}"
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baseload.serve.body import (
-    BLOCK_BYTES,
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
@@ -23,6 +22,7 @@ from baseload.serve.body import (
     with_model,
     with_usage_wish,
 )
+from baseload.serve.quick import BLOCK_BYTES
 
 GOOD: dict[str, Any] = {"model": "chat", "max_tokens": 2, "messages": [{"role": "user", "content": "hello"}]}
 RAW = json.dumps(GOOD, separators=(",", ":")).encode()

@@ -63,7 +63,7 @@ def run(kind: int, pieces: list[bytes], *, strip: bool = False) -> tuple[bytes, 
     """Feed pieces; return what is passed on, and what was seen."""
     scanner = Scanner(kind, strip_usage=strip)
     out = b"".join(scanner.feed(piece) for piece in pieces)
-    usage = scanner.usage and scanner.usage.counts()
+    usage = scanner.usage and (scanner.usage.input_tokens, scanner.usage.cached_tokens, scanner.usage.output_tokens)
     seen = (scanner.tokens, usage, scanner.ended, scanner.finished, scanner.error, scanner.held)
     return out, seen
 
@@ -203,3 +203,17 @@ def test_an_endless_line_is_cut() -> None:
     with pytest.raises(Broken):
         for _ in range(EVENT_BYTES_MAX // 65_536 + 2):
             scanner.feed(b"a" * 65_536)
+
+
+def test_an_event_with_usage_is_reckoned_with_its_own_token() -> None:
+    """Engines that tell usage with every token: what an event costs so far has that event's token in it."""
+    scanner, counted = Scanner(CHAT, strip_usage=False), []
+
+    def splice(event: bytes) -> bytes:
+        counted.append(scanner.tokens)
+        return event
+
+    scanner.splice = splice
+    for n in (1, 2, 3):
+        scanner.feed(told({**chunk({"content": "x"}), "usage": {"prompt_tokens": 2, "completion_tokens": n}}))
+    assert counted == [1, 2, 3] and scanner.tokens == 3

@@ -57,7 +57,7 @@ def seen(scanner: Scanner) -> Any:
     """Return what a scanner has seen."""
     return (
         scanner.tokens,
-        scanner.usage and scanner.usage.counts(),
+        scanner.usage and (scanner.usage.input_tokens, scanner.usage.cached_tokens, scanner.usage.output_tokens),
         scanner.ended,
         scanner.finished,
         scanner.error,

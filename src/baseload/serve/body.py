@@ -13,10 +13,9 @@ from collections.abc import Iterator
 import msgspec
 
 from baseload.serve import quick, shapes
-from baseload.serve.quick import BLOCK_BYTES, ESCAPED_KEY, FORBIDDEN, JUDGED, is_plain
+from baseload.serve.quick import ESCAPED_KEY, FORBIDDEN, JUDGED, is_plain
 from baseload.serve.shapes import UNSET
 
-__all__ = ["BLOCK_BYTES", "FORBIDDEN"]
 BLOCK_TOKENS = 128
 KEY_BLOCKS = 4  # blocks that the routing key covers, as in the twin
 MAX_BLOCKS = 64

@@ -26,7 +26,6 @@ from baseload.records import (
 from baseload.serve import reply
 from baseload.serve.bearers import Refusal
 from baseload.serve.body import (
-    BLOCK_BYTES,
     BLOCK_TOKENS,
     CHAT,
     COMPLETIONS,
@@ -38,7 +37,7 @@ from baseload.serve.body import (
     with_usage_wish,
 )
 from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYTE, OK, UNREACHED
-from baseload.serve.quick import request_name
+from baseload.serve.quick import BLOCK_BYTES, request_name
 from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, WAITING, RelayState
 from baseload.serve.reply import Problem
 from baseload.serve.sse import Broken, Scanner, usage_of_answer, with_members

@@ -7,7 +7,7 @@ the word that ends it, and whether each event is JSON at all: an engine is not t
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -39,10 +39,6 @@ class Usage:
 
     def __init__(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         self.input_tokens, self.cached_tokens, self.output_tokens = input_tokens, cached_tokens, output_tokens
-
-    def counts(self) -> tuple[int, int, int]:
-        """Return tokens of the prompt, those of them that were cached, and of the answer."""
-        return self.input_tokens, self.cached_tokens, self.output_tokens
 
     def over(self, before: Usage) -> Usage:
         """Return what is said here, and where nothing is, what was said before."""
@@ -83,13 +79,6 @@ def usage_of_answer(body: bytes) -> Usage | None:
         shapes.ANY.decode(body)
         return None
     return None if found.usage is None else read_usage(found.usage)
-
-
-class Piece(NamedTuple):
-    """What is to be passed on of what came, and what was in it."""
-
-    out: bytes  # whole events, without a usage chunk that nobody asked for
-    tokens: int
 
 
 class Broken(Exception):
@@ -223,11 +212,12 @@ class Scanner:
             if word in event and seen.type == word[1:-1].decode():
                 self.ended = True
         piece = PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta"))
+        self.tokens += piece  # where events have names, what is done is told again at the end
         usage = seen.usage or _inner(seen)
         if usage is not None:
-            event = self._with_usage(event, text, usage)
-        if piece and event:
-            self.tokens += 1  # where events have names, what is done is told again at the end
+            event = self._with_usage(event, text, usage)  # which reckons with what this event brings
+            if not event:
+                self.tokens -= piece  # it is taken out
         return event
 
     def _with_usage(self, event: bytes, text: bytes, usage: shapes.Counts) -> bytes:
