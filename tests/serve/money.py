@@ -108,6 +108,6 @@ async def run_one(purse: Purse, secret: str, *, tokens: int = 10, out: int = 20)
     """Open a request, deliver its answer, settle it."""
     opened = await open_one(purse, secret, tokens=tokens, most=out)
     if isinstance(opened, Opened):
-        purse.delivered(opened, out, time.monotonic())
+        purse.delivered(opened, out)
         purse.settle(opened, row(tokens, out))
     return opened

@@ -217,3 +217,29 @@ def test_an_event_with_usage_is_reckoned_with_its_own_token() -> None:
     for n in (1, 2, 3):
         scanner.feed(told({**chunk({"content": "x"}), "usage": {"prompt_tokens": 2, "completion_tokens": n}}))
     assert counted == [1, 2, 3] and scanner.tokens == 3
+
+
+@given(
+    st.lists(st.sampled_from(["a", "", "b", '"', "\\n"]), max_size=12),
+    st.lists(st.integers(0, 1 << 12), max_size=8),
+    st.lists(st.integers(0, 4), max_size=20),
+    st.sampled_from([b"\n\n", b"\r\n\r\n"]),
+)
+def test_events_wait_for_money_and_lose_nothing(
+    texts: list[str], cuts: list[int], grants: list[int], end: bytes
+) -> None:
+    """Fed in any pieces and let on in any steps, a stream is the same bytes, and never further than it was let."""
+    stream = b"".join(chat_stream(texts, end))
+    scanner, out, later = Scanner(CHAT, strip_usage=False), b"", iter(grants)
+    scanner.most = next(later, 1 << 20)
+    for piece in [*pieces_of(stream, cuts), b""]:
+        if scanner.tokens >= scanner.most:
+            scanner.keep(piece)
+        else:
+            out += scanner.feed(piece)
+        assert scanner.tokens <= scanner.most
+        scanner.most += next(later, 1) if piece else 1 << 20
+        while scanner.rest and scanner.tokens < scanner.most:
+            out += scanner.feed(b"")
+            assert scanner.tokens <= scanner.most
+    assert out == stream and scanner.ended and not scanner.rest and not scanner.held

@@ -42,7 +42,7 @@ def test_a_request_is_leased_before_it_is_opened_and_settled_after(tmp_path):
         assert isinstance(opened, Opened) and opened.key.tenant == "t0" and opened.key.tenant_i == 0
         leases = [r for r in till.rows() if isinstance(r, LeaseRow)]
         assert any(x.request_id <= opened.request_id < x.request_id + x.n_ids for x in leases)
-        assert purse.delivered(opened, 20, time.monotonic())
+        purse.delivered(opened, 20)
         purse.settle(opened, row())
         purse.settle(opened, row())  # a second time changes nothing
         await until(lambda: not purse.n_unstored)
@@ -196,7 +196,8 @@ def test_a_stream_is_renewed_in_steps_and_ends_where_the_money_does(tmp_path):
         tokens = 0
         for _ in range(400):
             tokens += 7
-            if not purse.delivered(opened, tokens, time.monotonic()):
+            purse.delivered(opened, tokens)
+            if not purse.sends(opened, tokens):
                 if opened.stop:
                     break
                 await more.wait()
@@ -234,7 +235,7 @@ def test_a_revoked_key_stops_its_streams_within_a_second(tmp_path, elsewhere):
             assert owner.revoke(made.record.key_i, "an operator")
         await until(lambda: stopped, 1.0)
         assert stopped[0] - begun_s < 1.0 and opened.stop == "revoked"
-        assert not purse.delivered(opened, 1, time.monotonic())
+        assert not purse.sends(opened, 1)
         purse.settle(opened, row(10, 1))
         assert (await open_one(purse, made.secret)).status == 401
         await purse.close()

@@ -1,8 +1,9 @@
 """An open request as a worker follows it, and how a running stream reserves its next step.
 
 A stream with a long bound reserves `STEP_TOKENS` of its answer at a time, the next before the last is used up. Where
-more is not to be had it takes what is left of its key here and ends where its reservation does: what is delivered beyond
-is at most the chunk that crosses it. Opening and settling are `purse.py`; what lies in a slice is `pocket.py`.
+more is not to be had it takes what is left of its key here and ends where its reservation does: what is sent beyond is at
+most the chunk that crosses it, however much an engine sends at once (`relay.py` sends piece by piece, as far as `until`).
+Opening and settling are `purse.py`; what lies in a slice is `pocket.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Opened:
     """An open request. `stop` is '' until it has to end: revoked, budget, storage (the owner is gone too long)."""
 
     __slots__ = (
-        "_ask_at", "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_stuck",
-        "_tokens", "_until", "_wished", "key", "mark", "on_more", "on_stop", "output_tokens", "prices",
-        "request_id", "reserved_nano", "stop", "stream",
+        "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_sent", "_stuck",
+        "_tokens", "_wished", "ask_at", "key", "mark", "on_more", "on_stop", "output_tokens", "prices",
+        "request_id", "reserved_nano", "stop", "stream", "until",
     )  # fmt: skip
 
     def __init__(
@@ -36,14 +37,14 @@ class Opened:
         self.stop = ""
         self.on_stop: Callable[[Opened], None] | None = None
         self.on_more: Callable[[Opened], None] | None = None
-        self.output_tokens = 0
+        self.output_tokens = 0  # delivered
+        self.until = 0  # output tokens that the reservation covers
+        self.ask_at = 0  # when more than so many were sent, more is reserved
         self.stream = False
         self.mark = 0
         self._pocket, self._lease = pocket, lease
         self._tokens = tokens  # reserved of tokens a minute
         self._max_tokens = max_tokens  # of the answer
-        self._until = 0  # output tokens that the reservation covers
-        self._ask_at = 0  # beyond so many, more is reserved
         self._cell = 0
         self._salt = (request_id * 40_503 + 0x9E37) & _MASK
         self._done = False
@@ -51,6 +52,7 @@ class Opened:
         self._stuck = False  # no more is to be had beyond _until
         self._wished = False  # more was asked for
         self._held = False  # the relay waits for more
+        self._sent = 0  # when more was last asked for
 
 
 Then = Callable[[Opened | Refusal], None]
@@ -76,16 +78,17 @@ class Steps:
     ) -> None:
         self._serve, self._connected, self._clock_s = serve, connected, clock_s
 
-    def extend(self, opened: Opened) -> bool:
-        """Reserve the next step before this one is used up."""
+    def extend(self, opened: Opened, tokens: int) -> bool:
+        """Reserve the next step before this one is used up; `tokens` of the answer were sent."""
         if opened.stop:
             return False
-        pocket, tokens, until = opened._pocket, opened.output_tokens, opened._until
+        pocket, until, opened._sent = opened._pocket, opened.until, tokens
         if tokens <= until and until >= opened._max_tokens:
-            opened._ask_at = until
+            opened.ask_at = until
             return True
         if not opened._wished:
-            step = max(0, tokens - until) + max(1, min(STEP_TOKENS, opened._max_tokens - tokens))
+            left = opened._max_tokens - tokens  # an engine that says more than it was asked for goes on in whole steps
+            step = max(0, tokens - until) + (min(STEP_TOKENS, left) if left > 0 else STEP_TOKENS)
             need_nano = (step * opened._output_pico + 999) // 1000
             pocket.used_s = self._clock_s()
             if pocket.renew(need_nano):
@@ -95,7 +98,7 @@ class Steps:
                 opened._wished = True
                 pocket.wishes.appendleft(Wish(need_nano, step, opened, renewal=True, until_s=pocket.used_s + WAIT_S))
                 self._serve(pocket)
-        opened._ask_at = until - 1
+        opened.ask_at = until - 1
         if tokens < until:
             return True
         if opened._wished and opened.on_more is not None:
@@ -106,11 +109,11 @@ class Steps:
 
     def _cover(self, opened: Opened, nano: int, step: int) -> None:
         opened.reserved_nano += nano
-        opened._until += step
+        opened.until += step
         opened._tokens += step
         opened._pocket.tokens -= step
         opened._stuck = False
-        opened._ask_at = opened._until if opened._until >= opened._max_tokens else opened._until - step // 2
+        opened.ask_at = opened.until if opened.until >= opened._max_tokens else opened.until - step // 2
 
     def renewed(self, pocket: Pocket, wish: Wish) -> None:
         """A stream that waited for more has it, or a part of it."""
@@ -135,8 +138,8 @@ class Steps:
         if step > 0 and pocket.renew(need_nano):
             self._cover(opened, need_nano, step)
         opened._stuck = True
-        opened._ask_at = opened._until - 1
-        if opened.output_tokens < opened._until:
+        opened.ask_at = opened.until - 1
+        if opened._sent < opened.until:
             self._resume(opened)
         elif opened._held:
             opened._held = False
@@ -153,6 +156,6 @@ class Steps:
         if opened.stop or opened._done:
             return
         opened.stop = why
-        opened._ask_at = -1
+        opened.ask_at = -1
         if opened.on_stop is not None:
             opened.on_stop(opened)

@@ -2,7 +2,7 @@
 
 On the common path (key known, slice left) `open`, `delivered` and `settle` touch memory alone: the durable lease was there
 before, how far a request has come stands in the marks file, and rows go to the owner in batches. Who waits for more is
-called later. A stream with a long bound reserves in steps; where the next step is not to be had, `delivered` says so:
+called later. A stream with a long bound reserves in steps; where the next step is not to be had, `sends` says so:
 stop (`opened.stop` says why), or hold (`stop` is '' and `on_more` will be called). A relay that sets no `on_more` is
 told to stop instead. Without the owner, what is leased goes on, and nothing new beyond it. What lies in a slice is
 `pocket.py`; who may have one, `bank.py`; sockets, `wire.py`.
@@ -316,8 +316,8 @@ class Purse:
         opened.mark = slot
         opened._cell = slot * CELLS + COUNT_CELL
         opened.prices, opened._output_pico = prices, prices[2]
-        opened._until = step
-        opened._ask_at = step // 2 if step < max_tokens else step
+        opened.until = step
+        opened.ask_at = step // 2 if step < max_tokens else step
         self._open[request_id] = opened
         self.n_opened += 1
         then(opened)
@@ -381,15 +381,16 @@ class Purse:
 
     # ---- following ----
 
-    def delivered(self, opened: Opened, output_tokens: int, now_s: float = 0.0) -> bool:
-        """Note that the client's socket took so many tokens of the answer in all; False: stop, or hold (see above)."""
+    def sends(self, opened: Opened, output_tokens: int) -> bool:
+        """Say whether more may follow the tokens of the answer that were sent so far; False: stop, or hold (see above)."""
+        return output_tokens <= opened.ask_at or self._steps.extend(opened, output_tokens)
+
+    def delivered(self, opened: Opened, output_tokens: int) -> None:
+        """Note that the client's socket took so many tokens of the answer in all."""
         opened.output_tokens = output_tokens
         cell = opened._cell
         self._cells[cell] = output_tokens | ((output_tokens * 2_654_435_761 + opened._salt) & _MASK | 1) << 32
         opened._cell = cell ^ 1
-        if output_tokens <= opened._ask_at:
-            return not opened.stop
-        return self._steps.extend(opened)
 
     def prompt(self, opened: Opened, input_tokens: int, cached_tokens: int = 0) -> None:
         """Note the prompt as the engine counted it, should it say so before the end; a crash then bills it too."""

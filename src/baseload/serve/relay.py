@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
 TRIES_MAX = 3
 CLIENT_GONE = 499
+SHORT = "the engine's stream ended before its answer did"
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n%b%b\r\n"
 )
@@ -228,6 +229,8 @@ class Relay(RelayState):
         self.status, self.content_type, self.retry_after = status, content_type, retry_after
         if status == 200 and self.peek.stream and content_type.startswith(b"text/event-stream"):
             self.scanner = Scanner(self.endpoint, strip_usage=self.strip, n_choices=self.peek.choices)
+            if self.opened is not None:
+                self.scanner.most = self.opened.until
             if self.peek.wants_usage or self.endpoint not in (CHAT, COMPLETIONS):
                 self.scanner.splice = self._with_cost
         else:
@@ -242,54 +245,71 @@ class Relay(RelayState):
             if self.answer_bytes > ANSWER_BYTES_MAX:
                 self._fail_here("the engine's answer is too large")
             return
-        if self.state == OVER:
+        if self.held:
+            scanner.keep(data)
+        elif self.state != OVER:
+            self._feed(scanner, data)
+
+    def _feed(self, scanner: Scanner, data: bytes) -> None:
+        """Pass on what came, as far as the money reaches; what lies behind that waits in the scanner."""
+        while True:
+            try:
+                out = scanner.feed(data)
+            except Broken as broken:
+                self._fail_here(f"the engine sent {broken}", garbled=True)
+                return
+            if out:
+                self._pass_on(out)
+            if self.state == OVER:
+                return
+            if scanner.fault:
+                self._fail_here(f"the engine sent {scanner.fault}", garbled=True)
+            elif scanner.error is not None:
+                self._fail_here("the engine reported an error inside the stream", garbled=True)
+            elif scanner.ended:
+                self._finish()
+            elif self._covered(scanner) and scanner.rest:
+                data = b""
+                continue
             return
-        try:
-            out = scanner.feed(data)
-        except Broken as broken:
-            self._fail_here(f"the engine sent {broken}", garbled=True)
-            return
-        if out:
-            self._pass_on(out)
-        if scanner.fault and self.state != OVER:
-            self._fail_here(f"the engine sent {scanner.fault}", garbled=True)
-        elif scanner.error is not None and self.state != OVER:
-            self._fail_here("the engine reported an error inside the stream", garbled=True)
-        elif scanner.ended and self.state != OVER:
-            self._finish()
+
+    def _covered(self, scanner: Scanner) -> bool:
+        """Reserve for what follows; False where nothing may follow, or not yet."""
+        opened = self.opened
+        assert opened is not None
+        if self.gateway.purse.sends(opened, scanner.tokens):
+            scanner.most = opened.until
+            return True
+        if opened.stop:
+            self._stopped(opened)
+        else:
+            self.held = True  # read no more from the engine until the purse has more
+            self._flow()
+        return False
 
     def frames(self, data: bytes, ends: list[int]) -> None:
         """A piece of the answer that came as whole chunks: events like the one before go on as they are, framing and all."""
         scanner, client, n_bytes = self.scanner, self.client, 0
-        plainly = self.first_s > 0.0 and client.chunked and self.state == STREAMING
+        plainly = self.first_s > 0.0 and client.chunked and self.state == STREAMING and not self.held
         for i in range(0, len(ends), 2):
             at, end = ends[i], ends[i + 1]
             plainly = plainly and scanner is not None and scanner.same(data, at, end)
             n_bytes += end - at
-        if not plainly or scanner is None:
+        if not plainly or scanner is None or scanner.tokens + len(ends) // 2 > scanner.most:
             self.comes(b"".join([data[ends[i] : ends[i + 1]] for i in range(0, len(ends), 2)]))
             return
         scanner.tokens += len(ends) // 2
         now_s = monotonic()
-        if self.sent_tokens and not client.transport.get_write_buffer_size() and not self._took(now_s):
-            return
+        purse, opened = self.gateway.purse, self.opened
+        assert opened is not None
+        if not client.transport.get_write_buffer_size():
+            purse.delivered(opened, self.sent_tokens)
         client.transport.write(data)
         self.sent_tokens = scanner.tokens
         self.told_bytes += n_bytes
         self.due_s = now_s + self.gateway.limits.token_s
-
-    def _took(self, now_s: float) -> bool:
-        """Count what the client has taken; False where that was the last it gets."""
-        opened = self.opened
-        assert opened is not None
-        if not self.gateway.purse.delivered(opened, self.sent_tokens, now_s):
-            if self.state == OVER:  # told to stop: the callback has ended it
-                return False
-            if opened.stop:
-                self._stopped(opened)
-                return False
-            self._hold()
-        return True
+        if scanner.tokens > opened.ask_at:
+            self._covered(scanner)
 
     def _pass_on(self, out: bytes) -> None:
         """Write whole events to the client."""
@@ -299,8 +319,9 @@ class Relay(RelayState):
         if not self.begun:
             self._begin(now_s)
         assert scanner is not None
-        if self.sent_tokens and not transport.get_write_buffer_size() and not self._took(now_s):
-            return
+        if self.sent_tokens and not transport.get_write_buffer_size():
+            assert self.opened is not None
+            self.gateway.purse.delivered(self.opened, self.sent_tokens)
         if scanner.tokens and not self.first_s:
             self.first_s = now_s
             self.gateway.door.answered(self.replica, now_s - self.sent_s, self.peek.input_tokens)
@@ -317,14 +338,21 @@ class Relay(RelayState):
             _STREAM_HEAD % (_CHUNKED if self.client.chunked else b"connection: close\r\n", self.lines())
         )
 
-    def _hold(self) -> None:
-        """Read no more from the engine until the purse has more."""
-        self.held = True
-        self._flow()
-
     def _more(self, opened: Opened) -> None:
+        """The purse has more: pass on what waits, and read on."""
         self.held = False
-        self._flow()
+        scanner = self.scanner
+        if self.state != STREAMING or scanner is None:
+            return
+        scanner.most = opened.until
+        if scanner.rest:
+            self._feed(scanner, b"")
+        if self.held or self.state != STREAMING:
+            return
+        if self.cut_why:
+            self._cut(self.cut_why)
+        else:
+            self._flow()
 
     def pause(self, on: bool) -> None:
         """The client reads slowly, or does again."""
@@ -346,13 +374,18 @@ class Relay(RelayState):
         scanner = self.scanner
         if scanner is None:
             self._whole()
+        elif not self.held:
+            self._cut(SHORT)
         else:
-            self._cut("the engine's stream ended before its answer did")
+            self.cut_why = SHORT
 
     def broken(self, why: str, *, unreached: bool = False) -> None:
         """The connection to the engine is gone."""
         connection, self.up = self.up, None
         if self.state == OVER:
+            return
+        if self.held:
+            self.cut_why = why
             return
         kept_and_silent = connection is not None and connection.reused and connection.silent
         if kept_and_silent and not self.fresh and self.attempts < TRIES_MAX:

@@ -30,10 +30,10 @@ class RelayState:
 
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
-        "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "name", "opened",
-        "paused", "peek", "place", "prefix", "prices", "problem", "replica", "request_id", "retry_after", "scanner",
-        "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up", "version",
-        "why", "work",
+        "cut_why", "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i",
+        "name", "opened", "paused", "peek", "place", "prefix", "prices", "problem", "replica", "request_id", "retry_after",
+        "scanner", "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up",
+        "version", "why", "work",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +65,7 @@ class RelayState:
         self.first_s = self.sent_s = 0.0
         self.sent_tokens = self.told_bytes = 0
         self.held = self.paused = False
+        self.cut_why = ""  # the engine's connection ended so, behind what waits in the scanner
         self.strip = False
         self.why = ""
         self.problem = reply.REFUSED[REASON_RETRIES]
@@ -79,7 +80,7 @@ class RelayState:
         """Count what the client's socket has taken by now."""
         transport, opened = self.client.transport, self.opened
         if self.begun and opened is not None and transport is not None and not transport.get_write_buffer_size():
-            self.gateway.purse.delivered(opened, self.sent_tokens, monotonic())
+            self.gateway.purse.delivered(opened, self.sent_tokens)
 
     def _tokens(self, usage: Usage | None, counted: int) -> int:
         """Return the answer's tokens: the engine's count, as far as it can be true."""

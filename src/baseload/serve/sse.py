@@ -16,6 +16,7 @@ from baseload.serve.body import MESSAGES, RESPONSES
 from baseload.serve.quick import is_like
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024  # an event that is larger is garbage
+NO_BOUND = 1 << 60
 LEARN_MAX = 8  # a stream whose events are never alike is read whole
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]+')  # inside a JSON string, and as it is
 
@@ -90,7 +91,7 @@ class Scanner:
 
     __slots__ = (
         "_after", "_before", "_kind", "_learnt", "_strip", "_tail", "_words", "ended", "error", "fault", "finished",
-        "n_choices", "splice", "tokens", "usage",
+        "most", "n_choices", "rest", "splice", "tokens", "usage",
     )  # fmt: skip
 
     def __init__(self, kind: int, *, strip_usage: bool, n_choices: int = 1) -> None:
@@ -107,6 +108,8 @@ class Scanner:
         self.error: bytes | None = None  # an event that says that the engine failed
         self.usage: Usage | None = None
         self.tokens = 0
+        self.most = NO_BOUND  # events go on until this many tokens did
+        self.rest = b""  # what came behind them
         self.splice: Any = None  # called with (event with usage) -> event, where the client asked for usage
 
     @property
@@ -115,8 +118,10 @@ class Scanner:
         return len(self._tail)
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes; return the whole events to pass on. Raises Broken."""
-        if self._tail:
+        """Take bytes; return the whole events to pass on, until `most` tokens are among them. Raises Broken."""
+        if self.rest:
+            data, self.rest, self._tail = self.rest + self._tail + data, b"", b""
+        elif self._tail:
             data = self._tail + data
         if data.endswith(b"\n\n") and b"\r" not in data:
             self._tail = b""
@@ -133,7 +138,8 @@ class Scanner:
                 self._learn(data)
             return out
         whole: list[bytes] = []
-        for event in _events(data):
+        events = _events(data)
+        for i, event in enumerate(events):
             try:
                 whole.append(self._one(event))
             except Broken as broken:
@@ -144,7 +150,14 @@ class Scanner:
             if self.ended or self.error is not None:  # the last word: what stands behind it is nobody's
                 self._tail = b""
                 break
+            if self.tokens >= self.most and i + 1 < len(events):
+                self.rest = b"".join(events[i + 1 :])
+                break
         return b"".join(whole)
+
+    def keep(self, data: bytes) -> None:
+        """Take bytes for later."""
+        self.rest, self._tail = self.rest + self._tail + data, b""
 
     def same(self, data: bytes, at: int, end: int) -> bool:
         """Say whether data[at:end] is an event that differs from one before in its delta's plain words alone.
