@@ -59,7 +59,8 @@ def said(function: Any, *given: Any) -> Any:
 
 BITS = st.sampled_from(
     [
-        b'"model"', b'"n"', b'"messages"', b'"api_key"', b'"max_tokens"', b'"x"', b'"', b"\\", b"\\u", b"\\n", b":", b" :",
+        b'"model"', b'"n"', b'"messages"', b'"api_key"', b'"max_tokens"', b'"x"', b'"Model"', b'"N"',
+        b'"mODEL"', b'"', b"\\", b"\\u", b"\\n", b":", b" :",
         b"url",
         b"[", b"]", b"{", b"}", b",", b"\x0b", "é".encode(), b"\xff", b"words", b'"usage":{', b'"usage"', b"12", b"}",
     ]
@@ -73,6 +74,10 @@ BYTES = st.one_of(SOUP, st.binary(max_size=80))
 @example(b'{"mo\\u0064el":"m"}', 100)
 @example(b'{"a\\n" :1}', 100)
 @example(b'"n"n"', 100)
+@example(b'"N"n"', 100)
+@example(b'"n"N"', 100)
+@example(b'"max@tokens"MAX_TOKENS"', 100)
+@example(b'{"Api_Base":1}', 100)
 @example(b'"', 100)
 def test_the_same_bodies_are_plain(c: ModuleType, body: bytes, deepest: int) -> None:
     """Both look closer at the same bodies."""

@@ -9,14 +9,14 @@ racks count as divisible here: what is impossible so is impossible in whole numb
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from baseload.plan import build as building
 from baseload.plan.build import Hall, Model
-from baseload.plan.highs import INF, Lp, Solution
+from baseload.plan.highs import INF, Lp, Solution, moved_basis
 from baseload.plan.problem import SLACKS, Floats, Ints, Problem
 from baseload.plan.project import Program
 
@@ -25,7 +25,9 @@ _MOST_PARTS = 40  # demands by client that are tried one by one
 _MOST_SIDES = 8  # of a conflict that a person reads
 _BOUNDED = ("rent", "supply", "shared supply")  # limits that are bounds and rows, without a slack
 _NOTHING = 1e-7  # less than this, relative to the whole, is not missed
-_NEAR = 1e-5  # rows count as kept, relative to their size, in the quick look
+_WORST = 3  # periods that are looked at alone
+_MANY_COLUMNS = 80_000  # from here on, that all can be met is seen sooner by first-order steps
+_NEAR = 1e-5  # rows count as kept, relative to their size, in that quick look
 _QUICK_ROUNDS = 8
 _QUICK = {"pdlp_optimality_tolerance": 1e-7, "pdlp_iteration_limit": 5000}
 
@@ -76,26 +78,29 @@ class _Group:
 def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool] | None = None) -> Conflict | None:
     """Return the smallest conflict of a request, or None where everything can be met (in divisible phases and racks).
 
-    The period of the largest demand is looked at alone first, then those in which most is missed: where the demand of one is
+    The period of the largest demand is looked at alone first, then the others join it one by one, each from where the last look
+    ended; once they contradict each other, those in which most is missed are looked at alone: where the demand of one is
     impossible by itself, the others need no look. Demands are taken by service, and by client where few are left.
     """
     began_s = time.process_time()
     until_s = began_s + cpu_limit_s
-    search = _alone(problem, int(np.argmax(problem.demand.sum(axis=(0, 1)))), until_s, stop)
+    order = [int(t) for t in np.argsort(-problem.demand.sum(axis=(0, 1)), kind="stable")]
+    search = _alone(problem, order[0], until_s, stop)
     least = search.least()
     if least <= _NOTHING:
-        search = _Search(problem, until_s, stop, building.in_all_periods(problem, search.found))
-        if search.can_be_met():
+        begun, search = search, _Search(problem, until_s, stop, search.halls)
+        if len(search.cost) > _MANY_COLUMNS and search.can_be_met():
             return None
-        least = search.least()
-        if least <= _NOTHING:
-            return None
-        for t in search.worst_periods()[:3] if least < INF else []:
-            of_period = _alone(problem, t, until_s, stop)
-            if _NOTHING < of_period.least() < INF:
-                search = of_period
+        search.begin_from(begun)
+        for t in order[1:]:
+            least = search.ask([t])
+            if least > _NOTHING:
                 break
-    if least == INF:
+        else:
+            return None
+        if least < INF:
+            search = _smaller(search, t, order)
+    if least == INF or search.last is None:
         return Conflict(sides=(), proven=False, cpu_s=time.process_time() - began_s)
     together = search.together()
     members, proven = search.smallest()
@@ -107,35 +112,81 @@ def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool
 
 def _alone(problem: Problem, t: int, until_s: float, stop: Callable[[], bool] | None) -> _Search:
     """Return the search for a conflict with the demand of one period alone."""
+    return _Search(_only(problem, [t]), until_s, stop)
+
+
+def _only(problem: Problem, periods: list[int]) -> Problem:
+    """Return the problem with the demand of some periods alone."""
     alone = np.zeros_like(problem.demand)
-    alone[:, :, t] = problem.demand[:, :, t]
-    return _Search(replace(problem, demand=alone), until_s, stop)
+    alone[:, :, periods] = problem.demand[:, :, periods]
+    return replace(problem, demand=alone)
+
+
+def _smaller(search: _Search, t: int, order: list[int]) -> _Search:
+    """Return the search for a conflict in one period, where there is one; `t` is the last that joined, `order` are all."""
+    tried = [t]
+    for at in tried:
+        of_period = _alone(search.model.problem, at, search.until_s, search.stop)
+        if _NOTHING < of_period.least() < INF:
+            return of_period
+        if len(tried) == 1 and search.ask(order) < INF:
+            tried += [other for other in search.worst_periods() if other != t][: _WORST - 1]
+    return search
 
 
 class _Search:
-    """The programme of least misses, and which demands and limits still count."""
+    """The programme of least misses, which periods have joined it, and which demands and limits still count."""
 
     def __init__(
         self, problem: Problem, until_s: float, stop: Callable[[], bool] | None, halls: Sequence[Hall] = ()
     ) -> None:
+        """Build it, all periods joined, with survival rows that one of them needed, in all of them."""
         self.until_s, self.stop = until_s, stop
         bare = _bare(problem)
-        self.model = building.build(bare, [*building.first_halls(bare), *halls])
-        self.found: list[Hall] = []  # survival rows beyond those
+        self.halls: list[Hall] = building.first_halls(bare)
+        known = {_name(hall) for hall in self.halls}
+        self.halls += [hall for hall in building.in_all_periods(bare, halls) if _name(hall) not in known]
+        self.model = building.build(bare, self.halls)
+        self.first_row = building.first_hall_row(self.model)
         self.lp = Lp(self.model.program, relaxed=True)
         self.groups, self.clients = _groups(self.model)
         self.cost = self.model.program.cost.copy()
         self.last: Solution | None = None
+        self.asked = set(np.flatnonzero(problem.demand.any(axis=(0, 1))).tolist())
 
-    def _solve(self, *, anew: bool = False, inside: bool = False) -> float:
-        """Return the least that must be missed, all losses of a site looked at; inf where time was over.
+    def begin_from(self, begun: _Search) -> None:
+        """Let only those periods join that another search has asked for, and begin where it ended."""
+        off = sorted(self.asked - begun.asked)
+        serve = self.model.rows["serve"][..., off]
+        serve = serve[serve >= 0]
+        self.lp.set_rows(serve, np.zeros(len(serve)), np.zeros(len(serve)))
+        self.asked = set(begun.asked)
+        self._loosen(range(len(self.halls)))
+        basis = begun.lp.basis()
+        if basis is not None:
+            places = building.carried_over(begun.model, begun.halls, self.model, self.halls)
+            self.lp.set_basis(moved_basis(basis, *places))
 
-        A point `inside` the solutions breaks fewer survival rows than a corner, but has no prices.
-        """
-        for _ in range(_ROUNDS):
+    def _loosen(self, numbers: Iterable[int]) -> None:
+        """Ask for no survival in periods that have not joined."""
+        rows = np.array([self.first_row + i for i in numbers if self.halls[i].t not in self.asked], dtype=np.int64)
+        self.lp.set_rows(rows, np.full(len(rows), -INF), np.full(len(rows), INF))
+
+    def ask(self, periods: list[int]) -> float:
+        """Let periods join; return the least that must be missed."""
+        program, new = self.model.program, set(periods) - self.asked
+        serve = self.model.rows["serve"][..., sorted(new)]
+        halls = np.array([self.first_row + i for i, hall in enumerate(self.halls) if hall.t in new], dtype=np.int64)
+        for rows in (serve[serve >= 0], halls):
+            self.lp.set_rows(rows, program.row_lower[rows], program.row_upper[rows])
+        self.asked |= new
+        return self._solve()
+
+    def _solve(self, *, anew: bool = False) -> float:
+        """Return the least that must be missed, all losses of a site looked at; inf where time was over."""
+        for turn in range(_ROUNDS):
             found = self.lp.solve(
-                method="ipm" if anew or inside else "choose",
-                crossover=not inside,
+                method="ipm" if anew and turn == 0 else "choose",
                 cpu_limit_s=max(0.05, self.until_s - time.process_time()),
                 stop=self.stop,
             )
@@ -146,22 +197,13 @@ class _Search:
                 return found.cost
         return found.cost
 
-    def _more_rows(self, x: Floats, tolerance: float) -> bool:
-        """Add the survival rows that a solution breaks, in all periods; return whether there were any to add."""
-        known = {(hall.lost, hall.m, hall.t, hall.sites.tobytes()) for hall in self.found}
-        halls = building.in_all_periods(self.model.problem, building.broken(self.model, x, tolerance))
-        more = [hall for hall in halls if (hall.lost, hall.m, hall.t, hall.sites.tobytes()) not in known]
-        self.found += more
-        self.model = building.add_halls(self.model, self.lp, more)
-        return bool(more)
-
     def can_be_met(self) -> bool:
         """Return whether a quick look finds a way to meet everything; where it does not, nothing is known.
 
-        First-order steps (Applegate et al. 2021, in HiGHS) reach such a point in a fraction of an interior point's time.
+        First-order steps (Applegate et al. 2021, in HiGHS) reach such a point of a large programme before a vertex is found.
         """
         for _ in range(_QUICK_ROUNDS):
-            if self.stop is not None and self.stop():
+            if time.process_time() > self.until_s or (self.stop is not None and self.stop()):
                 return False
             found = self.lp.solve(method="pdlp", options=dict(_QUICK))
             if found.state != "optimal" or found.x is None:
@@ -174,10 +216,21 @@ class _Search:
                 return True
         return False
 
+    def _more_rows(self, x: Floats, tolerance: float) -> bool:
+        """Add the survival rows that a solution breaks, in all periods; return whether there were any to add."""
+        problem = self.model.problem
+        known = {_name(hall) for hall in self.halls}
+        seen = replace(self.model, problem=_only(problem, sorted(self.asked)))
+        halls = building.in_all_periods(problem, building.broken(seen, x, tolerance))
+        more = [hall for hall in halls if _name(hall) not in known]
+        self.model = building.add_halls(self.model, self.lp, more)
+        self.halls += more
+        self._loosen(range(len(self.halls) - len(more), len(self.halls)))
+        return bool(more)
+
     def least(self) -> float:
         """Return the least that must be missed, as a share; inf where time was over."""
-        least = self._solve(inside=True)
-        return self._solve(anew=True) if least > _NOTHING else least
+        return self._solve(anew=True)
 
     def together(self) -> tuple[Side, ...]:
         """Return what is missed in the last solution, by demand and limit."""
@@ -297,6 +350,10 @@ class _Search:
         return Side(kind=group.kind, who=group.who, periods=shown, gives=gives, unit=group.unit)
 
 
+def _name(hall: Hall) -> tuple[int, int, int, bytes]:
+    return hall.lost, hall.m, hall.t, hall.sites.tobytes()
+
+
 def _keeps(program: Program, x: Floats) -> bool:
     """Return whether a point keeps the rows of a programme, relative to their size."""
     row = np.repeat(np.arange(len(program.row_lower)), np.diff(program.start))
@@ -336,6 +393,8 @@ def _bare(problem: Problem) -> Problem:
         cost_unserved=np.full_like(problem.cost_unserved, 1.0 / total),
         cost_billed=np.zeros_like(problem.cost_billed),
         cost_host=np.zeros_like(problem.cost_host),
+        ratchet=np.zeros_like(problem.ratchet),
+        minimum_bill=np.zeros_like(problem.minimum_bill),
         slack_price={name: np.asarray(1.0 / unit[name]) for name in SLACKS},
         host_min=None,
     )

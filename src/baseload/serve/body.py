@@ -38,6 +38,7 @@ PATHS = tuple(ENDPOINTS)
 _REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?:\s*//|[^"]*:)', re.IGNORECASE)
 _ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
+_FOLDS = ("\u017f".encode(), "\u212a".encode())  # letters that some readers take for `s` and `k`
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 
@@ -82,8 +83,10 @@ class Peek:
 
 def peek(endpoint: int, body: bytes) -> Peek:
     """Return what is to be known of a body; raises BodyError."""
+    folds = False
     if not body.isascii():
         _require_text(body)
+        folds = any(letter in body for letter in _FOLDS)
     try:
         found = shapes.BODY.decode(body)
     except msgspec.ValidationError as error:
@@ -92,7 +95,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
         raise BodyError(f"the body is not JSON ({error})", code="invalid_json") from None
     except RecursionError:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json") from None
-    _require_plain(body, found)
+    _require_plain(body, found, folds)
     if found.model is UNSET or not found.model:
         raise BodyError("you must say which model", "model", "missing_required_parameter")
     assert isinstance(found.model, str)
@@ -159,9 +162,9 @@ def _most(found: shapes.Body, least: int) -> int:
     return max(limits) * choices if limits else 0
 
 
-def _require_plain(body: bytes, found: shapes.Body) -> None:
+def _require_plain(body: bytes, found: shapes.Body, folds: bool) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    if is_plain(body, MAX_DEPTH):
+    if is_plain(body, MAX_DEPTH) and not folds:
         return
     name = next((name for name in FORBIDDEN if getattr(found, name) is not UNSET), "")
     if name:
@@ -169,7 +172,8 @@ def _require_plain(body: bytes, found: shapes.Body) -> None:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
     judged = JUDGED.findall(body)
-    if len(set(judged)) < len(judged) or ESCAPED_KEY.search(body) is not None:
+    small = {name.lower() for name in judged}
+    if folds or len(small) < len(judged) or small != set(judged) or ESCAPED_KEY.search(body) is not None:
         _require_keys_once(body)
     plain = body
     if b"\\u" in body:
@@ -209,6 +213,9 @@ def _require_keys_once(body: bytes) -> None:
         if key in seen:
             raise BodyError(f"`{key[:60]}` stands there twice", key[:60], "duplicate_key")
         seen.add(key)
+        name = key.casefold()
+        if name != key and JUDGED.fullmatch(f'"{name}"'.encode()):
+            raise BodyError(f"`{key[:60]}` must be written `{name}`", key[:60], "unknown_key")
     if any(name in seen for name in FORBIDDEN):
         raise BodyError("the body may not choose where it is sent")
 

@@ -97,6 +97,12 @@ static const char *const JUDGED[] = {
 static unsigned char judged_n[N_JUDGED];
 static uint64_t judged_lengths;
 
+static int same_letters(const char *small, const unsigned char *p, size_t k) { /* small or not; '_' is no letter */
+    for (; k--; small++, p++)
+        if (*p != (unsigned char)*small && (*p < 'A' || *p > 'Z' || *p + 32 != *small)) return 0;
+    return 1;
+}
+
 static PyObject *is_plain(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     EXPECT("is_plain", 2)
     piece body;
@@ -118,8 +124,8 @@ static PyObject *is_plain(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         int found = 0;
         if (!skip && k < 64 && (judged_lengths >> k & 1))
             for (int i = 0; i < N_JUDGED; i++)
-                if (judged_n[i] == k && memcmp(JUDGED[i], p + 1, k) == 0) {
-                    if (i >= N_ONCE || (seen >> i & 1)) Py_RETURN_FALSE;
+                if (judged_n[i] == k && same_letters(JUDGED[i], p + 1, k)) {
+                    if (i >= N_ONCE || (seen >> i & 1) || memcmp(JUDGED[i], p + 1, k)) Py_RETURN_FALSE;
                     seen |= 1u << i, found = 1;
                     break;
                 }

@@ -77,7 +77,8 @@ FORBIDDEN = ("api_base", "base_url", "api_key", "custom_llm_provider", "litellm_
 JUDGED = re.compile(
     b'"(model|stream|messages|max_tokens|max_completion_tokens|max_output_tokens|n|best_of|prompt|input|stream_options|'
     + "|".join(FORBIDDEN).encode()
-    + b')"'
+    + b')"',
+    re.IGNORECASE,  # some readers take `Model` for `model`
 )
 ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
 _FORBIDDEN = frozenset(name.encode() for name in FORBIDDEN)
@@ -86,8 +87,8 @@ _FORBIDDEN = frozenset(name.encode() for name in FORBIDDEN)
 def is_plain(body: bytes, deepest: int) -> bool:
     """Say that JSON holds nothing that two readers could read otherwise, nor a link; False: look closer.
 
-    That is: no letter as a number, no name with an escape, at most `deepest` brackets, no name that is judged twice and none
-    that is forbidden, and no "url".
+    That is: no letter as a number, no name with an escape, at most `deepest` brackets, no name that is judged twice or in other
+    letters than small ones, none that is forbidden, and no "url".
 
     >>> is_plain(b'{"model":"m","n":1}', 100), is_plain(b'{"n":1,"n":2}', 100)
     (True, False)
@@ -97,6 +98,8 @@ def is_plain(body: bytes, deepest: int) -> bool:
     if b"\\" in body and (b"\\u" in body or ESCAPED_KEY.search(body) is not None):
         return False
     judged = JUDGED.findall(body)
+    if any(name != name.lower() for name in judged):
+        return False
     return len(set(judged)) == len(judged) and _FORBIDDEN.isdisjoint(judged)
 
 
