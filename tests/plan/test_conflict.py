@@ -126,9 +126,9 @@ def test_a_conflict_of_twenty_sites_is_named_and_proven() -> None:
     assert conflict.find(enough, cpu_limit_s=200.0) is None
 
 
-def test_where_time_is_over_nothing_is_said_to_be_possible() -> None:
-    """Without time for a look there is neither a conflict nor a way to meet everything."""
-    found = conflict.find(instance(4, 3, 3, 6, 6, seed=0), cpu_limit_s=0.0)
+def test_where_it_is_stopped_nothing_is_said_to_be_possible() -> None:
+    """Stopped before it has looked, it knows neither a conflict nor a way to meet everything, and says so."""
+    found = conflict.find(instance(20, 8, 12, 12, 10, seed=0), stop=lambda: True)
     assert found is not None and not found.sides and not found.proven
 
 
