@@ -26,7 +26,8 @@ def test_rows_of_whole_hosting_hold_for_the_best_plan_and_raise_the_bound(seed: 
     found, sets = before, tighten.client_sets(model)
     for _ in range(4):
         assert found.x is not None
-        rows = [tighten.covered(model), tighten.linked(model, found.x), tighten.shielded(model, sets, found.x)]
+        first, waiting = tighten.covered(model)
+        rows = [first, waiting.broken(found.x), tighten.linked(model, found.x), tighten.shielded(model, sets, found.x)]
         for least, start, index, value in rows:
             got = np.array(
                 [value[a:b] @ plan[index[a:b]] for a, b in zip(start[:-1], start[1:], strict=True)], dtype=float

@@ -51,6 +51,7 @@ class _Search:
     problem: Problem
     model: Model
     program: Program
+    waiting: tighten.Waiting
     until_s: float
     stop: Stop | None
     progress: Progress | None
@@ -109,15 +110,20 @@ def solve_mid(
     Of `warm` the phases are tried too.
     """
     began_s = time.process_time()
-    model = building.build(problem, building.first_halls(problem))
+    model = building.build(problem)
     lower, upper = model.program.lower.copy(), model.program.upper.copy()
     for at, value in (fix or {}).items():
         model.program.lower[model.columns["w"][at]] = model.program.upper[model.columns["w"][at]] = float(value)
         lower[model.columns["w"][at]] = upper[model.columns["w"][at]] = float(value)
+    program, waiting = model.program, tighten.Waiting([])
+    if problem.host_min is not None:
+        rows, waiting = tighten.covered(model)
+        program = program.with_rows(*rows)
     search = _Search(
         problem=problem,
         model=model,
-        program=model.program if problem.host_min is None else model.program.with_rows(*tighten.covered(model)),
+        program=program,
+        waiting=waiting,
         until_s=began_s + cpu_limit_s,
         stop=stop,
         progress=progress,
@@ -182,7 +188,8 @@ def _relax(search: _Search, lp: Lp, rounds: int = 12) -> Solution | None:
             return None
         new = _add_halls(search, lp, found.x)
         if sets is not None and (new or found.cost > cost + 1e-4 * abs(cost)):
-            for rows in (tighten.linked(search.model, found.x), tighten.shielded(search.model, sets, found.x)):
+            linked, shielded = tighten.linked(search.model, found.x), tighten.shielded(search.model, sets, found.x)
+            for rows in (search.waiting.broken(found.x), linked, shielded):
                 search.add(rows, lp)
                 new += len(rows[0])
         cost = found.cost
@@ -287,6 +294,7 @@ def prove(search: _Search, cpu_s: float) -> None:
         progress=told,
         stop=search.stop,
         options={
+            "mip_lp_solver": "ipm",
             "mip_heuristic_effort": 0.0,
             "mip_heuristic_run_rins": False,
             "mip_heuristic_run_rens": False,
@@ -351,7 +359,11 @@ def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: flo
         cpu_limit_s=cpu_s,
         start=search.best_x,
         stop=search.stop,
-        options={"time_limit": _NESTED * cpu_s * search.slowness()},
+        options={
+            "mip_heuristic_run_rins": False,
+            "mip_heuristic_run_root_reduced_cost": False,
+            "time_limit": _NESTED * cpu_s * search.slowness(),
+        },
     )
     if found.x is None or found.cost >= search.best.cost * (1.0 - _TINY):
         return

@@ -10,7 +10,7 @@ Three families say what whole hosting needs instead. None cuts off a plan.
               with site k lost, for any set of clients C, each other site s counting by the less of both,
               sum of carry[s] or need(C at s) * host[s]  + short + ratio * unserved(C)  >=  ratio * demand(C)
 
-The first and third are many, so that only those are written down which a solution breaks.
+All are many, most of them slack: but for one row a client of the second, only those are written down which a solution breaks.
 """
 
 from __future__ import annotations
@@ -38,10 +38,31 @@ def packed(rows: list[_Row]) -> Rows:
     return np.array([least for _, _, least in rows], dtype=np.float64), start, index, value
 
 
-def covered(model: Model) -> Rows:
-    """Return the rows that say where a client's service must be hosted; those that follow from others are left out."""
+class Waiting:
+    """Rows that are written down once a solution breaks them, each once."""
+
+    def __init__(self, rows: list[_Row]) -> None:
+        """Take the rows; none is written down yet."""
+        self._rows, self._waits = rows, np.ones(len(rows), bool)
+        self._least, self._start, self._index, self._value = packed(rows)
+
+    def broken(self, x: Floats, by: float = 1e-3) -> Rows:
+        """Return the rows that a solution breaks by more than `by`; they wait no longer."""
+        sums = np.concatenate([[0.0], np.cumsum(self._value * x[self._index])])
+        lacks = self._least - (sums[self._start[1:]] - sums[self._start[:-1]])
+        found = np.flatnonzero(self._waits & (lacks > by))
+        self._waits[found] = False
+        return packed([self._rows[i] for i in found])
+
+
+def covered(model: Model) -> tuple[Rows, Waiting]:
+    """Return the rows that say where a client's service must be hosted: (one a client, those with one site left out).
+
+    Those that follow from other rows are left out.
+    """
     problem, at = model.problem, model.columns
     rows: list[_Row] = []
+    left_out: list[_Row] = []
     for m in range(len(problem.services)):
         ratio = float(problem.survive_ratio[m])
         for t in range(len(problem.periods)):
@@ -62,8 +83,8 @@ def covered(model: Model) -> Rows:
                 once = np.array([1.0 / need, 1.0 / (ratio * need)])
                 for k in range(len(host)):
                     others = np.delete(host, k)
-                    rows.append((np.append(others, ends), np.append(np.ones(len(others)), once), 1.0))
-    return packed(rows)
+                    left_out.append((np.append(others, ends), np.append(np.ones(len(others)), once), 1.0))
+    return packed(rows), Waiting(left_out)
 
 
 def linked(model: Model, x: Floats, by: float = 1e-4) -> Rows:
