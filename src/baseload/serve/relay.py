@@ -370,7 +370,9 @@ class Relay(RelayState):
 
     def ended(self) -> None:
         """The answer's framing says that it is whole."""
-        self.up = None
+        connection, self.up = self.up, None
+        if (self.held or self.paused) and connection is not None and connection.transport is not None:
+            connection.transport.resume_reading()  # it may be kept, and is for others now
         scanner = self.scanner
         if scanner is None:
             self._whole()

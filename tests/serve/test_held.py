@@ -1,0 +1,126 @@
+"""Streams that wait for money or for their client: whatever ends them, others do not feel it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.stack import Gateway, fleet_text
+from tests.serve.test_said_at_once import DONE, FIN, HEAD, PRICE_NANO, chunk, word
+from tests.serve.test_truth import CHAT, Rig, chat, said
+
+pytestmark = pytest.mark.slow
+LAST = b"0\r\n\r\n"
+WHOLE = [HEAD + chunk(word("a") + FIN + DONE) + LAST]
+
+
+class Keeper:
+    """An engine that keeps connections: each request is answered by the next script of pieces and seconds to wait."""
+
+    def __init__(self) -> None:
+        self.scripts: list[list[bytes | float]] = []
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.sock.getsockname()[1]}"
+        self.nth: list[int] = []  # of its connection, each request
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self) -> None:
+        """Serve until the socket is closed."""
+        while True:
+            try:
+                connection, _ = self.sock.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection: socket.socket) -> None:
+        """Answer one request after the other."""
+        with connection, contextlib.suppress(OSError):
+            for n in range(1, 1000):
+                data = connection.recv(65_536)
+                if not data:
+                    return
+                if data.startswith(b"GET"):
+                    page = b'{"object":"list","data":[{"id":"chat","object":"model"}]}'
+                    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(page), page))
+                    continue
+                self.nth.append(n)
+                for piece in self.scripts.pop(0):
+                    if isinstance(piece, bytes):
+                        connection.sendall(piece)
+                    else:
+                        time.sleep(piece)
+
+
+class Held(Rig):
+    """One such engine behind one worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = Keeper()
+        fleet = folder / "fleet.yaml"
+        fleet.write_text(
+            fleet_text([self.engine.url], [], workers=1, limits="token_s: 3, first_byte_s: 3, drain_s: 1",
+                       serve_more="  retry_ratio: 1\n  eject_after: 100\n")
+        )  # fmt: skip
+        (folder / "state").mkdir(mode=0o700)
+        self.gateway = Gateway(fleet, folder / "state").start()
+        self.key = self.gateway.key("acme")
+
+    def told(self, *script: bytes | float, key: str = "") -> tuple[bytes, dict[str, Any]]:
+        """Return answer and row of a request, which the engine answers so."""
+        self.engine.scripts[:] = [list(script)]
+        before, self.key = self.key, key or self.key
+        try:
+            _, headers, answer = self.ask(chat("hello"))
+        finally:
+            self.key = before
+        return answer, self.row(headers["x-baseload-request-id"])
+
+    def with_budget(self, tokens: int) -> str:
+        """Return a key that may spend so many tokens of an answer."""
+        return self.gateway.key("acme", "--budget", f"{tokens * PRICE_NANO / 1e9:.9f}")
+
+    def raw(self, *requests: tuple[str, bytes], key: str = "") -> bytes:
+        """Send requests (version and more head lines; what stands for a body) at once; return all that comes."""
+        data = b""
+        for lines, body in requests:
+            data += f"POST {CHAT} {lines}Host: x\r\nAuthorization: Bearer {key or self.key}\r\n".encode()
+            data += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        with socket.create_connection(("127.0.0.1", self.gateway.port), timeout=10) as sock:
+            sock.sendall(data)
+            answer = b""
+            while piece := sock.recv(65_536):
+                answer += piece
+        return answer
+
+    def end(self) -> None:
+        """Stop all."""
+        self.gateway.stop()
+        self.engine.sock.close()
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+    """Engine, gateway, key."""
+    made = Held(tmp_path_factory.mktemp("held"))
+    yield made
+    made.end()
+
+
+BODY = json.dumps(chat("hello")).encode()
+
+
+def test_who_waited_for_money_leaves_its_connection_as_it_was(rig: Held) -> None:
+    """A kept connection on which a stream was held is read again: the next request on it is answered at once."""
+    answer, _ = rig.told(HEAD + chunk(word("a")), 0.1, chunk(word("b") * 700) + LAST, key=rig.with_budget(400))
+    assert b"insufficient_quota" in answer
+    answer, row = rig.told(*WHOLE)
+    assert said(answer) == "a" and answer.endswith(DONE) and row["n_tries"] == 1 and rig.engine.nth[-1] > 1
