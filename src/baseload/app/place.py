@@ -2,7 +2,7 @@
 
 The same rules decide as in the twin and in the gateway (`policies/may_run.py`, the export rules of `fleet/supply.py`); what a
 replica carries is measured in the twin at the promise's percentile, with the round trip of that site. Ranked by the cost of a
-million tokens in the way that the accelerators would be had: standing free, rented, or bought.
+million tokens in the way that the accelerators would be had: standing free, rented, leased or bought.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ def _notes(ask: _Ask, ranked: Sequence[Place]) -> list[str]:
         notes.append("free: standing, powered and held by no replica or training job on that day; costs energy alone")
     if any(one.way == "buy" for one in ranked):
         notes.append("buy: energy, capital over the accelerators' life, space and upkeep, every hour at full rate")
+    if any(one.way == "lease" for one in ranked):
+        notes.append("lease: energy, the lease, building and space, every hour at full rate")
     if any(one.way == "rent" for one in ranked):
         notes.append("rent: list price or offer, every hour at full rate; energy is in the price, cooling not counted")
     return notes
@@ -245,9 +247,22 @@ def _capacity(ask: _Ask, site: str, kind: Kind, row: ReplicaRow | None) -> tuple
     may, why = plan_kinds.may_stand(ask.fleet, site, kind, ask.day)
     if buy is not None and kind.lead_weeks is not None and may and (not buy.sites or site in buy.sites):
         return "buy", ask.day + timedelta(weeks=kind.lead_weeks), free, []
+    leased = _lease(ask, site, kind)
+    if leased is not None and leased.lead_weeks is not None and may:
+        return "lease", ask.day + timedelta(weeks=leased.lead_weeks), free, []
     what = f"{free} accelerators are free, and one replica takes {need}"
     mend = why or f"fewer replicas of others there, or {kind.accelerator} under plan.buy for {site}"
     return "none", None, free, [Obstacle(rule="capacity", what=what, mend=mend)]
+
+
+def _lease(ask: _Ask, site: str, kind: Kind) -> Kind | None:
+    """Return the cheapest lease of an accelerator for a site; None where there is none."""
+    offered = [
+        one
+        for one in ask.kinds
+        if one.lease and one.accelerator == kind.accelerator and (not one.lease.sites or site in one.lease.sites)
+    ]
+    return min(offered, key=lambda one: one.lease.price_per_accelerator_month if one.lease else 0.0, default=None)
 
 
 def free_accelerators(fleet: Fleet, site_name: str, kind: str, day: date) -> int:
@@ -303,8 +318,9 @@ def _priced(ask: _Ask, base: Place, kind: Kind, row: ReplicaRow, way: str) -> Pl
     declared = name in ask.loaded.fleet.sites
     marginal = money.cost_per_million_tokens(beyond * rate, tokens_per_s) if declared else None
     owned = None
-    if declared and kind.can_buy:
-        owned = money.cost_per_million_tokens(_owned_per_hour(ask, site, kind, row) + energy_mwh_h * rate, tokens_per_s)
+    had = _lease(ask, name, kind) if way == "lease" else kind
+    if declared and had is not None and had.can_buy:
+        owned = money.cost_per_million_tokens(_owned_per_hour(ask, site, had, row) + energy_mwh_h * rate, tokens_per_s)
     rents = [
         plan_rent.price_per_hour(one, ask.fleet) * row.accelerators
         for one in ask.offers
@@ -319,7 +335,7 @@ def _priced(ask: _Ask, base: Place, kind: Kind, row: ReplicaRow, way: str) -> Pl
         accelerators=row.accelerators,
         requests_per_s=row.requests_per_s,
         free_requests_per_s=base.free_accelerators // row.accelerators * row.requests_per_s,
-        cost_per_mtok={"free": marginal, "rent": rented, "buy": owned}.get(way),
+        cost_per_mtok={"free": marginal, "rent": rented, "buy": owned, "lease": owned}.get(way),
         marginal_per_mtok=marginal,
         owned_per_mtok=owned,
         rented_per_mtok=rented,
@@ -330,13 +346,14 @@ def _priced(ask: _Ask, base: Place, kind: Kind, row: ReplicaRow, way: str) -> Pl
 
 
 def _owned_per_hour(ask: _Ask, site: Site, kind: Kind, row: ReplicaRow) -> float:
-    """Return what a replica's accelerators cost an hour beside energy, were they bought: capital, building, space, upkeep."""
+    """Return what a replica's accelerators cost an hour beside energy, bought or leased: capital, building, space, upkeep."""
     m = ask.fleet.money
     buys = {resolve.accelerator_id(one.accelerator): one for one in plan_kinds.buys(ask.loaded.fleet, ask.plan)}
-    price = plan_kinds.unit_price(kind, buys.get(kind.accelerator), ask.fleet, ask.day, ask.day)
+    price = 0.0 if kind.lease else plan_kinds.unit_price(kind, buys.get(kind.accelerator), ask.fleet, ask.day, ask.day)
+    leased = kind.lease.price_per_accelerator_month / HOURS_PER_MONTH if kind.lease else 0.0
     rack_kw = plan_kinds.rack_kw(site, kind, ask.kinds) / kind.per_rack
     capital = money.owned_cost_per_hour(price, m.wacc, m.accelerator_life_years)
     building = money.owned_cost_per_hour(site.facility_capex_per_kw * rack_kw, m.wacc, m.facility_life_years)
     space = site.colocation_per_kw_month * rack_kw / HOURS_PER_MONTH
     upkeep = price * m.maintenance_ratio_per_year / HOURS_PER_YEAR
-    return row.accelerators * (capital + building + space + upkeep)
+    return row.accelerators * (capital + leased + building + space + upkeep)

@@ -22,6 +22,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from baseload.app.plan_map import PlanMap
 from baseload.app.plan_problem import quarter
 from baseload.app.plan_rent import price_per_hour, site_of
+from baseload.app.plan_sites import HOURS_PER_QUARTER
 from baseload.app.plan_whole import Whole, whole
 from baseload.fleet import catalog, resolve
 from baseload.fleet.check_service import SHIPPED_TRACES
@@ -230,7 +231,7 @@ class _Writer:
     # -- racks
 
     def racks(self) -> None:
-        """Add the racks that are bought, each order with its day in service and its price."""
+        """Add the racks that are bought or leased, each order with its day in service and its price."""
         bought, cash = self.numbers.bought, self.map.prices
         for s, site in enumerate(self.map.sites):
             for a, kind in enumerate(self.map.kinds):
@@ -243,8 +244,13 @@ class _Writer:
                     gone = arrives + int(self.problem.life[a])
                     if gone < self.n_periods:
                         rack["until"] = self.days[gone]
-                    rack["capex_per_accelerator"] = round(float(cash.buy_it[s, a, t]) / kind.per_rack, 2)
                     name = f"{kind.accelerator}-{quarter(self.days[arrives]).lower()}"
+                    if kind.lease is not None:
+                        hourly = float(cash.owned_lease[s, a, t]) / kind.per_rack / HOURS_PER_QUARTER
+                        rack["rent_per_accelerator_hour"] = round(hourly, 6)
+                        name = f"{kind.accelerator}-leased-{quarter(self.days[arrives]).lower()}"
+                    else:
+                        rack["capex_per_accelerator"] = round(float(cash.buy_it[s, a, t]) / kind.per_rack, 2)
                     self._put(self._racks_of(site.declared), name, rack)
 
     def _racks_of(self, site: str) -> CommentedMap:

@@ -1,8 +1,8 @@
-"""Rack kinds: what stands, what may be bought and what is offered, by accelerator and shape."""
+"""Rack kinds: what stands, what may be bought or leased and what is offered, by accelerator and shape; each lease is a kind."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from baseload.app.plan_map import Kind
 from baseload.fleet import catalog, dates, resolve, supply
 from baseload.fleet.model import Fleet, Rack, Site
-from baseload.fleet.planning import Buy, Plan, Rent
+from baseload.fleet.planning import Buy, Lease, Plan, Rent
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,7 +60,38 @@ def kinds(fleet: Fleet, plan: Plan, found: Sequence[Rent]) -> list[Kind]:
                 name, catalog.accelerator(name).per_server, None, 3.0, None, None
             )
     shapes_of = {name: sum(key[0] == name for key in made) for name, _ in made}
-    return [replace(one, name=name if shapes_of[name] == 1 else f"{name} x{per}") for (name, per), one in made.items()]
+    own = [replace(one, name=name if shapes_of[name] == 1 else f"{name} x{per}") for (name, per), one in made.items()]
+    return [*own, *_leased(plan, own)]
+
+
+def _leased(plan: Plan, own: Sequence[Kind]) -> list[Kind]:
+    """Return one kind for each lease: racked as the accelerator is otherwise, in service for its term."""
+    made: dict[str, Kind] = {}
+    for lease in plan.lease:
+        name = resolve.accelerator_id(lease.accelerator)
+        like = [one for one in own if one.accelerator == name and lease.accelerators_per_rack in (None, one.per_rack)]
+        per_rack = lease.accelerators_per_rack or (like[0].per_rack if like else _shape(name))
+        lead = supply.lead_weeks(name)
+        title = f"{name} leased {lease.term_months} months"
+        n = sum(one.split(" #")[0] == title for one in made)
+        title = title if not n else f"{title} #{n + 1}"
+        made[title] = Kind(
+            name=title,
+            accelerator=name,
+            per_rack=per_rack,
+            rack_kw=like[0].rack_kw if like else None,
+            area_m2=like[0].area_m2 if like else 3.0,
+            liquid_ratio=like[0].liquid_ratio if like else None,
+            can_buy=True,
+            lead_weeks=lease.lead_weeks if lease.lead_weeks is not None else lead.middle if lead else None,
+            lease=lease,
+        )
+    return list(made.values())
+
+
+def order_of(kind: Kind, buy: Mapping[str, Buy]) -> Buy | Lease | None:
+    """Return the terms on which a kind may be ordered; None where it may not."""
+    return kind.lease or (buy.get(kind.accelerator) if kind.can_buy else None)
 
 
 def _shape(name: str) -> int:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from baseload.app.plan_demand import Client, Service, Traffic
 from baseload.app.plan_sites import Phase, SiteYears
 from baseload.fleet.model import Fleet
-from baseload.fleet.planning import Plan, Rent
+from baseload.fleet.planning import Lease, Plan, Rent
 from baseload.plan.money import Prices
 from baseload.plan.table import ReplicaRow
 
@@ -33,8 +33,9 @@ class Kind:
     rack_kw: float | None  # a limit of its own
     area_m2: float
     liquid_ratio: float | None
-    can_buy: bool
+    can_buy: bool  # or lease
     lead_weeks: float | None
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

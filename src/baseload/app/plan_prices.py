@@ -21,6 +21,7 @@ from baseload.app.plan_sites import HOURS_PER_QUARTER, Phase
 from baseload.fleet import catalog
 from baseload.fleet.model import Fleet
 from baseload.fleet.planning import Plan
+from baseload.formulas.money import capital_recovery_factor
 from baseload.plan.money import Prices
 from baseload.plan.table import ReplicaRow
 
@@ -55,9 +56,14 @@ class Frame:
         return len(self.sites), len(self.kinds), self.replicas_per_rack.shape[1], len(self.days)
 
     @property
-    def life_periods(self) -> int:
-        """Periods that a rack stays in service."""
+    def rack_life_periods(self) -> int:
+        """Periods that a rack of one's own stays in service."""
         return max(1, round(self.fleet.money.accelerator_life_years * 4.0))
+
+    def life_periods(self, a: int) -> int:
+        """Periods that a rack of a kind stays in service: its life, or the term of its lease."""
+        lease = self.kinds[a].lease
+        return self.rack_life_periods if lease is None else ceil(lease.term_months / 3.0 - 1e-9)
 
     def lead_periods(self, a: int) -> int:
         """Periods from order to service; the horizon where it cannot be bought."""
@@ -72,18 +78,32 @@ def prices(f: Frame) -> Prices:
     by_id = {catalog.accelerator(name).accelerator_id: one for name, one in buy.items()}
     unit = np.array(
         [
-            [k.per_rack * plan_kinds.unit_price(k, by_id.get(k.accelerator), f.fleet, f.today, day) for day in f.days]
+            [
+                0.0
+                if k.lease
+                else k.per_rack * plan_kinds.unit_price(k, by_id.get(k.accelerator), f.fleet, f.today, day)
+                for day in f.days
+            ]
             for k in f.kinds
         ]
     )
+    leased = np.array([k.lease is not None for k in f.kinds])
+    lease = np.array([3.0 * k.per_rack * k.lease.price_per_accelerator_month if k.lease else 0.0 for k in f.kinds])
     site_of = [f.fleet.sites[one.declared] for one in f.sites]
     facility = np.array([one.facility_capex_per_kw for one in site_of])[:, None] * f.rack_kw
     space = np.array([one.colocation_per_kw_month * 3.0 for one in site_of])[:, None] * f.rack_kw
+    # A building outlives a lease: what stands in it for a term pays a level share of it, instead of all at once.
+    space = space + np.where(
+        leased, facility * capital_recovery_factor(money.wacc, money.facility_life_years) / 4.0, 0.0
+    )
+    facility = np.where(leased, 0.0, facility)
     cost, carbon, market, water = (_site_rates(f, name) for name in ("energy", "carbon", "market", "water"))
     water_price = np.array([one.years.water_price_per_m3 if one.years else 0.0 for one in f.sites])[:, None, None]
     idle_mwh = _idle_kw(f) * HOURS_PER_QUARTER / KW_PER_MW  # (S,A)
     put_mwh = _put_kw(f) * HOURS_PER_QUARTER / KW_PER_MW  # (S,A,M)
-    embodied = np.array([k.per_rack for k in f.kinds]) * money.embodied_kg_per_accelerator / 1000.0 / f.life_periods
+    embodied = (
+        np.array([k.per_rack for k in f.kinds]) * money.embodied_kg_per_accelerator / 1000.0 / f.rack_life_periods
+    )
     owned_t = idle_mwh[:, :, None] * carbon[:, None, :] + embodied[None, :, None]
     put_t = put_mwh[..., None] * carbon[:, None, None, :]
     income = np.array([_income(f, client.tenant) for client in f.clients])
@@ -92,6 +112,7 @@ def prices(f: Frame) -> Prices:
         buy_facility=np.broadcast_to(facility[:, :, None], (S, A, T)).copy(),
         owned_energy=idle_mwh[:, :, None] * cost[:, None, :],
         owned_space=np.broadcast_to(space[:, :, None], (S, A, T)).copy(),
+        owned_lease=np.broadcast_to(lease[None, :, None], (S, A, T)).copy(),
         owned_upkeep=np.broadcast_to((unit[:, :1] * money.maintenance_ratio_per_year / 4.0)[None], (S, A, T)).copy(),
         owned_water=idle_mwh[:, :, None] * water[:, None, :] * water_price,
         owned_carbon=owned_t * money.carbon_price_per_t,
@@ -116,7 +137,7 @@ def physical(f: Frame) -> dict[str, Floats]:
     carbon, water = _site_rates(f, "carbon"), _site_rates(f, "water")
     idle_mwh = _idle_kw(f) * HOURS_PER_QUARTER / KW_PER_MW
     put_mwh = _put_kw(f) * HOURS_PER_QUARTER / KW_PER_MW
-    each_t = f.fleet.money.embodied_kg_per_accelerator / 1000.0 / f.life_periods
+    each_t = f.fleet.money.embodied_kg_per_accelerator / 1000.0 / f.rack_life_periods
     embodied = np.array([k.per_rack * each_t for k in f.kinds])
     return {
         "carbon_owned": idle_mwh[:, :, None] * carbon[:, None, :] + embodied[None, :, None],
@@ -176,7 +197,7 @@ def _rent(f: Frame) -> Floats:
             hour = plan_rent.price_per_hour(offer, f.fleet)
             s = where[plan_rent.site_of(offer)]
             for a, kind in enumerate(f.kinds):
-                if kind.accelerator == name:
+                if kind.accelerator == name and kind.lease is None:
                     price[s, a, k] = np.minimum(price[s, a, k], hour * kind.per_rack * HOURS_PER_QUARTER)
                     break  # one shape of an accelerator is enough
     return price
@@ -230,14 +251,14 @@ def present_values(f: Frame, p: Prices) -> dict[str, Floats]:
     facility_life = max(1, round(f.fleet.money.facility_life_years * 4.0))
     it = np.array(
         [
-            [asset_factor(f, t + f.lead_periods(a), t, f.life_periods, f.plan.resale_ratio) for t in range(T)]
+            [asset_factor(f, t + f.lead_periods(a), t, f.life_periods(a), f.plan.resale_ratio) for t in range(T)]
             for a in range(A)
         ]
     )
     plant = np.array(
         [[asset_factor(f, t + f.lead_periods(a), t, facility_life, 1.0) for t in range(T)] for a in range(A)]
     )
-    owned = p.owned_energy + p.owned_space + p.owned_upkeep + p.owned_water + p.owned_carbon
+    owned = p.owned_energy + p.owned_space + p.owned_lease + p.owned_upkeep + p.owned_water + p.owned_carbon
     put = p.put_energy + p.put_water + p.put_carbon
     begin = [
         [p.begin[i] * asset_factor(f, min(T, t + one.periods), t, facility_life, 1.0) for t in range(T)]
@@ -274,7 +295,7 @@ def unit_costs(f: Frame, p: Prices) -> Floats:
     _, A, M, _ = f.n
     rent = np.where(np.isfinite(p.rent), p.rent, 0.0).max(axis=(0, 2, 3)) if len(f.terms) else np.zeros(A)
     buy = [0.0 if not kind.can_buy else float(p.buy_it[:, a].max()) / 8.0 for a, kind in enumerate(f.kinds)]
-    run = (p.owned_energy + p.owned_space + p.owned_upkeep).max(axis=(0, 2))
+    run = (p.owned_energy + p.owned_space + p.owned_lease + p.owned_upkeep).max(axis=(0, 2))
     dearest = np.zeros(M)
     for (a, m), row in f.rows.items():
         rate = row.carries_per_s * f.replicas_per_rack[a, m]

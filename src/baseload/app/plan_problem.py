@@ -159,7 +159,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         rack_m2=area,
         existing=existing,
         lead=np.array([min(T, f.lead_periods(a)) for a in range(A)], np.int64),
-        life=np.full(A, f.life_periods, np.int64),
+        life=np.array([f.life_periods(a) for a in range(A)], np.int64),
         whole=_whole(f, rack_mw, power),
         power_mw=power,
         floor_m2=floor,
@@ -253,10 +253,10 @@ def _may_place(f: Frame) -> tuple[npt.NDArray[np.bool_], list[str]]:
     for s, site in enumerate(f.sites):
         for a, kind in enumerate(f.kinds):
             if site.rented:
-                may[s, a] = (site.name, kind.accelerator) in offered
+                may[s, a] = kind.lease is None and (site.name, kind.accelerator) in offered
                 continue
-            buy = buys.get(kind.accelerator)
-            if not kind.can_buy or buy is None or (buy.sites and site.declared not in buy.sites):
+            order = plan_kinds.order_of(kind, buys)
+            if order is None or (order.sites and site.declared not in order.sites):
                 continue
             may[s, a], reason = plan_kinds.may_stand(f.fleet, site.declared, kind, f.days[0])
             why += [reason] if reason else []
@@ -332,7 +332,7 @@ def _supply(f: Frame) -> tuple[Floats, Floats, Floats]:
     most = np.full((A, T), np.inf)
     buys = {resolve.accelerator_id(one.accelerator): one for one in plan_kinds.buys(f.fleet, f.plan)}
     for a, kind in enumerate(f.kinds):
-        own = buys.get(kind.accelerator)
+        own = plan_kinds.order_of(kind, buys)
         for t, day in enumerate(f.days):
             quotas = [supply.quota_units(kind.accelerator, quarter(day)), own.most_per_quarter if own else None]
             units = min((one for one in quotas if one is not None), default=None)
@@ -355,9 +355,8 @@ def _sign_max(f: Frame, cash: Prices, rate: Floats, demand: Floats) -> Floats:
         for offer in term.offers:
             s = where[plan_rent.site_of(offer)]
             for a, kind in enumerate(f.kinds):
-                if kind.accelerator != resolve.accelerator_id(offer.accelerator) or not np.isfinite(
-                    cash.rent[s, a, k, 0]
-                ):
+                other = kind.lease is not None or kind.accelerator != resolve.accelerator_id(offer.accelerator)
+                if other or not np.isfinite(cash.rent[s, a, k, 0]):
                     continue
                 need = np.divide(peak, rate[a], out=np.zeros(len(peak)), where=rate[a] > 0.0).sum()
                 most[s, a, k] += 2.0 * np.ceil(need) + 1.0 if offer.most is None else offer.most / kind.per_rack
@@ -414,7 +413,7 @@ def _slack_prices(
     per_m2 = 2.0 * float((rack / area).max())
     price = (cash.buy_it + cash.buy_facility).min(axis=(0, 2)) / unit
     can = np.array([one.can_buy for one in f.kinds]) & (price > 0.0)
-    per_money = 2.0 * float((rack * f.life_periods / np.maximum(price, 1e-12))[can].max(initial=1.0))
+    per_money = 2.0 * float((rack * f.rack_life_periods / np.maximum(price, 1e-12))[can].max(initial=1.0))
     tonnes = physical["carbon_owned"].mean(axis=(0, 2)) + physical["carbon_put"].max(axis=(0, 2, 3))
     cubic = physical["water_owned"].mean(axis=(0, 2)) + physical["water_put"].max(axis=(0, 2, 3))
     dearest = plan_prices.unit_costs(f, cash) / unit

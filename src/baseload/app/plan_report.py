@@ -208,10 +208,18 @@ def _bought(
     T, made, cash = len(problem.periods), [], plan_map.prices
     for s, a in zip(*np.nonzero(numbers.bought[:, :, t]), strict=True):
         n, arrives = float(numbers.bought[s, a, t]), t + int(problem.lead[a])
-        spent = float(n * (cash.buy_it[s, a, t] + cash.buy_facility[s, a, t]))
+        leased, gone = plan_map.kinds[a].lease is not None, min(T, arrives + int(problem.life[a]))
+        spent = float(
+            n * (cash.buy_it[s, a, t] + cash.buy_facility[s, a, t] + cash.owned_lease[s, a, arrives:gone].sum())
+        )
         weeks = plan_map.kinds[a].lead_weeks or problem.lead[a] * WEEKS_PER_QUARTER
         when = f"in service {problem.periods[arrives]} ({weeks:.0f} weeks)" if arrives < T else "after the horizon"
-        made.append(_decision(name, day, "buy", problem.sites[s], problem.kinds[a], n, "racks", cash=spent, note=when))
+        made.append(
+            _decision(
+                name, day, "lease" if leased else "buy", problem.sites[s], problem.kinds[a], n, "racks",
+                until=problem.periods[gone - 1] if leased and arrives < T else "", cash=spent, note=when,
+            )
+        )  # fmt: skip
     return made
 
 

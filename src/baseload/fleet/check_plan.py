@@ -14,7 +14,7 @@ from baseload.fleet import catalog, resolve, supply
 from baseload.fleet.check_service import may_serve
 from baseload.fleet.model import Fleet, Site, Tenant
 from baseload.fleet.notes import Notes
-from baseload.fleet.planning import Begin, Buy, Plan, Rent
+from baseload.fleet.planning import Begin, Buy, Lease, Plan, Rent
 from baseload.fleet.tree import Path
 from baseload.fleet.typed import nearest
 
@@ -31,6 +31,8 @@ def look(notes: Notes) -> None:
     _demand(notes, plan)
     for i, buy in enumerate(plan.buy or ()):
         _buy(notes, (*_AT, "buy", str(i)), buy)
+    for i, lease in enumerate(plan.lease):
+        _buy(notes, (*_AT, "lease", str(i)), lease)
     _begins(notes, plan)
     for i, block in enumerate(plan.colocation):
         _site(notes, (*_AT, "colocation", str(i), "site"), block.site)
@@ -68,7 +70,7 @@ def _site(notes: Notes, at: Path, name: str) -> Site | None:
     return site
 
 
-def _buy(notes: Notes, at: Path, buy: Buy) -> None:
+def _buy(notes: Notes, at: Path, buy: Buy | Lease) -> None:
     known = notes.attempt((*at, "accelerator"), lambda: catalog.accelerator(buy.accelerator))
     sites = [_site(notes, (*at, "sites", str(i)), name) for i, name in enumerate(buy.sites)]
     if known is None:
@@ -172,7 +174,7 @@ def _names_of(key: str, fleet: Fleet, plan: Plan) -> set[str]:
             bought = [one.accelerator for one in plan.buy or ()] or [
                 rack.accelerator for site in fleet.sites.values() for rack in site.racks.values()
             ]
-            rented = [one.accelerator for one in plan.rent or ()]
+            rented = [one.accelerator for one in (*plan.lease, *(plan.rent or ()))]
             return {catalog.accelerator(name).vendor for name in (*bought, *rented)}
         rents = [catalog.place(one.place) for one in plan.rent or ()]
         if key == "site":

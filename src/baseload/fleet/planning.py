@@ -89,6 +89,26 @@ class Buy(Record, frozen=True):
     most_per_quarter: Annotated[Count | None, D("accelerators promised in a quarter; no limit where absent")] = None
 
 
+class Lease(Record, frozen=True):
+    """An accelerator that may be leased: it stands at a site of yours, on its power and floor, and goes back when its term ends."""
+
+    accelerator: Annotated[str, D("catalogue name")]
+    price_per_accelerator_month: Annotated[
+        NonNegative, D("with its share of server and network, used or not, upkeep included")
+    ]
+    term_months: Annotated[
+        Annotated[int, Meta(ge=1, le=240)], D("paid in whole quarters from its first day in service")
+    ] = 36
+    sites: Annotated[list[str], D("where; all declared sites where empty")] = []
+    accelerators_per_rack: Annotated[
+        Natural | None, D("shape of a rack; as racked or bought, else the catalogue's, where absent")
+    ] = None
+    lead_weeks: Annotated[
+        Annotated[float, Meta(ge=0, le=520)] | None, D("order to rack; the shipped median where absent")
+    ] = None
+    most_per_quarter: Annotated[Count | None, D("accelerators promised in a quarter; no limit where absent")] = None
+
+
 class Begin(Record, frozen=True):
     """A grid phase that may be begun: one that is announced in `grid`, or a new one."""
 
@@ -174,6 +194,7 @@ class Plan(Record, frozen=True):
     horizon: Annotated[str, D("years, quarters or months, e.g. 5y, 20q, 18m", pattern=r"^[0-9]{1,4}[yqm]$")] = "5y"
     demand: Annotated[PlannedDemand, D("growth, peak and load")] = PlannedDemand()
     buy: Annotated[list[Buy] | None, D("what may be bought; the accelerators in use, everywhere, where absent")] = None
+    lease: Annotated[list[Lease], D("what may be leased for sites of yours")] = []
     begin: Annotated[
         list[Begin] | None, D("grid phases that may be begun; those announced without an agreement where absent")
     ] = None

@@ -32,6 +32,7 @@ class Prices:
     buy_facility: Floats  # (S,A,T) building and plant for it
     owned_energy: Floats  # (S,A,T) a rack, idle
     owned_space: Floats  # (S,A,T) rent of space
+    owned_lease: Floats  # (S,A,T) what a leased rack costs; 0 of one's own
     owned_upkeep: Floats  # (S,A,T)
     owned_water: Floats
     owned_carbon: Floats  # price of carbon, where paid
@@ -161,7 +162,7 @@ def books(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> Boo
         "grid": (prices.begin[:, None] * began).sum(axis=0),
     }
     running = {
-        "rent": (rent * rented).sum(axis=(0, 1, 2)),
+        "rent": (rent * rented).sum(axis=(0, 1, 2)) + (prices.owned_lease * owned).sum(axis=(0, 1)),
         "energy": (prices.owned_energy * owned).sum(axis=(0, 1)) + (prices.put_energy * put).sum(axis=(0, 1, 2)),
         "demand charge": (prices.demand_charge * answer.billed).sum(axis=0),
         "space": (prices.owned_space * owned).sum(axis=(0, 1)),

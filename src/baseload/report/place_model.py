@@ -20,7 +20,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: str
     jurisdiction: str
     operator_jurisdiction: str
-    way: str  # free, rent, buy; none where it cannot be
+    way: str  # free, rent, lease, buy; none where it cannot be
     from_day: str | None  # first day on which it can serve, where that is known
     rank: int | None  # 1 is the best; none: excluded
     obstacles: list[Obstacle] = []

@@ -16,7 +16,7 @@ HEAD = (
     "g CO2/Mtok",
 )  # fmt: skip
 NARROW, NARROW_BELOW = (0, 1, 2, 3, 4, 7, 9), 120  # columns of a narrow terminal
-WAYS = {"free": "stands free", "rent": "rent", "buy": "buy"}
+WAYS = {"free": "stands free", "rent": "rent", "lease": "lease", "buy": "buy"}
 
 
 def to_json(report: PlaceReport) -> str:

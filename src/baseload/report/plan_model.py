@@ -16,7 +16,7 @@ class Decision(_Part, frozen=True, kw_only=True):
 
     quarter: str
     day: str  # first day of the quarter
-    action: str  # begin, buy, rent, serve
+    action: str  # begin, buy, lease, rent, serve
     site: str
     what: str  # grid phase, rack kind, or service on a kind
     amount: float

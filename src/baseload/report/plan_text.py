@@ -100,7 +100,7 @@ def _todo(report: PlanReport, width: int) -> list[str]:
 
 def todo_rows(report: PlanReport) -> list[list[str]]:
     """Return what to do as rows: each order and each phase, and what is rented of a kind at a site as one."""
-    rows = [decision_row(one, report.currency) for one in report.decisions if one.action in ("begin", "buy")]
+    rows = [decision_row(one, report.currency) for one in report.decisions if one.action in ("begin", "buy", "lease")]
     rented: dict[tuple[str, str], list[Decision]] = {}
     for one in report.decisions:
         if one.action == "rent":
