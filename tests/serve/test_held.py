@@ -88,8 +88,9 @@ class Held(Rig):
         """Return a key that may spend so many tokens of an answer."""
         return self.gateway.key("acme", "--budget", f"{tokens * PRICE_NANO / 1e9:.9f}")
 
-    def raw(self, *requests: tuple[str, bytes], key: str = "") -> bytes:
+    def raw(self, *requests: tuple[str, bytes], scripts: list[list[bytes | float]], key: str = "") -> bytes:
         """Send requests (version and more head lines; what stands for a body) at once; return all that comes."""
+        self.engine.scripts[:] = scripts
         data = b""
         for lines, body in requests:
             data += f"POST {CHAT} {lines}Host: x\r\nAuthorization: Bearer {key or self.key}\r\n".encode()
@@ -124,3 +125,13 @@ def test_who_waited_for_money_leaves_its_connection_as_it_was(rig: Held) -> None
     assert b"insufficient_quota" in answer
     answer, row = rig.told(*WHOLE)
     assert said(answer) == "a" and answer.endswith(DONE) and row["n_tries"] == 1 and rig.engine.nth[-1] > 1
+
+
+def test_what_says_nothing_is_passed_on_at_once(rig: Held) -> None:
+    """Thousands of comments behind the last word that was asked for go on together, and nobody else waits for them."""
+    said_nothing = b":\n\n" * 20_000
+    answer = rig.raw(
+        ("HTTP/1.1\r\nConnection: close\r\n", json.dumps(chat("hello", max_tokens=1)).encode()),
+        scripts=[[HEAD + chunk(word("a") + said_nothing) + chunk(FIN + DONE) + LAST]],
+    )
+    assert answer.count(b":\n\n") == 20_000 and answer.count(b"\r\n") < 100 and DONE in answer

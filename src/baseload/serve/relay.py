@@ -278,7 +278,7 @@ class Relay(RelayState):
         opened = self.opened
         assert opened is not None
         if self.gateway.purse.sends(opened, scanner.tokens):
-            scanner.most = opened.until
+            scanner.most = max(opened.until, scanner.tokens + 1)  # what says nothing goes on as it comes
             return True
         if opened.stop:
             self._stopped(opened)
