@@ -135,3 +135,13 @@ def test_what_says_nothing_is_passed_on_at_once(rig: Held) -> None:
         scripts=[[HEAD + chunk(word("a") + said_nothing) + chunk(FIN + DONE) + LAST]],
     )
     assert answer.count(b":\n\n") == 20_000 and answer.count(b"\r\n") < 100 and DONE in answer
+
+
+@pytest.mark.parametrize("more", ["", "Connection: keep-alive\r\n"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_nothing_stands_behind_an_answer_that_the_connection_ends(rig: Held, more: str, whole: bool) -> None:
+    """HTTP/1.0 has no chunks: what was sent ahead gets no answer inside the first one's body."""
+    script = [HEAD, 0.1, chunk(word("a") + FIN + DONE) + LAST] if whole else [HEAD, 0.1, chunk(word("a") + b"bad\n\n")]
+    answer = rig.raw(*[("HTTP/1.0\r\n" + more, BODY)] * 2, scripts=[list(script), list(script)])
+    assert answer.count(b"HTTP/1.1") == 1 and said(answer.partition(b"\r\n\r\n")[2]) == "a"
+    assert answer.endswith(word("a") + FIN + DONE) if whole else b'"error"' in answer.split(b"\n\n")[-2]

@@ -498,6 +498,8 @@ class Client:
         """A relay has said all: the next request may have its turn."""
         if close:
             self.closing = True
+            if not self.chunked:
+                self._queue.clear()  # this answer ends where the connection does
         if self.relay is relay:
             self.relay = None
             self._next()
@@ -516,7 +518,7 @@ class Client:
         """Take the next request that was read ahead, or read on, or close."""
         if self.transport is None:
             return
-        if self._queue and not (self.closing and self._queue[0].refused is None and self._was_closed()):
+        if self._queue:
             request = self._queue.popleft()
             self._answer_to(request)
             return
@@ -527,10 +529,6 @@ class Client:
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()
-
-    def _was_closed(self) -> bool:
-        """Say whether an answer has told the client that it was the last."""
-        return False
 
     # ---- time --------------------------------------------------------------------------------------------------------
 
