@@ -205,21 +205,24 @@ def _policy_rows(p: Problem, sheet: Sheet, owned: dict, rented: dict) -> None:
                 held = plus(owned[s, a, t], *[rented[s, a, k, t] for k in range(len(p.rentals))])
                 terms, fixed = plus(terms, times(weight, held)), fixed + weight * p.existing[s, a, t]
             sheet.at_most(terms, -fixed)
-        spent = {("buy", s, a, t): float(p.spend_buy[s, a, t]) for s in range(n_s) for a in range(n_a)}
-        for q in range(len(p.phases)):
-            spent = plus(spent, {("w", q, t): float(p.spend_begin[q, t])})
-            if t:
-                spent = plus(spent, {("w", q, t - 1): -float(p.spend_begin[q, t])})
+        together = range(t + 1 - (1 if p.budget_span is None else int(p.budget_span[t])), t + 1)
+        spent: dict = {}
+        for u in together:
+            spent = plus(spent, {("buy", s, a, u): float(p.spend_buy[s, a, u]) for s in range(n_s) for a in range(n_a)})
+            for q in range(len(p.phases)):
+                spent = plus(spent, {("w", q, u): float(p.spend_begin[q, u])})
+                if u:
+                    spent = plus(spent, {("w", q, u - 1): -float(p.spend_begin[q, u])})
         sheet.at_most(plus(spent, {("over_capex", t): -1.0}), p.capex_budget[t])
         for name, budget, per_owned, per_put in (
             ("over_carbon", p.carbon_budget, p.carbon_owned, p.carbon_put),
             ("over_water", p.water_budget, p.water_owned, p.water_put),
         ):
             terms, fixed = {(name, t): -1.0}, 0.0
-            for s, a in product(range(n_s), range(n_a)):
-                terms = plus(terms, times(per_owned[s, a, t], owned[s, a, t]))
-                terms = plus(terms, {("put", s, a, m, t): float(per_put[s, a, m, t]) for m in range(n_m)})
-                fixed += per_owned[s, a, t] * p.existing[s, a, t]
+            for s, a, u in product(range(n_s), range(n_a), together):
+                terms = plus(terms, times(per_owned[s, a, u], owned[s, a, u]))
+                terms = plus(terms, {("put", s, a, m, u): float(per_put[s, a, m, u]) for m in range(n_m)})
+                fixed += per_owned[s, a, u] * p.existing[s, a, u]
             sheet.at_most(terms, budget[t] - fixed)
 
 

@@ -17,7 +17,7 @@ from baseload.fleet import check, dates
 from baseload.fleet.load import Loaded, loads
 from baseload.fleet.planning import Plan
 from baseload.formulas import contracts
-from baseload.plan import solve
+from baseload.plan import check_answer, solve
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaTable
 from baseload.policies import KINDS
@@ -150,17 +150,33 @@ def test_a_rack_costs_its_price_less_its_worth_and_less_saved_tax():
 
 
 def test_budgets_shares_and_quotas_become_limits():
-    """A year's budget is a quarter of it each quarter; a share of 1 is no limit; a promise of 9 accelerators is one rack."""
+    """A year's budget is for its quarters together; a share of 1 is no limit; a promise of 9 accelerators is one rack."""
     _, problem, plan_map = question(
         "plan.budgets={capex_by_year: {'2027': 8e5}, carbon_t_by_year: {'2028': 10}}",
         "plan.shares.site=0.6",
         "plan.buy=[{accelerator: h100-sxm, most_per_quarter: 9}]",
         quarters=8,
     )
-    assert problem.capex_budget.tolist() == pytest.approx([2e5 / plan_map.money_unit] * 8)
-    assert np.isinf(problem.carbon_budget[:4]).all() and problem.carbon_budget[4:].tolist() == [2.5] * 4
+    assert problem.budget_span.tolist() == [1, 2, 3, 4] * 2
+    assert problem.capex_budget[[3, 7]].tolist() == pytest.approx([8e5 / plan_map.money_unit] * 2)
+    assert np.isinf(problem.carbon_budget[:7]).all() and problem.carbon_budget[7] == 10.0
+    assert np.isinf(np.delete(problem.capex_budget, [3, 7])).all()
+    _, part, there = question("plan.budgets={capex_by_year: {'2027': 8e5}}", quarters=6)
+    assert part.capex_budget[5] * there.money_unit == pytest.approx(4e5)  # half a year, half of it
     assert problem.groups == ("site frankfurt", "site oslo") and problem.share_max.tolist() == [0.6, 0.6]
     assert problem.supply[0].tolist() == [1.0] * 8
+
+
+def test_a_years_money_may_be_spent_in_one_quarter():
+    """Money for one rack and a half a year buys one a year, in any quarter, and no more than one."""
+    budget = "plan.budgets={capex_by_year: {'2027': 600000}}"
+    _, problem, plan_map, answer = answered((budget,), quarters=8)
+    price = problem.spend_buy[0, 0, 0] * plan_map.money_unit
+    assert 300_000 < price < 400_000
+    by_year = answer.buy.sum(axis=(0, 1)).reshape(2, 4).sum(axis=1)
+    assert by_year.tolist() == pytest.approx([1.0, 1.0])
+    assert answer.slack["over_capex"].max() == 0.0 and answer.unserved.sum() > 0.0
+    assert check_answer.check(problem, answer) == []
 
 
 def test_rent_is_a_site_of_its_own_under_its_operators_law():

@@ -93,6 +93,7 @@ def tiny(
         water_owned=u(0.0, 1.0, shape),
         water_put=u(0.0, 1.0, (n_s, n_a, n_m, n_t)),
         water_budget=budget(1.0, 8.0),
+        budget_span=rng.integers(1, np.arange(n_t) + 2) if rng.random() < 0.5 else None,
         slack_price={
             "short_power": u(20.0, 60.0, (n_s, n_t)),
             "short_floor": u(20.0, 60.0, (n_s, n_t)),

@@ -180,6 +180,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         capex_budget=_budget(f, f.plan.budgets.capex_by_year) / unit,
         carbon_budget=_budget(f, f.plan.budgets.carbon_t_by_year),
         water_budget=_budget(f, f.plan.budgets.water_m3_by_year),
+        budget_span=_year_so_far(f.days),
         slack_price=_slack_prices(
             f, cash, rate, rack_mw, area, values["cost_unserved"] * (demand > 0.0), physical, unit, len(group_names)
         ),
@@ -390,14 +391,24 @@ def _groups(f: Frame) -> tuple[tuple[str, ...], npt.NDArray[np.bool_], Floats]:
 
 
 def _budget(f: Frame, by_year: dict[str, float]) -> Floats:
-    """Return a budget for each quarter: a quarter of its year's; the last year named holds on."""
+    """Return each year's budget at its last quarter, of a year in part as much of it; the last year named holds on."""
     years = sorted(by_year)
-    most = np.full(len(f.days), np.inf)
+    most, so_far = np.full(len(f.days), np.inf), _year_so_far(f.days)
     for t, day in enumerate(f.days):
         named = [year for year in years if int(year) <= day.year]
-        if named:
-            most[t] = by_year[named[-1]] / 4.0
+        ends = t + 1 == len(f.days) or f.days[t + 1].year > day.year
+        if named and ends:
+            most[t] = by_year[named[-1]] * so_far[t] / 4.0
     return most
+
+
+def _year_so_far(days: Sequence[date]) -> npt.NDArray[np.int64]:
+    """Return how many quarters of its year have come by the end of each.
+
+    >>> _year_so_far([date(2026, 10, 1), date(2027, 1, 1), date(2027, 4, 1)]).tolist()
+    [1, 1, 2]
+    """
+    return np.array([sum(one.year == day.year and one <= day for one in days) for day in days], np.int64)
 
 
 def _slack_prices(

@@ -14,7 +14,7 @@ from baseload.app.plan_whole import Whole, whole
 from baseload.fleet.load import Loaded, loads
 from baseload.fleet.model import Fleet
 from baseload.plan import money
-from baseload.plan.problem import Answer, Problem
+from baseload.plan.problem import Answer, Ints, Problem, spans
 from baseload.plan.table import ReplicaTable
 from baseload.report import capacity
 from baseload.report.capacity_model import CapacityReport
@@ -34,6 +34,7 @@ from baseload.report.words import megawatts, number
 Floats = npt.NDArray[np.float64]
 _EPS = 1e-6
 LADDER_DRAWS = 2000
+BUDGETS = ("over_capex", "over_carbon", "over_water")
 LIMITS = {
     "short_power": ("MW", "power at {who} is short by {amount}"),
     "short_floor": ("m2", "floor at {who} is short by {amount}"),
@@ -135,7 +136,8 @@ def misses(problem: Problem, answer: Answer, plan_map: PlanMap) -> list[Miss]:
         scale = plan_map.money_unit if slack == "over_capex" else 1.0
         for i, row in enumerate(np.atleast_2d(values) * scale):
             who = names[slack][i] if slack in names else ""
-            found += _runs(slack, row, who, plan_map.currency if unit == "money" else unit, words, problem)
+            units = plan_map.currency if unit == "money" else unit
+            found += _runs(slack, row, who, units, words, problem, spans(problem) if slack in BUDGETS else None)
     for r, client in enumerate(problem.clients):
         for m, service in enumerate(problem.services):
             words = "{amount} of {who} are not served"
@@ -146,15 +148,22 @@ def misses(problem: Problem, answer: Answer, plan_map: PlanMap) -> list[Miss]:
     return found
 
 
-def _runs(limit: str, row: Floats, who: str, unit: str, words: str, problem: Problem) -> list[Miss]:
+def _runs(
+    limit: str, row: Floats, who: str, unit: str, words: str, problem: Problem, since: Ints | None = None
+) -> list[Miss]:
     made: list[Miss] = []
     over = np.flatnonzero(row > _EPS)
-    for part in np.split(over, np.flatnonzero(np.diff(over) > 1) + 1) if len(over) else ():
+    if since is None:
+        parts = np.split(over, np.flatnonzero(np.diff(over) > 1) + 1) if len(over) else []
+    else:  # each period stands for those before it that the budget counts with it
+        parts = [np.arange(max(0, t + 1 - int(since[t])), t + 1) for t in over.tolist()]
+    for part in parts:
         worst = float(row[part].max())
         amount = megawatts(worst) if unit == "MW" else number(worst, unit)
         first, last = problem.periods[part[0]], problem.periods[part[-1]]
         when = first if first == last else f"{first} to {last}"
-        said = f"{when}: {words.format(who=who, amount=amount)}" + (" at the worst" if first != last else "")
+        worst_of = " at the worst" if first != last and since is None else ""
+        said = f"{when}: {words.format(who=who, amount=amount)}{worst_of}"
         made.append(Miss(limit=limit, first=first, last=last, who=who, amount=worst, unit=unit, words=said))
     return made
 

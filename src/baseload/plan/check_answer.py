@@ -288,13 +288,18 @@ def _policies(problem: Problem, answer: Answer, of: Derived, report: _Report) ->
         report.at_most(f"share of {name}", "T", part, most)
     begun = np.diff(answer.w, axis=1, prepend=0.0)
     spent = (problem.spend_buy * answer.buy).sum(axis=(0, 1)) + (problem.spend_begin * begun).sum(axis=0)
-    report.at_most("capex budget", "T", spent, problem.capex_budget + answer.slack["over_capex"])
+    years = np.ones(len(spent), np.int64) if problem.budget_span is None else problem.budget_span
+
+    def counted(used: Floats) -> Floats:
+        return np.array([used[max(0, t + 1 - int(n)) : t + 1].sum() for t, n in enumerate(years)])
+
+    report.at_most("capex budget", "T", counted(spent), problem.capex_budget + answer.slack["over_capex"])
     for name, budget, per_owned, per_put in (
         ("carbon", problem.carbon_budget, problem.carbon_owned, problem.carbon_put),
         ("water", problem.water_budget, problem.water_owned, problem.water_put),
     ):
         used = (per_owned * of.owned).sum(axis=(0, 1)) + (per_put * answer.put).sum(axis=(0, 1, 2))
-        report.at_most(f"{name} budget", "T", used, budget + answer.slack[f"over_{name}"])
+        report.at_most(f"{name} budget", "T", counted(used), budget + answer.slack[f"over_{name}"])
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ _ROUNDS = 12
 _SUMS = (
     *("cost_live", "cost_owned", "cost_put", "cost_flow", "cost_unserved", "cost_billed", "cost_host"),
     *("carbon_owned", "carbon_put", "water_owned", "water_put", "supply", "shared"),
-    *("capex_budget", "carbon_budget", "water_budget"),
 )
+_BUDGETS = ("capex_budget", "carbon_budget", "water_budget")
 _MEANS = ("demand", "existing", "power_mw", "floor_m2", "cost_begin", "cost_buy", "spend_begin", "spend_buy")
 
 
@@ -43,6 +43,13 @@ def coarser(problem: Problem, n: int) -> Problem:
     term = fewer(problem.term, 1)
     changed: dict[str, Any] = {name: total(getattr(problem, name)) for name in _SUMS}
     changed |= {name: total(getattr(problem, name)) / size for name in _MEANS}
+    for name in _BUDGETS:  # those that end within a period are that period's, of as many periods as make up theirs
+        budget = getattr(problem, name)
+        there = total(np.isfinite(budget).astype(np.float64))
+        changed[name] = np.where(there > 0.0, total(np.where(np.isfinite(budget), budget, 0.0)), INF)
+    each = np.ones(n_periods) if problem.budget_span is None else problem.budget_span
+    longest = np.maximum.reduceat(each, start)
+    changed["budget_span"] = np.minimum(np.arange(len(start)) + 1, np.ceil(longest / n)).astype(np.int64)
     return replace(
         problem,
         name=f"{problem.name}, {n} periods as one",

@@ -19,7 +19,7 @@ from baseload.plan.build import Model
 from baseload.plan.check_answer import derived
 from baseload.plan.highs import Solution
 from baseload.plan.nearby import Nearby
-from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem
+from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, spans
 
 WEEKS_PER_QUARTER = 365.2425 / 4 / 7
 How = Literal["price", "solved anew"]
@@ -138,11 +138,13 @@ def prices(problem: Problem, answer: Answer, model: Model, solution: Solution) -
     def saved(row: Ints) -> Floats:
         return np.where(row >= 0, -dual[row], 0.0) if row.size else np.zeros(row.shape)
 
-    def add(kind: str, what: str, unit: str, by_period: Floats, *, throughout: bool) -> None:
+    def add(kind: str, what: str, unit: str, by_period: Floats, *, throughout: bool, since: Ints | None = None) -> None:
         at = np.flatnonzero(np.abs(by_period) > 1e-9)
         if len(at):
             value = float(by_period.sum()) if throughout else float(by_period.max())
-            where = at if throughout else [int(np.argmax(by_period))]
+            last = int(np.argmax(by_period))
+            first = last if since is None else max(0, last + 1 - int(since[last]))
+            where = at if throughout else np.arange(first, last + 1)
             found.append(
                 Worth(
                     kind=kind,
@@ -162,7 +164,8 @@ def prices(problem: Problem, answer: Answer, model: Model, solution: Solution) -
     for i, limit in enumerate(problem.limits):
         add("shared supply", limit, "unit", saved(rows["shared"][i]), throughout=False)
     for name, unit in (("capex", "unit of money"), ("carbon", "t"), ("water", "m3")):
-        add(f"{name} budget", "fleet", unit, saved(rows[f"over_{name}"]), throughout=False)
+        by_period = saved(rows[f"over_{name}"])
+        add(f"{name} budget", "fleet", unit, by_period, throughout=False, since=spans(problem))
     of = derived(problem, answer)
     total_mw = np.einsum("sa,sat->t", problem.rack_mw, of.owned + of.rented.sum(axis=2))
     for g, group in enumerate(problem.groups):

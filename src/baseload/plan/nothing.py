@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baseload.plan.problem import Answer, Bools, Floats, Problem
+from baseload.plan.problem import Answer, Bools, Floats, Problem, in_budgets
 
 Fix = dict[tuple[int, int], int]  # (phase, period) -> w
 
@@ -66,14 +66,16 @@ def nothing(problem: Problem, fix: Fix | None = None, *, bound: float = -np.inf)
         billed[:, late:] = np.maximum(billed[:, late:], problem.ratchet[:, None] * draw[:, :-late])
     begun = np.diff(w, axis=1, prepend=0.0)
     grouped = np.einsum("gsa,sat->gt", problem.group_of.astype(np.float64), mw)
+    carbon = (problem.carbon_owned * problem.existing).sum(axis=(0, 1))
+    water = (problem.water_owned * problem.existing).sum(axis=(0, 1))
     slack = {
         "short_power": draw - grid,
         "short_floor": np.einsum("a,sat->st", problem.rack_m2, problem.existing) - problem.floor_m2,
         "short_survive": np.zeros((n_services, n_periods)),
         "over_share": grouped - problem.share_max[:, None] * draw.sum(axis=0),
-        "over_capex": (problem.spend_begin * begun).sum(axis=0) - problem.capex_budget,
-        "over_carbon": (problem.carbon_owned * problem.existing).sum(axis=(0, 1)) - problem.carbon_budget,
-        "over_water": (problem.water_owned * problem.existing).sum(axis=(0, 1)) - problem.water_budget,
+        "over_capex": in_budgets(problem, (problem.spend_begin * begun).sum(axis=0)) - problem.capex_budget,
+        "over_carbon": in_budgets(problem, carbon) - problem.carbon_budget,
+        "over_water": in_budgets(problem, water) - problem.water_budget,
     }
     slack = {name: np.maximum(0.0, short) for name, short in slack.items()}
     cost = (problem.cost_begin * begun).sum() + (problem.cost_live * is_live).sum()

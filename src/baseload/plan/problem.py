@@ -42,7 +42,7 @@ Rows
               short_survive[m,t]   (a max-flow; its Hall rows are generated when violated).
               A site of the problem may be one power hall: losing "one site" then means losing one hall.
     host      host_min[m] host[s,m,t] <= carry[s,m,t] <= demand that may come to s * host[s,m,t]
-    budget    sum spend_buy buy + spend_phase (w[t]-w[t-1]) <= capex_budget[t] + over_capex[t];
+    budget    sum spend_buy buy + spend_phase (w[u]-w[u-1]) over t - budget_span[t] < u <= t <= capex_budget[t] + over_capex[t];
               carbon and water likewise, from their per-owned-rack and per-working-rack amounts
 Cost: sum of every cost array times its variable, plus slack prices times slacks; `cost_owned` counts `owned`, so what exists
 already is in it too.
@@ -143,12 +143,27 @@ class Problem:
     water_owned: Floats  # [S,A,T] m3 a period
     water_put: Floats  # [S,A,M,T]
     water_budget: Floats  # [T]
+    budget_span: Ints | None = None  # [T] periods, up to t, that the budgets of t are for; None: t alone
     slack_price: dict[str, Floats] = field(default_factory=dict)  # by SLACKS, in the slack's shape
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Return (S, A, M, R, T)."""
         return len(self.sites), len(self.kinds), len(self.services), len(self.clients), len(self.periods)
+
+
+def spans(problem: Problem) -> Ints:
+    """Return the periods, up to each, that its budgets are for."""
+    each = np.ones(len(problem.periods), dtype=np.int64)
+    return each if problem.budget_span is None else problem.budget_span
+
+
+def in_budgets(problem: Problem, used: Floats) -> Floats:
+    """Return what each period's budgets count of an amount [T]: that of all periods that they are for."""
+    total = np.concatenate([[0.0], np.cumsum(used)])
+    at = np.arange(len(used))
+    counted: Floats = total[at + 1] - total[np.maximum(0, at + 1 - spans(problem))]
+    return np.where(spans(problem) == 1, used, counted)
 
 
 Status = Literal["optimal", "within_gap", "stopped", "interrupted"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baseload.plan import transport
-from baseload.plan.problem import Bools, Floats, Ints, Problem
+from baseload.plan.problem import Bools, Floats, Ints, Problem, spans
 
 Columns = dict[str, Ints]
 INF = float("inf")
@@ -347,11 +347,18 @@ def _policy_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
         sheet.cells(row, rent, weight[:, :, None])
         sheet.cells(row, at["over_share"][g], -1.0)
         at[f"share {g} row"] = row
+    span, spend = spans(problem), problem.spend_begin
+    spend_w = spend - np.pad(
+        spend[:, 1:], ((0, 0), (0, 1))
+    )  # w[t] costs what is begun at t, less what is not begun at t + 1
     row = sheet.rows(np.isfinite(problem.capex_budget), -INF, problem.capex_budget)
-    sheet.cells(row, buy, problem.spend_buy)
-    spend = problem.spend_begin
-    sheet.cells(row, at["w"], spend)
-    sheet.cells(row[1:], at["w"][:, :-1], -spend[:, 1:])
+    for late in range(int(span.max(initial=1))):
+        end, of = len(span) - late, np.where(span > late, row, -1)[late:]
+        sheet.cells(of, buy[..., :end], problem.spend_buy[..., :end])
+        sheet.cells(of, at["w"][:, :end], (spend_w if late else spend)[:, :end])
+    first = np.arange(len(span)) - span  # the last period before those that count
+    of = np.where(first >= 0, row, -1)
+    sheet.cells(of, at["w"][:, first], -spend[:, np.minimum(first + 1, len(span) - 1)])
     sheet.cells(row, at["over_capex"], -1.0)
     at["over_capex row"] = row
     for name, budget, owned, put in (
@@ -359,8 +366,10 @@ def _policy_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
         ("over_water", problem.water_budget, problem.water_owned, problem.water_put),
     ):
         row = sheet.rows(np.isfinite(budget), -INF, budget)
-        sheet.cells(row, own, owned)
-        sheet.cells(row, at["put"], put)
+        for late in range(int(span.max(initial=1))):
+            end, of = len(span) - late, np.where(span > late, row, -1)[late:]
+            sheet.cells(of, own[..., :end], owned[..., :end])
+            sheet.cells(of, at["put"][..., :end], put[..., :end])
         sheet.cells(row, at[name], -1.0)
         at[f"{name} row"] = row
 

@@ -14,7 +14,7 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import transport
 from baseload.plan.check_answer import derived, recompute_cost
-from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem
+from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, in_budgets
 
 _ROUNDS = 12  # of looking for what a loss leaves short, and renting for it
 _DUST = 2e-7  # a row broken by less than this share of its size is rounding, not a shortage
@@ -188,9 +188,9 @@ def _missing(problem: Problem, answer: Answer) -> dict[str, Floats]:
         "short_power": _beyond(of.draw_mw, of.grid_mw),
         "short_floor": _beyond(np.einsum("a,sat->st", problem.rack_m2, on_site), problem.floor_m2),
         "over_share": _beyond(part_mw, problem.share_max[:, None] * all_mw),
-        "over_capex": _beyond(spent, problem.capex_budget),
-        "over_carbon": _beyond(carbon, problem.carbon_budget),
-        "over_water": _beyond(water, problem.water_budget),
+        "over_capex": _beyond(in_budgets(problem, spent), problem.capex_budget),
+        "over_carbon": _beyond(in_budgets(problem, carbon), problem.carbon_budget),
+        "over_water": _beyond(in_budgets(problem, water), problem.water_budget),
     }
 
 

@@ -35,6 +35,7 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     found |= {"cost_sign": (s, a, k, t), "cost_flow": (r, s, m, t), "cost_unserved": (r, m, t), "cost_billed": (s, t)}
     found |= {"cost_host": (s, m, t)}
     found |= dict.fromkeys(("capex_budget", "carbon_budget", "water_budget"), (t,))
+    found |= {} if problem.budget_span is None else {"budget_span": (t,)}
     return found if problem.host_min is None else found | {"host_min": (m,)}
 
 
