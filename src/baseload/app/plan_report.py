@@ -67,6 +67,7 @@ def plan_report(
         meets=answer.meets and not missed,
         cost=answer.cost * unit + plan_map.sunk,
         bound=answer.bound * unit + plan_map.sunk,
+        missed=_missed(problem, answer) * unit,
         gap=answer.gap,
         cpu_s=answer.cpu_s,
         misses=missed,
@@ -146,6 +147,15 @@ def misses(problem: Problem, answer: Answer, plan_map: PlanMap) -> list[Miss]:
             )
             found += _runs("unserved", row, f"{client}, {service}", "requests/s", words, problem)
     return found
+
+
+def _missed(problem: Problem, answer: Answer) -> float:
+    """Return the price of what is not met, as it stands in the answer's cost."""
+    price = float((problem.cost_unserved * answer.unserved).sum())
+    for name, short in answer.slack.items():
+        each = np.broadcast_to(problem.slack_price.get(name, np.float64(0.0)), short.shape)
+        price += float((each[short > 0.0] * short[short > 0.0]).sum())
+    return price
 
 
 def _runs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,13 @@ def _cards(report: PlanReport) -> list[dict[str, str]]:
             "note": "budgets, shares, power, floor, the loss of a site" if report.meets else f"{unmet} listed below",
         },
         {
-            "name": "present value of all cost", "value": f"{short(report.cost)} {currency}", "css": "",
-            "note": f"no plan below {short(report.bound)}: gap {percent(report.gap, 2)}",
+            "name": "present value of all cost", "value": f"{short(report.cost - report.missed)} {currency}", "css": "",
+            "note": ("" if report.meets else f"beside {short(report.missed)}, the price of what it misses; with it, ")
+            + (
+                f"no plan below {short(report.bound)}: gap {percent(report.gap, 2)}"
+                if isfinite(report.bound)
+                else "how far from the best is not known"
+            ),
         },
         {
             "name": "to spend on racks, buildings, grid", "value": f"{short(capex)} {currency}", "css": "",

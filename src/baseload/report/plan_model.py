@@ -189,3 +189,4 @@ class PlanReport(_Part, frozen=True, kw_only=True):
     risk: Risk | None = None
     carried: list[Carried] = []
     assumptions: list[str] = []
+    missed: float = 0.0  # part of `cost`: the price of what is not met, which nobody pays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from math import isfinite
 from textwrap import fill
 
 import msgspec
@@ -72,11 +73,19 @@ def verdict(report: PlanReport) -> list[str]:
     capex = sum(sum(values) for values in report.years.capex.values())
     running = sum(sum(values) for values in report.years.running.values())
     last = report.by_quarter[-1]
+    cost, missed = money(report.cost - report.missed, report.currency), money(report.missed, report.currency)
+    how = f"{_status(report)}; {report.method}, {number(report.cpu_s, 's')} CPU"
+    if report.meets:
+        told, less = f"Meets every limit: costs {cost} in present value", "no plan can cost less than"
+    else:
+        told = f"DOES NOT MEET every limit: costs {cost} in present value, and what it misses is priced at {missed}"
+        less = "no plan can bring both together below"
+    if isfinite(report.bound):
+        proof = f"{less} {money(report.bound, report.currency)} (gap {percent(report.gap, 2)}; {how})."
+    else:
+        proof = f"how far from the best that is was not found out ({how})."
     said = [
-        f"{'Meets every limit' if report.meets else 'DOES NOT MEET every limit'}: costs "
-        f"{money(report.cost, report.currency)} in present value; no plan can cost less than "
-        f"{money(report.bound, report.currency)} (gap {percent(report.gap, 2)}; {_status(report)}; "
-        f"{report.method}, {number(report.cpu_s, 's')} CPU).",
+        f"{told}; {proof}",
         f"It spends {money(capex, report.currency)} on racks, buildings and grid and {money(running, report.currency)} "
         f"to run them, and serves {number(last.served_per_s)} of {number(last.demand_per_s)} requests/s at the peak of "
         f"{last.name} with {last.accelerators:,} accelerators, {last.rented:,} of them rented.",
