@@ -51,6 +51,9 @@ plan:
     unserved_price_factor: 10
   buy:
     - {accelerator: h100-sxm, sites: [oslo], lead_weeks: 12, most_per_quarter: 64, price_per_accelerator: 30000}
+  lease:
+    - {accelerator: h100-sxm, price_per_accelerator_month: 900, term_months: 6, sites: [madrid], lead_weeks: 6}
+    - {accelerator: l40s, price_per_accelerator_month: 90, most_per_quarter: 9}
   begin:
     - {site: oslo, phase: 1, cost_to_begin: 90000, months: 3, not_before: 2027-01-01}
     - {site: madrid, power_mw: 0.3, cost_to_begin: 120000, cost_per_year: 100}
@@ -70,6 +73,10 @@ CONTRADICTIONS: list[tuple[str, Any]] = [
     ("plan.horizon", "0y"), ("plan.horizon", "9999y"), ("plan.begin.0.not_before", "2020-01-01"),
     ("plan.begin.0.not_before", "2199-01-01"), ("plan.begin.0.months", 600), ("plan.buy.0.lead_weeks", 520),
     ("plan.buy.0.price_per_accelerator", -1), ("plan.buy.0.price_per_accelerator", 1e15), ("plan.buy", []),
+    ("plan.lease.0.term_months", 240), ("plan.lease.0.term_months", 1), ("plan.lease.1.accelerators_per_rack", 12),
+    ("plan.lease.0.price_per_accelerator_month", 0), ("plan.lease.1.price_per_accelerator_month", 1e15),
+    ("plan.lease.0.lead_weeks", 520), ("plan.lease.1.sites", ["atlantis"]), ("plan.lease.1.accelerator", "h100-sxm"),
+    ("plan.lease", []),
     ("plan.rent", []), ("plan.begin", []), ("plan.budgets.capex_by_year", {"2026": 0, "2027": 1}),
     ("plan.budgets.carbon_t_by_year", {"2026": 1e-9}), ("plan.budgets.capex_by_year", {"1950": 0, "2199": 1e300}),
     ("plan.shares.site", 0.05), ("plan.shares.vendor", 0), ("plan.survive.ratio", 1), ("plan.survive.halls", 16),
