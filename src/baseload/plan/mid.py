@@ -32,12 +32,12 @@ _UP_FROM = {"buy": 0.5, "w": 0.4, "host": 0.2}  # parts of racks, phases, hostin
 _DIVE = 0.35  # of the time, for the first plan
 _SLOW = 3.0  # times what the relaxation took, where that is more: a dive is some solves as hard
 _DIVE_MOST = 0.6
-_PROVE = 0.2  # for branch and bound, which raises the bound
-_ON_TIME = 0.75  # of what is left for that: it looks at the clock a little late
+_PROVE = 0.25  # for branch and bound, which raises the bound
+_ON_TIME = 0.88  # of what is left for that: it looks at the clock a little late
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
 _ROUNDING_S = 3.0  # CPU seconds after which rounding of a part hurries
 _SUB_S = 5.0  # of branch and bound over a part
-_RACKS_S = 9.0  # of the first, over all racks
+_RACKS_S = 7.0  # of the first, over all racks
 _NESTED = 1.4  # times that, for the searches within it
 _SUB_GAP = 1e-3  # at which that ends
 _DIFFERS = 1e-4  # columns whose relaxation is nearer to the plan stay as they are
@@ -336,7 +336,7 @@ def improve(search: _Search, gap: float, until_s: float) -> None:
             continue  # another may promise more
         if part.exact:
             differs = part.free & (np.abs(found.x[numbers] - search.best_x[numbers]) > _DIFFERS)
-            _branched(search, box, numbers, differs, _RACKS_S if first else _SUB_S)
+            _branched(search, box, numbers, differs, _RACKS_S if first else _SUB_S, near=first)
         else:
             made = renewed(box, found, before, stages=stages, cpu_s=_ROUNDING_S)
             if made is not None:
@@ -344,8 +344,12 @@ def improve(search: _Search, gap: float, until_s: float) -> None:
         parts.told(part, before - search.best.cost, time.process_time() - began_s)
 
 
-def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: float) -> None:
-    """Branch and bound over some whole columns, the others as in the plan."""
+def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: float, *, near: bool) -> None:
+    """Branch and bound over some whole columns, the others as in the plan; with `near` also near the best so far.
+
+    That makes whole racks out of ones rounded down, where without it nothing is found; on parts of a good plan it takes longer
+    for no more.
+    """
     assert search.best_x is not None
     left_s = box.until_s - time.process_time()
     if left_s < 2.0:
@@ -360,8 +364,8 @@ def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: flo
         start=search.best_x,
         stop=search.stop,
         options={
-            "mip_heuristic_run_rins": False,
-            "mip_heuristic_run_root_reduced_cost": False,
+            "mip_heuristic_run_rins": near,
+            "mip_heuristic_run_root_reduced_cost": near,
             "time_limit": _NESTED * cpu_s * search.slowness(),
         },
     )

@@ -17,14 +17,14 @@ from baseload.plan.problem import Bools, Ints
 
 _AXES = {"w": ("site", "period"), "buy": ("site", "kind", "period"), "host": ("site", "service", "period")}
 _FIRST = {  # (part of the promise that comes true, seconds) as first believed, by kind and way
-    ("site", False): (0.6, 2.5),
-    ("site", True): (0.6, 5.0),
-    ("pair", True): (0.6, 8.0),
-    ("racks", True): (0.8, 8.0),
-    ("span", False): (0.3, 4.0),
-    ("span", True): (0.4, 8.0),
-    ("service", False): (0.3, 3.0),
-    ("service", True): (0.4, 6.0),
+    ("site", False): (0.4, 2.0),
+    ("site", True): (0.2, 5.0),
+    ("pair", True): (0.2, 6.0),
+    ("racks", True): (0.3, 6.0),
+    ("span", False): (0.05, 4.0),
+    ("span", True): (0.05, 7.0),
+    ("service", False): (0.25, 2.5),
+    ("service", True): (0.15, 5.0),
 }
 _NEAR = 0.6  # of what the next part is believed to save: one that was looked at and saves less gives way to it
 _ENDLESS = 1e300
