@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from baseload.plan import extensive
 from baseload.plan.check_answer import check
 from baseload.plan.generate import instance
+from baseload.plan.highs import INF
 from baseload.plan.keep import keeping
 from baseload.plan.risk import evaluate, robust
 from baseload.plan.scenarios import applied, draw, measured
+from baseload.plan.scene import Scene
 from tests.plan.brute import best_cost
 from tests.plan.tiny import tiny
 
@@ -85,6 +87,25 @@ def test_few_scenarios_stand_for_many_where_one_programme_would_be_too_large(mon
         assert parts.bound <= whole.value * (1.0 + 1e-6) and whole.bound <= parts.value * (1.0 + 1e-6)
         assert parts.value <= whole.value * 1.05
         assert parts.value == pytest.approx(measured(evaluate(problem, parts.now, futures), share), rel=1e-5)
+
+
+def test_scenarios_that_decide_alike_bound_all_of_them_from_below() -> None:
+    """A few together are no dearer than all, and no cheaper than each as if it were known: for the mean and for CVaR."""
+    problem = instance(3, 2, 2, 4, 6, seed=3)
+    scenes = [Scene(applied(problem, future), 2) for future in draw(problem, 5, seed=4)]
+    known = [scene.free(float("inf")) for scene in scenes]
+    least = np.array([INF if one is None else one[0] for one in known])
+    dearest = np.argsort(-least)
+    for share in (None, 0.6, 0.8):
+        whole = extensive.relax([scene.block() for scene in scenes], share, cpu_limit_s=60.0)
+        assert whole is not None
+        size = 1e-5 * abs(whole.bound)
+        for number in (1, 2, 4):
+            group, rest = dearest[:number], least[dearest[number:]]
+            found = extensive.relax([scenes[k].block() for k in group], share, cpu_limit_s=60.0, others=rest)
+            assert found is not None
+            alike = found.bound if share else (number * found.bound + rest.sum()) / len(least)
+            assert measured(least, share) - size <= alike <= whole.bound + size
 
 
 def test_the_plan_that_goes_on_keeps_what_is_decided_now() -> None:

@@ -90,17 +90,25 @@ def side_by_side(blocks: Sequence[Block]) -> Side:
     return Side(program=program, places=places, costs=costs)
 
 
-def joined(blocks: Sequence[Block], cvar: float | None) -> tuple[Program, list[Ints]]:
-    """Return the programme of all scenarios, and where each scenario's columns are in it."""
+def joined(blocks: Sequence[Block], cvar: float | None, others: Floats | None = None) -> tuple[Program, list[Ints]]:
+    """Return the programme of scenarios, and where each one's columns are in it.
+
+    For CVaR, `others` are what further scenarios cost at least; the mean is of these alone.
+    """
     side = side_by_side(blocks)
     if cvar is None:
         side.program.cost = np.sum(side.costs, axis=0) / len(blocks)
         return side.program, side.places
-    return _with_tail(side.program, np.array(side.costs), cvar), side.places
+    least = np.zeros(0) if others is None else others
+    costs = np.concatenate([np.array(side.costs), np.zeros((len(least), len(side.program.cost)))])
+    return _with_tail(side.program, costs, np.concatenate([np.zeros(len(blocks)), least]), cvar), side.places
 
 
-def _with_tail(plain: Program, costs: Floats, cvar: float) -> Program:
-    """Return the programme of the mean of the worst: threshold + sum of what is beyond / ((1 - cvar) n)."""
+def _with_tail(plain: Program, costs: Floats, constant: Floats, cvar: float) -> Program:
+    """Return the programme of the mean of the worst: threshold + sum of what is beyond / ((1 - cvar) n).
+
+    A scenario costs `constant` and what its columns cost.
+    """
     n, end = costs.shape
     weight = 1.0 / max(1.0, (1.0 - cvar) * n)
     threshold, beyond = end, np.arange(end + 1, end + 1 + n)
@@ -115,7 +123,7 @@ def _with_tail(plain: Program, costs: Floats, cvar: float) -> Program:
         lower=np.concatenate([plain.lower, [-INF], np.zeros(n)]),
         upper=np.concatenate([plain.upper, np.full(n + 1, INF)]),
         whole=np.zeros(end + 1 + n, bool),
-        row_lower=np.concatenate([plain.row_lower, np.zeros(n)]),
+        row_lower=np.concatenate([plain.row_lower, constant]),
         row_upper=np.concatenate([plain.row_upper, np.full(n, INF)]),
         start=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64),
         index=np.concatenate(index),
@@ -130,14 +138,16 @@ def relax(
     cpu_limit_s: float,
     stop: Stop | None = None,
     fixed: Floats | None = None,
+    others: Floats | None = None,
 ) -> Relaxed | None:
     """Return the relaxation's answer, with decisions of now kept where `fixed` is a number; None where time was over.
 
+    `others` are what scenarios that are not among them cost at least, where CVaR is asked for.
     Small ones are solved to a vertex, large ones by an interior point alone. The bound is the solver's least cost, less ten
     times its tolerance.
     """
     began_s = time.process_time()
-    program, places = joined(blocks, cvar)
+    program, places = joined(blocks, cvar, others)
     if fixed is not None:
         kept = np.flatnonzero(np.isfinite(fixed))
         program.lower[kept] = program.upper[kept] = fixed[kept]

@@ -33,6 +33,8 @@ _TOGETHER = 8  # times that all scenarios are solved in one programme
 _TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each as if it were known
 _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
 _TIMES_WARM = 2.6  # the same, where each was solved from the end of the mean scenario
+_ALIKE = 3  # scenarios that must decide alike, at a time
+_TIMES_MORE = 1.7  # what two more of them take
 _MOST_CHOSEN = 5  # an interior point takes more than twice the time for twice as many
 _GUESSES = 4
 _GAIN = 0.05  # of the gap asked for: a guess that betters the last by less is the last
@@ -101,10 +103,10 @@ def robust(
         search.price_mean_plan()
         search.together(gap)
     else:
-        search.guess(gap)
+        search.guess(gap, 1)
         search.price_mean_plan()
-    while search.gap() > gap and not search.over() and search.price(gap):
-        search.plans()
+        search.deciding_alike(gap)
+        search.guess(gap, _GUESSES)
     assert search.best is not None
     return RiskPlan(
         now=search.best,
@@ -152,10 +154,8 @@ class _Search:
         self.costs = np.full(len(scenarios), INF)
         self.value, self.bound, self.free, self.of_mean_plan = INF, -INF, -INF, INF
         self.mean = np.zeros(0)  # what scenarios would decide now, on average
-        self.each = np.zeros((0, 0))
-        self.prices: Floats | None = None
         self.tried: set[bytes] = set()
-        self.pace = 1.0  # of the prices' moves
+        self.guesses: dict[bytes, orders.Guess] = {}  # by phases
         self.known_s = INF  # CPU seconds that all scenarios took as if known
         self.decided: Now | None = None  # by the mean scenario
         self.held: Held | None = None  # where its relaxation ended
@@ -192,8 +192,7 @@ class _Search:
             halls = scene.halls
         self.least = np.array(bounds)
         self.free = self.bound = measured(self.least, self.cvar) if np.isfinite(self.least).all() else -INF
-        self.each = np.array(vectors)
-        self.mean = self.each.mean(axis=0)
+        self.mean = np.array(vectors).mean(axis=0)
         self.known_s = time.process_time() - began_s
 
     def price_mean_plan(self) -> None:
@@ -211,8 +210,11 @@ class _Search:
         times = _TIMES_KNOWN * (1.0 if self.held is None else _TIMES_WARM / _TIMES_CHOSEN)
         return columns < extensive.FEW_COLUMNS or times * self.known_s < 0.6 * self._left_s()
 
-    def guess(self, gap: float) -> None:
-        """Take phases that scenarios would begin on average, and orders by a few scenarios that stand for the others."""
+    def guess(self, gap: float, most: int) -> None:
+        """Take phases that scenarios would begin on average, and orders by a few scenarios that stand for the others.
+
+        At most so many guesses; those for the same phases go on where they ended.
+        """
         assert self.decided is not None
         if not np.isfinite(self.least).all():
             return
@@ -220,19 +222,58 @@ class _Search:
         for threshold in _BEGUN:
             w = self._in_order((self._mean_phases() >= threshold).astype(np.float64))
             n = int(0.25 * self._left_s() / ((_TIMES_CHOSEN if self.held is None else _TIMES_WARM) * each_s))
-            if w.tobytes() in self.tried or n < 1 or self.over():
-                continue
-            self.tried.add(w.tobytes())
-            state = orders.begun(self.scenes, w, self.least, self.cvar, min(n, _MOST_CHOSEN, len(self.scenes)))
-            for _ in range(_GUESSES):
+            n = min(n, _MOST_CHOSEN, len(self.scenes))
+            if w.tobytes() not in self.guesses and n > 0:
+                self.guesses[w.tobytes()] = orders.begun(self.scenes, w, self.least, self.cvar, n)
+            state = self.guesses.get(w.tobytes())
+            while state is not None and w.tobytes() not in self.tried:
+                if most == 0 or self.gap() <= gap or self.over():
+                    return
+                most -= 1
                 vector = orders.guess(state, cpu_limit_s=0.7 * self._left_s(), stop=self.stop)
                 if vector is None:
+                    self.tried.add(w.tobytes())
                     break
                 now = replace(self._whole(self.decided.of(vector)), w=w)
                 before, kept = self.value, self._priced(now)
-                if kept is None or self.gap() <= gap or 0.0 <= before - self.value < _GAIN * gap * abs(self.value):
-                    return  # more of the same would not close it: a better bound may
+                if kept is None:
+                    return
                 orders.learn(state, orders.Priced(now=now.vector(), kept=kept))
+                if before - self.value < _GAIN * gap * abs(self.value):  # more of the same would not close it
+                    self.tried.add(w.tobytes())
+
+    def deciding_alike(self, gap: float) -> None:
+        """Better the bound by scenarios that must decide alike, a few at a time; the mean of what they decide is kept."""
+        if not np.isfinite(self.least).all():
+            return
+        least, vectors = self.least.copy(), []
+        took_s = _ALIKE * self.known_s / len(self.scenes) * (_TIMES_CHOSEN if self.held is None else _TIMES_WARM)
+        for group in self._groups():
+            if self.gap() <= gap or self.over() or took_s > self._left_s():
+                break
+            began_s, rest = time.process_time(), np.delete(self.least, group)
+            blocks = [self.scenes[k].block() for k in group]
+            found = extensive.relax(blocks, self.cvar, cpu_limit_s=self._left_s(), stop=self.stop, others=rest)
+            if found is None:
+                break
+            took_s = (time.process_time() - began_s) * (1.0 if self.cvar is None else _TIMES_MORE)
+            vectors += [found.now] * len(group)
+            if self.cvar is None:
+                least[group] = np.maximum(least[group].mean(), found.bound)  # of the group's mean
+            self.bound = max(self.bound, found.bound if self.cvar is not None else float(least.mean()))
+            self._told()
+        if vectors:
+            self.mean = np.mean(vectors, axis=0)
+
+    def _groups(self) -> list[list[int]]:
+        """Return which scenarios are to decide alike: unlike ones for the mean, more and more of the dearest for CVaR."""
+        n = len(self.scenes)
+        if self.cvar is None:
+            order, number = np.argsort(self.least), -(-n // _ALIKE)
+            return [order[i::number].tolist() for i in range(number)]
+        order = np.argsort(-np.where(np.isfinite(self.costs), self.costs, self.least))
+        first = min(n, max(_ALIKE, int(np.ceil((1.0 - self.cvar) * n))))
+        return [order[:size].tolist() for size in range(first, min(n, 3 * first) + 1, 2)]
 
     def together(self, gap: float) -> None:
         """Solve all scenarios in one programme: its bound, and decisions rounded from it; anew with survival rows found."""
@@ -313,13 +354,6 @@ class _Search:
     def _left_s(self) -> float:
         return max(0.1, self.until_s - time.process_time())
 
-    def plans(self) -> None:
-        """Round the phases that scenarios would begin on average, and price what comes of it."""
-        for threshold in _THRESHOLDS:
-            if self.over():
-                return
-            self._try(self._in_order((self._mean_phases() >= threshold).astype(np.float64)))
-
     def _mean_phases(self) -> Floats:
         shape = self.scenes[0].parts["w"].shape
         return self.mean[: shape[0] * shape[1]].reshape(shape)
@@ -336,21 +370,6 @@ class _Search:
                     w[before] = np.maximum(w[before], least[p])
                     w[p] = np.minimum(w[p], w[before])
         return w
-
-    def _try(self, w: Floats) -> None:
-        if w.tobytes() in self.tried:
-            return
-        self.tried.add(w.tobytes())
-        vectors, costs = [], []
-        for scene in self.scenes:
-            found = scene.with_phases(w, self.until_s)
-            if found is None:
-                return
-            costs.append(found[0])
-            vectors.append(found[1])
-        if measured(np.array(costs), self.cvar) >= self.value:  # even with orders of its own in each scenario
-            return
-        self._pay(w, np.mean(vectors, axis=0))
 
     def _pay(self, w: Floats, vector: Floats) -> None:
         """Price a decision in every scenario, and keep it where it is the best."""
@@ -384,30 +403,3 @@ class _Search:
             self.best, self.costs, self.value = now, costs, value
             self._told()
         return kept
-
-    def price(self, gap: float) -> bool:
-        """Move the Lagrange prices once and better the bound; return whether that can go on."""
-        if self.cvar is not None or self.over():
-            return False
-        apart = self.each - self.each.mean(axis=0)[None]
-        size = float((apart**2).sum(axis=1).mean())
-        if size <= 1e-12:
-            return False
-        step = self.pace * max(self.value - self.bound, gap * abs(self.value)) / size
-        prices = (self.prices if self.prices is not None else np.zeros_like(self.each)) + step * apart
-        prices -= prices.mean(axis=0)[None]
-        bounds, vectors = [], []
-        for scene, of_scene in zip(self.scenes, prices, strict=True):
-            found = scene.free(self.until_s, of_scene, self.stop)
-            if found is None:
-                return False
-            bounds.append(found[0])
-            vectors.append(found[1])
-        self.mean = 0.5 * self.mean + 0.5 * np.mean(vectors, axis=0)
-        found_bound = float(np.mean(bounds))
-        if found_bound > self.bound:
-            self.prices, self.each, self.bound = prices, np.array(vectors), found_bound
-        else:
-            self.pace *= 0.5
-        self._told()
-        return self.pace > 1e-3
