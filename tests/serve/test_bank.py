@@ -141,9 +141,6 @@ class World:
         pocket = self.pockets[worker][message.key_i]
         if isinstance(message, wire.Grant):
             pocket.granted(message)
-            first = pocket.wishes[0] if pocket.wishes else None
-            if first is not None and first.renewal and pocket.lacks(first) and message.money_nano:
-                first.money_nano = pocket.money_nano
             self.serve(worker, message.key_i)
         elif isinstance(message, wire.Refuse):
             if pocket.asked == message.ask_i:

@@ -17,6 +17,7 @@ import uvloop
 
 from baseload.errors import LedgerUnavailable
 from baseload.serve import wire
+from baseload.serve.opened import STEP_TOKENS
 from baseload.serve.purse import Opened, Refusal
 from baseload.serve.rows import LeaseRow, VoidRow
 from tests.serve.fleet import tables as make_tables
@@ -211,6 +212,42 @@ def test_a_stream_is_renewed_in_steps_and_ends_where_the_money_does(tmp_path):
         assert price_nano(10, 1000) <= owner.bank.keys[made.record.key_i].spent_nano <= price_nano(10, 1007)
         owner.bank.check()
         await owner.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_a_refusal_is_for_who_asked(tmp_path, most):
+    """A request that is refused for its rate ends no stream of the same key, which waits for money that is there."""
+
+    async def work() -> None:
+        till = Till(tmp_path)
+        made = till.key(budget_nano=price_nano(10, 1_000_000), rpm=2)
+        owner = await till.owner()
+        purse = await till.purse()
+        assert isinstance(await run_one(purse, made.secret, tokens=1, out=1), Opened)  # so that its slice is small
+        opened = await open_one(purse, made.secret, most=100_000, stream=True)
+        assert isinstance(opened, Opened)
+        more = asyncio.Event()
+        opened.on_more = opened.on_stop = lambda _: more.set()
+        refused: list[asyncio.Task] = []
+        for tokens in range(0, 20_001, 64):
+            if opened._pocket.money_nano < price_nano(0, STEP_TOKENS) and not refused:
+                refused.append(asyncio.create_task(open_one(purse, made.secret, most=most)))
+                await asyncio.sleep(0)  # it asks first
+            purse.delivered(opened, tokens)
+            if not purse.sends(opened, tokens) and not opened.stop:
+                await more.wait()
+                more.clear()
+            if opened.stop:
+                break
+        purse.settle(opened, row(10, tokens))
+        answer = await refused[0]
+        assert await purse.close()
+        owner.bank.check()
+        await owner.stop()
+        assert answer.code == "rate_limit_exceeded"
+        assert not opened.stop, f"stopped at {tokens}: {opened.stop}"
 
     run(work())
 

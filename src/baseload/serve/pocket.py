@@ -57,6 +57,8 @@ class Pocket:
     spare: deque[Lease] = field(default_factory=deque)  # not begun
     wishes: deque[Wish] = field(default_factory=deque)
     asked: int = 0  # number of the ask under way; 0: none
+    asked_by: Wish | None = None  # whom it is for; None: for nobody yet
+    asked_nano: int = 0
     granted_nano: int = 0  # by the last grant
     stop: str = ""
     used_s: float = 0.0
@@ -148,8 +150,8 @@ class Pocket:
     def ask(self, ask_i: int) -> Ask:
         """Return what to ask for, so that the first wish comes true."""
         wish = self.wishes[0]
-        self.asked = ask_i
         money_nano = max(0, wish.money_nano - self.money_nano)
+        self.asked, self.asked_by, self.asked_nano = ask_i, wish, money_nano
         key_i = self.view.key_i
         if wish.renewal:
             return Ask(key_i, ask_i, money_nano, 0, 0, 0, 0, like=1, partly=True)
@@ -171,14 +173,16 @@ class Pocket:
         money = need_nano if self.money_nano < 4 * need_nano and self.granted_nano > 16 * need_nano else 0
         if not ids and not money:
             return None
-        self.asked = ask_i
+        self.asked, self.asked_by = ask_i, None
         return Ask(self.view.key_i, ask_i, money, 0, 0, 0, ids, like=4)
 
     def granted(self, grant: Grant) -> None:
-        """Put a grant in."""
-        if grant.ask_i == self.asked:
-            self.asked = 0
+        """Put a grant in. A stream that was granted a part of what it asked for has the last there is."""
         self.money_nano += grant.money_nano
+        if grant.ask_i == self.asked:
+            wish, self.asked, self.asked_by = self.asked_by, 0, None
+            if wish is not None and wish.renewal and 0 < grant.money_nano < self.asked_nano:
+                wish.money_nano = min(wish.money_nano, self.money_nano)
         self.tokens += grant.tokens
         self.requests += grant.requests
         self.permits += grant.permits
@@ -195,16 +199,16 @@ class Pocket:
         self.refused_s = -1.0
 
     def refuse(self, reason: str) -> list[Wish]:
-        """Return the wishes that a refusal ends: the first, and those that want no less of the same."""
-        self.asked = 0
-        if not self.wishes:
-            return []  # it was asked ahead
-        head = self.wishes.popleft()
+        """Return the wishes that a refusal ends: the one that asked, and those that want no less of the same."""
+        head, self.asked, self.asked_by = self.asked_by, 0, None
+        if head is None or head not in self.wishes:
+            return []  # it was asked ahead, or for a stream that is over
         ended = [head]
         kept: list[Wish] = []
         for wish in self.wishes:
             same = wish.renewal == head.renewal and wish.money_nano >= head.money_nano and wish.tokens >= head.tokens
-            (ended if same or reason == "revoked" else kept).append(wish)
+            if wish is not head:
+                (ended if same or reason == "revoked" else kept).append(wish)
         self.wishes = deque(kept)
         return ended
 

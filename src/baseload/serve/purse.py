@@ -363,19 +363,17 @@ class Purse:
             )  # fmt: skip
             return
         pocket.granted(grant)
-        first = pocket.wishes[0] if pocket.wishes else None
-        if first is not None and first.renewal and pocket.lacks(first) and grant.money_nano > 0:
-            first.money_nano = pocket.money_nano  # the last there is
         self._serve(pocket)
 
     def _refused(self, no: wire.Refuse) -> None:
         pocket = self._pockets.get(no.key_i)
         if pocket is None or pocket.asked != no.ask_i:
             return
-        if pocket.wishes and not pocket.wishes[0].renewal:
+        ended = pocket.refuse(no.reason)
+        if ended and not ended[0].renewal:
             pocket.refused, pocket.retry_s = no.reason, no.retry_s
             pocket.refused_s = self._clock_s() + min(REFUSED_S, no.retry_s or REFUSED_S)
-        for wish in pocket.refuse(no.reason):
+        for wish in ended:
             self._refuse(wish, no.reason, no.retry_s or None)
         self._serve(pocket)
 
