@@ -145,3 +145,16 @@ def test_nothing_stands_behind_an_answer_that_the_connection_ends(rig: Held, mor
     answer = rig.raw(*[("HTTP/1.0\r\n" + more, BODY)] * 2, scripts=[list(script), list(script)])
     assert answer.count(b"HTTP/1.1") == 1 and said(answer.partition(b"\r\n\r\n")[2]) == "a"
     assert answer.endswith(word("a") + FIN + DONE) if whole else b'"error"' in answer.split(b"\n\n")[-2]
+
+
+def test_what_was_sent_ahead_does_not_outlive_its_key(rig: Held) -> None:
+    """A revoked key's running stream ends, and the request that waits behind it on the same connection is refused."""
+    key = rig.gateway.key("acme", "--name", "ahead")
+    listed = rig.gateway.baseload("keys", "list", "--state", str(rig.gateway.state)).stdout
+    number = next(line.split()[0] for line in listed.splitlines() if " ahead " in line)
+    revoke = ("keys", "revoke", number, "--state", str(rig.gateway.state))
+    later = threading.Timer(0.5, rig.gateway.baseload, revoke)
+    later.start()
+    answer = rig.raw(*[("HTTP/1.1\r\n", BODY)] * 2, scripts=[[HEAD + chunk(word("a")), 2.5], WHOLE], key=key)
+    later.join()
+    assert answer.count(b"invalid_api_key") == 2 and b"HTTP/1.1 401" in answer and DONE not in answer

@@ -494,11 +494,12 @@ class Purse:
         pocket = self._pockets.get(message.key_i)
         if pocket is None:
             return
+        pocket.stop = message.why  # first: behind what ends here its client's next request may wait
+        wishes, pocket.wishes = pocket.wishes, deque()
         for opened in [o for o in self._open.values() if o._pocket is pocket]:
             self._steps.stop(opened, "budget" if message.why == "budget" else "revoked")
-        if message.why != "budget":
-            pocket.stop = message.why
-            wishes, pocket.wishes = list(pocket.wishes), deque()
-            for wish in wishes:
-                self._refuse(wish, message.why, None)
+        for wish in wishes:
+            self._refuse(wish, message.why, None)
+        if message.why == "budget":
+            pocket.stop = ""  # it may be raised again
         self._send(pocket.back())
