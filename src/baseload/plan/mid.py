@@ -52,6 +52,7 @@ class _Search:
     model: Model
     program: Program
     waiting: tighten.Waiting
+    sets: tighten.Sets | None  # of clients, where hosting is decided
     until_s: float
     stop: Stop | None
     progress: Progress | None
@@ -124,6 +125,7 @@ def solve_mid(
         model=model,
         program=program,
         waiting=waiting,
+        sets=None if problem.host_min is None else tighten.client_sets(model),
         until_s=began_s + cpu_limit_s,
         stop=stop,
         progress=progress,
@@ -178,7 +180,6 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
 
 def _relax(search: _Search, lp: Lp, rounds: int = 12) -> Solution | None:
     """Solve the relaxation with the rows that are missing: survival, and what whole hosting needs. All stay for later."""
-    sets = tighten.client_sets(search.model) if "host" in search.model.columns else None
     found, cost = None, -INF
     for turn in range(rounds):
         found = lp.solve(
@@ -187,11 +188,8 @@ def _relax(search: _Search, lp: Lp, rounds: int = 12) -> Solution | None:
         if found.x is None or found.state != "optimal":
             return None
         new = _add_halls(search, lp, found.x)
-        if sets is not None and (new or found.cost > cost + 1e-4 * abs(cost)):
-            linked, shielded = tighten.linked(search.model, found.x), tighten.shielded(search.model, sets, found.x)
-            for rows in (search.waiting.broken(found.x), linked, shielded):
-                search.add(rows, lp)
-                new += len(rows[0])
+        if new or found.cost > cost + 1e-4 * abs(cost):
+            new += _add_hosting(search, lp, found.x)
         cost = found.cost
         if not new:
             break
@@ -206,6 +204,18 @@ def _add_halls(search: _Search, lp: Lp | None, x: Floats) -> int:
     if halls:
         search.add(building.rows_of(model, halls), lp)
     return len(halls)
+
+
+def _add_hosting(search: _Search, lp: Lp, x: Floats) -> int:
+    """Add the rows implied by whole hosting that a solution breaks; return how many."""
+    if search.sets is None:
+        return 0
+    linked, shielded = tighten.linked(search.model, x), tighten.shielded(search.model, search.sets, x)
+    new = 0
+    for rows in (search.waiting.broken(x), linked, shielded):
+        search.add(rows, lp)
+        new += len(rows[0])
+    return new
 
 
 def _raise_bound(search: _Search, found: Solution) -> None:
@@ -329,6 +339,8 @@ def improve(search: _Search, gap: float, until_s: float) -> None:
             break
         began_s, before = time.process_time(), search.best.cost
         found = promised(box, numbers, part.free, search.best_x)
+        if found is not None and found.x is not None and _add_hosting(search, lp, found.x):
+            found = box.solve(2)
         if found is None or found.x is None:
             break
         first = part.kind == "racks" and not part.seen
