@@ -38,7 +38,7 @@ from baseload.serve.body import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from baseload.serve.client import Client
 from baseload.serve.gateway import Gateway
 from baseload.serve.purse import Refusal
-from baseload.serve.sse import Broken, Scanner
+from baseload.serve.sse import NO_BOUND, Broken, Scanner
 from baseload.serve.tables import LimitRow, ModelRow
 from baseload.serve.upstream import Connection
 from baseload.serve.wire import KeyView
@@ -107,6 +107,8 @@ class Purse:
     def __init__(self) -> None:
         self.view = KeyView(0, "t0", "", "k", "t", 7, 0)
         self.n = 0
+        self.step = 1 << 30  # tokens of an answer that are reserved at once
+        self.held: list[Any] = []  # streams that wait for more
         self.open_: dict[int, Any] = {}
         self.last: Any = None  # row that was settled
 
@@ -116,7 +118,8 @@ class Purse:
             return then(Refusal(401, "invalid_api_key", "no such key", None))
         self.n += 1
         opened = SimpleNamespace(request_id=self.n, key=self.view, reserved_nano=1, mark=0, stop="", on_stop=None,
-                                 on_more=None, output_tokens=0, stream=asked["stream"], prices=PRICES)  # fmt: skip
+                                 on_more=None, output_tokens=0, stream=asked["stream"], prices=PRICES,
+                                 until=self.step, ask_at=self.step - 1)  # fmt: skip
         self.open_[self.n] = opened
         then(opened)
 
@@ -127,6 +130,33 @@ class Purse:
         assert opened.request_id in self.open_ and output_tokens >= opened.output_tokens, output_tokens
         opened.output_tokens = output_tokens
         return True
+
+    def sends(self, opened: Any, output_tokens: int) -> bool:
+        """Reserve the next step at once, later, or never."""
+        assert opened.request_id in self.open_ and not opened.stop and opened not in self.held
+        if output_tokens < opened.until:
+            return True
+        assert output_tokens <= opened.until, "more was sent than is paid for"
+        what = (opened.request_id + output_tokens) % 7
+        if what == 0:
+            opened.stop = "budget"
+        elif what < 4:
+            self.held.append(opened)
+        else:
+            self.cover(opened)
+        return what >= 4
+
+    def cover(self, opened: Any) -> None:
+        opened.until += self.step
+        opened.ask_at = opened.until - 1
+
+    def more(self) -> None:
+        """There is more money: let those go on that wait."""
+        held, self.held = self.held, []
+        for opened in held:
+            if opened.request_id in self.open_:
+                self.cover(opened)
+                opened.on_more(opened)
 
     def prompt(self, opened: Any, input_tokens: int, cached_tokens: int = 0) -> None:
         assert input_tokens >= 0 and cached_tokens >= 0
@@ -187,6 +217,7 @@ class Bench:
         """Run a case; return a word for what the client got."""
         dice = random.Random(f"case {seed}")
         self.asked, self.refuse = [], dice.random() < 0.03
+        self.purse.step, self.purse.held = dice.choice((1 << 30, 1, 2, 7)), []
         client = Client(self.gateway)
         pipe = Pipe(client)
         client.connection_made(pipe)  # type: ignore[arg-type]
@@ -245,8 +276,12 @@ class Bench:
                 if pipe.closed:
                     break
                 pipe.protocol.data_received(piece)
+                if (seed + n) % 2:
+                    self.purse.more()
             if (seed + n) % 3 == 0 or pipe.closed:
                 pipe.end()
+        while self.purse.held and seed % 5:
+            self.purse.more()
         return n
 
     def check(self, written: bytes) -> None:
@@ -285,13 +320,26 @@ def _endpoint_cell() -> int:
     return H_ENDPOINTS
 
 
-def scan(kind: int, parts: list[bytes], *, strip: bool) -> tuple[Any, ...]:
-    """Return all that a scanner makes of a stream."""
+def scan(kind: int, parts: list[bytes], *, strip: bool, step: int = NO_BOUND, waits: int = 1) -> tuple[Any, ...]:
+    """Return all that a scanner makes of a stream of which `step` tokens go on at a time; what comes meanwhile waits."""
     scanner = Scanner(kind, strip_usage=strip)
     out = b""
+    scanner.most = step
     try:
-        for part in parts:
+        for i, part in enumerate([*parts, b""]):
+            if scanner.rest and i % waits and i < len(parts):
+                scanner.keep(part)
+                continue
             out += scanner.feed(part)
+            while (
+                scanner.rest
+                and not (scanner.fault or scanner.ended or scanner.error is not None)
+                and (i % waits == 0 or i == len(parts))
+            ):
+                scanner.most = scanner.tokens + step
+                before = scanner.tokens
+                out += scanner.feed(b"")
+                assert scanner.tokens <= before + step
             if scanner.fault:
                 return (_lines(out), "broken", scanner.tokens)
             if scanner.error is not None or scanner.ended:
@@ -315,7 +363,7 @@ def sse(seed: int) -> str:
     found = scan(kind, parts, strip=strip)
     dice = random.Random(seed)
     others = [wire[i : i + 1] for i in range(len(wire))] if seed % 4 == 0 else mutations.pieces(dice, wire)
-    one = scan(kind, others, strip=strip)
+    one = scan(kind, others, strip=strip, step=(NO_BOUND, 1, 3)[seed % 3], waits=1 + seed % 2)
     if found[1] == "broken" or one[1] == "broken":
         assert found == one, f"{found[1:]} in pieces, {one[1:]} in others"
         return "broken"
