@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baseload.serve.relay import WRITE_TOKENS
 from tests.chaos import invariants, leaks, postgres, schedule
 from tests.chaos.client import Request, Wire, ask
 from tests.chaos.faultproxy import FaultProxy
@@ -35,9 +36,7 @@ from tests.chaos.stack import Gateway, MockEngine, fleet_text, read_truth
 
 RECOVERY_S = 5.0
 START_S = 1.7  # of a gateway on a machine that does nothing else; where its start took longer, so may a recovery
-N_LOST = (
-    4  # tokens that may be delivered and not billed when a process is killed: those of the last pieces on their way
-)
+N_LOST = WRITE_TOKENS  # tokens that may be delivered and not billed when a process is killed: those of the last write
 TMPFS_MB = 24
 
 

@@ -220,3 +220,21 @@ def test_a_burst_without_its_end_is_not_whole(rig: Scripted) -> None:
     status, answer, row = rig.told([HEAD + chunk(word("a")), chunk(events)])
     assert status == 200 and answer.startswith(word("a") + events) and b"[DONE]" not in answer
     assert b'"error"' in answer and row["status"] != 0 and row["output_tokens"] == N_AT_ONCE + 1
+
+
+def test_no_more_than_sixteen_tokens_are_on_their_way_at_once(rig: Scripted) -> None:
+    """A burst goes on write by write, so that a crash costs the bill sixteen tokens at most; its end comes with its last."""
+    burst = word("b") * 100
+    rig.scripts[:] = [[HEAD + chunk(word("a")), chunk(burst) + chunk(FIN + DONE) + b"0\r\n\r\n"]]
+    sock, _ = rig.open(chat("hello"))
+    got = b""
+    with sock:
+        while not got.endswith(b"0\r\n\r\n"):
+            got += sock.recv(65_536)
+    pieces, rest = [], got.partition(b"\r\n\r\n")[2]
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        pieces.append(rest[: int(size, 16)])
+        rest = rest[int(size, 16) + 2 :]
+    assert b"".join(pieces) == word("a") + burst + FIN + DONE
+    assert max(piece.count(b'"content":"') for piece in pieces) == 16

@@ -2,7 +2,7 @@
 
 A request with a mark is settled at what its client's socket had accepted, at the price of its opening; the prompt is
 billed only if the engine had counted it, so that the bill is never above what was delivered. What was delivered and is
-not billed is at most the last chunk (the count is written when the socket has taken it), or, after a power loss, what came
+not billed is at most the last write (the count is written when the socket has taken it), or, after a power loss, what came
 in the last 100 ms. Ids without a mark were never forwarded: the lease's void row closes them.
 """
 

@@ -8,6 +8,7 @@ The connection to the client is `gateway.py`, to the engine `upstream.py`, money
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
 TRIES_MAX = 3
+WRITE_TOKENS = 16  # go on at once: no more are lost to the bill when this process is killed
 CLIENT_GONE = 499
 SHORT = "the engine's stream ended before its answer did"
 _STREAM_HEAD = (
@@ -229,8 +231,6 @@ class Relay(RelayState):
         self.status, self.content_type, self.retry_after = status, content_type, retry_after
         if status == 200 and self.peek.stream and content_type.startswith(b"text/event-stream"):
             self.scanner = Scanner(self.endpoint, strip_usage=self.strip, n_choices=self.peek.choices)
-            if self.opened is not None:
-                self.scanner.most = self.opened.until
             if self.peek.wants_usage or self.endpoint not in (CHAT, COMPLETIONS):
                 self.scanner.splice = self._with_cost
         else:
@@ -251,34 +251,32 @@ class Relay(RelayState):
             self._feed(scanner, data)
 
     def _feed(self, scanner: Scanner, data: bytes) -> None:
-        """Pass on what came, as far as the money reaches; what lies behind that waits in the scanner."""
-        while True:
-            try:
-                out = scanner.feed(data)
-            except Broken as broken:
-                self._fail_here(f"the engine sent {broken}", garbled=True)
-                return
-            if out:
-                self._pass_on(out)
-            if self.state == OVER:
-                return
-            if scanner.fault:
-                self._fail_here(f"the engine sent {scanner.fault}", garbled=True)
-            elif scanner.error is not None:
-                self._fail_here("the engine reported an error inside the stream", garbled=True)
-            elif scanner.ended:
-                self._finish()
-            elif self._covered(scanner) and scanner.rest:
-                data = b""
-                continue
-            return
-
-    def _covered(self, scanner: Scanner) -> bool:
-        """Reserve for what follows; False where nothing may follow, or not yet."""
+        """Pass on what came, as far as the money reaches and a write's worth; what lies behind that waits in the scanner."""
         opened = self.opened
         assert opened is not None
-        if self.gateway.purse.sends(opened, scanner.tokens):
-            scanner.most = max(opened.until, scanner.tokens + 1)  # what says nothing goes on as it comes
+        scanner.most = min(max(opened.until, scanner.tokens + 1), scanner.tokens + WRITE_TOKENS)
+        try:
+            out = scanner.feed(data)
+        except Broken as broken:
+            self._fail_here(f"the engine sent {broken}", garbled=True)
+            return
+        if out:
+            self._pass_on(out)
+        if self.state == OVER:
+            return
+        if scanner.fault:
+            self._fail_here(f"the engine sent {scanner.fault}", garbled=True)
+        elif scanner.error is not None:
+            self._fail_here("the engine reported an error inside the stream", garbled=True)
+        elif scanner.ended:
+            self._finish()
+        elif self._covered(opened, scanner.tokens) and scanner.rest:
+            self.held = True  # until the socket has taken this: then it counts as delivered
+            get_running_loop().call_soon(self._more, opened)
+
+    def _covered(self, opened: Opened, tokens: int) -> bool:
+        """Reserve for what follows; False where nothing may follow, or not yet."""
+        if self.gateway.purse.sends(opened, tokens):
             return True
         if opened.stop:
             self._stopped(opened)
@@ -295,13 +293,12 @@ class Relay(RelayState):
             at, end = ends[i], ends[i + 1]
             plainly = plainly and scanner is not None and scanner.same(data, at, end)
             n_bytes += end - at
-        if not plainly or scanner is None or scanner.tokens + len(ends) // 2 > scanner.most:
+        purse, opened, n = self.gateway.purse, self.opened, len(ends) // 2
+        if not plainly or scanner is None or opened is None or n > WRITE_TOKENS or scanner.tokens + n > opened.until:
             self.comes(b"".join([data[ends[i] : ends[i + 1]] for i in range(0, len(ends), 2)]))
             return
-        scanner.tokens += len(ends) // 2
+        scanner.tokens += n
         now_s = monotonic()
-        purse, opened = self.gateway.purse, self.opened
-        assert opened is not None
         if not client.transport.get_write_buffer_size():
             purse.delivered(opened, self.sent_tokens)
         client.transport.write(data)
@@ -309,7 +306,7 @@ class Relay(RelayState):
         self.told_bytes += n_bytes
         self.due_s = now_s + self.gateway.limits.token_s
         if scanner.tokens > opened.ask_at:
-            self._covered(scanner)
+            self._covered(opened, scanner.tokens)
 
     def _pass_on(self, out: bytes) -> None:
         """Write whole events to the client."""
@@ -344,7 +341,6 @@ class Relay(RelayState):
         scanner = self.scanner
         if self.state != STREAMING or scanner is None:
             return
-        scanner.most = opened.until
         if scanner.rest:
             self._feed(scanner, b"")
         if self.held or self.state != STREAMING:

@@ -90,8 +90,8 @@ class Scanner:
     """One stream. `feed` bytes as they come; then see `ended`, `error`, `usage`, `usage_event`."""
 
     __slots__ = (
-        "_after", "_before", "_kind", "_learnt", "_strip", "_tail", "_words", "ended", "error", "fault", "finished",
-        "most", "n_choices", "rest", "splice", "tokens", "usage",
+        "_after", "_before", "_kind", "_late", "_learnt", "_strip", "_tail", "_waiting", "_words", "ended", "error", "fault",
+        "finished", "most", "n_choices", "splice", "tokens", "usage",
     )  # fmt: skip
 
     def __init__(self, kind: int, *, strip_usage: bool, n_choices: int = 1) -> None:
@@ -109,7 +109,8 @@ class Scanner:
         self.usage: Usage | None = None
         self.tokens = 0
         self.most = NO_BOUND  # events go on until this many tokens did
-        self.rest = b""  # what came behind them
+        self._waiting: list[bytes] = []  # events that came behind them, the next one last
+        self._late = b""  # what came behind those
         self.splice: Any = None  # called with (event with usage) -> event, where the client asked for usage
 
     @property
@@ -119,9 +120,12 @@ class Scanner:
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes; return the whole events to pass on, until `most` tokens are among them. Raises Broken."""
-        if self.rest:
-            data, self.rest, self._tail = self.rest + self._tail + data, b"", b""
-        elif self._tail:
+        if self._waiting:
+            self._late += data
+            return self._some(self._waiting)
+        if self._late:
+            data, self._late = self._late + data, b""
+        if self._tail:
             data = self._tail + data
         if data.endswith(b"\n\n") and b"\r" not in data:
             self._tail = b""
@@ -137,27 +141,37 @@ class Scanner:
             if out is data and self.tokens > tokens and seen == (self.usage, self.n_choices, self.ended, self.error):
                 self._learn(data)
             return out
-        whole: list[bytes] = []
         events = _events(data)
-        for i, event in enumerate(events):
+        events.reverse()
+        return self._some(events)
+
+    def _some(self, events: list[bytes]) -> bytes:
+        """Take events, the last of the list first, until `most` tokens were among them; the others wait."""
+        whole: list[bytes] = []
+        self._waiting = events
+        while events:
             try:
-                whole.append(self._one(event))
+                whole.append(self._one(events.pop()))
             except Broken as broken:
                 if not any(whole):
                     raise
                 self.fault = str(broken)  # what came before it is passed on first
                 break
             if self.ended or self.error is not None:  # the last word: what stands behind it is nobody's
-                self._tail = b""
-                break
-            if self.tokens >= self.most and i + 1 < len(events):
-                self.rest = b"".join(events[i + 1 :])
+                self._tail, self._late = b"", b""
+                events.clear()
+            elif self.tokens >= self.most:
                 break
         return b"".join(whole)
 
     def keep(self, data: bytes) -> None:
         """Take bytes for later."""
-        self.rest, self._tail = self.rest + self._tail + data, b""
+        self._late += data
+
+    @property
+    def rest(self) -> bool:
+        """Say whether something came that waits."""
+        return bool(self._waiting or self._late)
 
     def same(self, data: bytes, at: int, end: int) -> bool:
         """Say whether data[at:end] is an event that differs from one before in its delta's plain words alone.
