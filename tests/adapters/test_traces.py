@@ -330,10 +330,10 @@ def test_a_gap_is_fine_and_is_said(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_damaged_trace_is_an_error_or_a_trace():
-    """2,000 damaged traces give TraceError, or rows that a run can use; never another exception."""
+    """1,000 damaged traces give TraceError, or rows that a run can use; never another exception."""
     said: list[str] = []
 
-    findings = run_target("trace", first_seed=0, count=2000, say=said.append)
+    findings = run_target("trace", first_seed=0, count=1000, say=said.append)
 
     assert findings == 0, "\n".join(said)
     assert "valid" in said[-1] and "error" in said[-1]

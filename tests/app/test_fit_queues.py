@@ -20,13 +20,17 @@ AS_OF = date(2025, 1, 1)
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Path:
-    """Return a queue of 1,500 requests: completion lognormal about 5 years (0.5), withdrawal 0.2 a year."""
+    """Return a queue of 1,500 requests."""
+    return made_up(tmp_path / "some_queue.csv.gz", 1500)
+
+
+def made_up(file: Path, n: int) -> Path:
+    """Write a queue of `n` requests: completion lognormal about 5 years (0.5), withdrawal 0.2 a year."""
     rng = np.random.default_rng(1)
-    file = tmp_path / "some_queue.csv.gz"
     with gzip.open(file, "wt", newline="") as out:
         rows = csv.writer(out)
         rows.writerow(["q_id", "q_date", "q_status", "on_date", "wd_date"])
-        for i in range(1500):
+        for i in range(n):
             made = date(2000, 1, 1) + timedelta(days=int(rng.integers(0, 9000)))
             done = made + timedelta(days=365.25 * 5.0 * float(np.exp(0.5 * rng.standard_normal())))
             gone = made + timedelta(days=365.25 * float(rng.standard_exponential()) / 0.2)
@@ -51,11 +55,12 @@ def test_it_finds_what_was_put_in(queue: Path):
     assert all(0.7 <= one.p10_p90_coverage <= 0.9 for one in made.scores if "chain" not in one.left_out)
 
 
-def test_the_command_prints_text_and_json(queue: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_text_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Both forms say how good the fit is on what was left out, and that generators are no loads."""
+    queue = made_up(tmp_path / "short_queue.csv.gz", 400)
     assert fit_queues.main([str(queue), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["scores"] and told["requests"] == 1500
+    assert told["scores"] and told["requests"] == 400
     assert fit_queues.main([str(queue)]) == 0
     assert "take shape and not level" in capsys.readouterr().out
 

@@ -58,7 +58,7 @@ def full(now: t.Tables, r: int) -> tuple[str, str, int]:
     return now.deployments[row.deployment_i].name, now.sites[row.site_i].name, row.number
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_no_row_ever_means_something_else(data: Any) -> None:
     """Through a chain of reloads a row keeps its name, and what the newest file says is there at its row, with its law."""

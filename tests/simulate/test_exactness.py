@@ -56,7 +56,7 @@ def note(on: specs.Switches, records: np.ndarray, world: st.World) -> None:
     SEEN["an hour"] += bool(world.scalars[st.G_NOW] > 2000e9)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(on=SWITCHES)
 def test_fast_forwarding_and_stepping_agree_to_the_bit(on: specs.Switches) -> None:
     """Every time, token count, place and end of every request is the same whether decode steps are merged or not."""
