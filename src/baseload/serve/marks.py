@@ -177,7 +177,10 @@ def is_held(path: Path) -> bool:
 
 def files(folder: Path) -> list[Path]:
     """Return the marks files of a folder."""
-    return sorted(folder.glob("marks-*"))
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.startswith("marks-")]
+    except FileNotFoundError:
+        return []
 
 
 def worker_of(path: Path) -> int:
