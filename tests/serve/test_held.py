@@ -117,6 +117,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
 
 
 BODY = json.dumps(chat("hello")).encode()
+RSS_GROWTH_MAX_BYTES = 32 << 20
 
 
 def test_who_waited_for_money_leaves_its_connection_as_it_was(rig: Held) -> None:
@@ -125,6 +126,21 @@ def test_who_waited_for_money_leaves_its_connection_as_it_was(rig: Held) -> None
     assert b"insufficient_quota" in answer
     answer, row = rig.told(*WHOLE)
     assert said(answer) == "a" and answer.endswith(DONE) and row["n_tries"] == 1 and rig.engine.nth[-1] > 1
+
+
+def test_an_engine_is_read_as_fast_as_its_answer_goes_on(rig: Held) -> None:
+    """However much an engine says at once: the gateway holds a little of it, and ends with the connection kept."""
+    before, most, events = rig.gateway.rss_bytes(), 0, word("b" * 8000) * 128
+    rig.engine.scripts[:] = [[HEAD + chunk(word("a")), 0.1, *[chunk(events)] * 80, chunk(FIN + DONE) + LAST]]
+    sock, _ = rig.open(chat("hello"))
+    answer = b""
+    with sock:
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            answer = answer[-10:] + sock.recv(1 << 20)
+            most = max(most, rig.gateway.rss_bytes() - before)
+    assert most < RSS_GROWTH_MAX_BYTES
+    answer, row = rig.told(*WHOLE)
+    assert said(answer) == "a" and row["n_tries"] == 1 and rig.engine.nth[-1] > 1
 
 
 def test_what_says_nothing_is_passed_on_at_once(rig: Held) -> None:

@@ -272,6 +272,7 @@ class Relay(RelayState):
             self._finish()
         elif self._covered(opened, scanner.tokens) and scanner.rest:
             self.held = True  # until the socket has taken this: then it counts as delivered
+            self._flow()
             get_running_loop().call_soon(self._more, opened)
 
     def _covered(self, opened: Opened, tokens: int) -> bool:
@@ -521,7 +522,7 @@ class Relay(RelayState):
         connection, self.up = self.up, None
         if connection is not None:
             connection.taker = DRAIN
-            if connection.transport is not None and (self.held or self.paused):
+            if connection.transport is not None:
                 connection.transport.resume_reading()
         self._left(OK, self._tokens(scanner.usage, scanner.tokens))
         self.state = OVER
