@@ -34,8 +34,8 @@ _JUDGED = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 1e-4)  # thresholds where each costs l
 _JUDGE_SHARE = 0.1  # of the time, for judging
 _LONGER = 5  # periods as one, for judging
 _LARGE_FLOWS, _LARGE_PERIODS = 8_000, 10  # from both on it is a large programme
-_SLOW_PRICES = ("short_power", "short_floor", "over_share")  # far above what keeping to them costs
-_CAPPED = 0.1  # of such a price while the interior point runs: a lower price is a bound all the same
+SLOW_PRICES = ("short_power", "short_floor", "over_share")  # far above what keeping to them costs
+CAPPED = 0.1  # of such a price while the interior point runs: a lower price is a bound all the same
 _ROUNDS = 30
 _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
 _FEW = 100  # survival rows: so many missing change the bound of a large change little
@@ -260,9 +260,9 @@ class _Search:
     def _first(self) -> Solution:
         """Solve for the first time; prices that nobody pays, but that slow an interior point down, come after it."""
         columns = self.model.columns
-        slow = np.concatenate([columns[name].ravel() for name in _SLOW_PRICES])
+        slow = np.concatenate([columns[name].ravel() for name in SLOW_PRICES])
         slow = slow[slow >= 0]
-        self.lp.set_costs(slow, _CAPPED * self.program.cost[slow])
+        self.lp.set_costs(slow, CAPPED * self.program.cost[slow])
         found = self._solve("ipm")
         self.lp.set_costs(slow, self.program.cost[slow])
         if found.state == "optimal" and found.x is not None and found.x[slow].max(initial=0.0) > _WHOLE:

@@ -34,7 +34,7 @@ _TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each a
 _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
 _TIMES_WARM = 2.6  # the same, where each was solved from the end of the mean scenario
 _ALIKE = 3  # scenarios that must decide alike, at a time
-_TIMES_MORE = 1.7  # what two more of them take
+_TIMES_MORE = 1.7  # what three take in times of two, and five of three
 _MOST_CHOSEN = 5  # an interior point takes more than twice the time for twice as many
 _GUESSES = 4
 _GAIN = 0.05  # of the gap asked for: a guess that betters the last by less is the last
@@ -249,10 +249,12 @@ class _Search:
         least, vectors = self.least.copy(), []
         took_s = _ALIKE * self.known_s / len(self.scenes) * (_TIMES_CHOSEN if self.held is None else _TIMES_WARM)
         for group in self._groups():
+            if self.cvar is None and took_s > self._left_s():
+                group, took_s = group[:2], took_s / _TIMES_MORE
             if self.gap() <= gap or self.over() or took_s > self._left_s():
                 break
             began_s, rest = time.process_time(), np.delete(self.least, group)
-            blocks = [self.scenes[k].block() for k in group]
+            blocks = [self.scenes[k].block(for_bound=True) for k in group]
             found = extensive.relax(blocks, self.cvar, cpu_limit_s=self._left_s(), stop=self.stop, others=rest)
             if found is None:
                 break

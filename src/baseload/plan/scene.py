@@ -16,7 +16,7 @@ from baseload.plan import build as building
 from baseload.plan import extensive
 from baseload.plan.build import Hall
 from baseload.plan.highs import INF, Lp, Solution, moved_basis
-from baseload.plan.phases import Held
+from baseload.plan.phases import CAPPED, SLOW_PRICES, Held
 from baseload.plan.problem import Bools, Floats, Problem
 from baseload.plan.proof import safe_bound
 
@@ -80,9 +80,14 @@ class Scene:
         none = [np.zeros(self.parts["w"].size), np.zeros(self.parts["sign"].size)]
         self.lost = np.concatenate([none[0], late.ravel(), none[1]])
 
-    def block(self) -> extensive.Block:
-        """Return the programme for the one of many scenarios."""
-        return extensive.Block(program=self.program, now=self.columns, lost=self.lost)
+    def block(self, *, for_bound: bool = False) -> extensive.Block:
+        """Return the programme for the one of many scenarios; `for_bound` with less dear slacks, which is solved sooner."""
+        program = self.program
+        if for_bound:
+            slow = np.concatenate([self.model.columns[name].ravel() for name in SLOW_PRICES])
+            program = replace(program, cost=program.cost.copy())
+            program.cost[slow[slow >= 0]] *= CAPPED
+        return extensive.Block(program=program, now=self.columns, lost=self.lost)
 
     def vector(self, x: Floats) -> Floats:
         """Return what is decided now in a solution."""
