@@ -38,6 +38,27 @@ def test_rows_of_whole_hosting_hold_for_the_best_plan_and_raise_the_bound(seed: 
     assert before.cost * (1.0 + (1e-4 if seed in (1, 2) else 0.0)) <= found.cost <= best.cost * (1.0 + 1e-6)
 
 
+def test_rows_that_wait_come_once_each_when_a_solution_breaks_them() -> None:
+    """Hosting nowhere breaks the rows that ask for a second site; what was handed out is not handed out again."""
+    model = building.build(instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True))
+    _, waiting = tighten.covered(model)
+    everywhere, nowhere = np.zeros(len(model.program.cost)), np.zeros(len(model.program.cost))
+    host = model.columns["host"]
+    everywhere[host[host >= 0]] = 1.0
+    assert len(waiting.broken(everywhere)[0]) == 0
+    assert len(waiting.broken(nowhere)[0]) > 0
+    assert len(waiting.broken(nowhere)[0]) == 0
+
+
+def test_a_plan_handed_in_is_a_beginning() -> None:
+    """The answer is no dearer than a plan with the same phases, hosting and racks that was handed in."""
+    problem = instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True)
+    best = solve_small(problem, gap=1e-4)
+    answer = solve_mid(problem, gap=0.01, cpu_limit_s=10.0, warm=best)
+    assert check(problem, answer) == []
+    assert answer.cost <= best.cost * (1.0 + 1e-6)
+
+
 @pytest.mark.parametrize("hosting", [False, True])
 def test_plan_and_bound_of_the_middle_way_enclose_the_least_cost(hosting: bool) -> None:
     """On problems that are solved exactly too: bound <= least cost <= cost, every row kept, 3 % apart at most."""

@@ -30,3 +30,19 @@ def test_parts_cover_all_whole_columns_and_the_most_saved_a_second_comes_first()
     assert best is not None
     assert best.members[0] == 2 or 2 in best.members
     assert parts.next(1e9) is None
+
+
+def test_racks_of_which_little_came_true_are_tried_once_more() -> None:
+    """Where branch and bound was cut short over all racks, it goes on from what it had; a second time it does not."""
+    problem = instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True)
+    model = building.build(problem, building.first_halls(problem))
+    parts = parts_of(model, np.flatnonzero(model.program.whole))
+    for promise, saved in ((10.0, 1.0), (9.0, 1.0)):
+        racks = parts.next(1.0)
+        assert racks is not None
+        assert racks.kind == "racks"
+        parts.looked(racks, promise)
+        parts.told(racks, saved, 1.0)
+    after = parts.next(1.0)
+    assert after is not None
+    assert after.kind != "racks"

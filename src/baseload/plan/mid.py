@@ -37,10 +37,11 @@ _ON_TIME = 0.88  # of what is left for that: it looks at the clock a little late
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
 _ROUNDING_S = 3.0  # CPU seconds after which rounding of a part hurries
 _SUB_S = 5.0  # of branch and bound over a part
-_RACKS_S = 7.0  # of the first, over all racks
+_RACKS_S = 8.0  # of the first, over all racks
 _NESTED = 1.4  # times that, for the searches within it
 _SUB_GAP = 1e-3  # at which that ends
 _DIFFERS = 1e-4  # columns whose relaxation is nearer to the plan stay as they are
+_ROUNDS = 4  # of survival rows that a plan which was handed in breaks
 _TINY = 1e-6
 
 
@@ -159,15 +160,14 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     quickly(search, root.x)
     if closed():
         return
+    begun, basis = _Dive(search, gap), lp.basis()
+    if basis is not None:
+        begun.lp.set_basis(basis)  # of the same rows
+    took_s = time.process_time() - began_s
     if warm is not None and warm.w.shape == search.model.columns["w"].shape:
-        held(search, columns_of(search.model, warm))
+        held(search, columns_of(search.model, warm), rounds=_ROUNDS)
     if search.program.whole.any():
-        took_s = time.process_time() - began_s
         end_s = began_s + min(_DIVE_MOST * cpu_limit_s, max(_DIVE * cpu_limit_s, _SLOW * took_s))
-        begun = _Dive(search, gap)
-        basis = lp.basis()
-        if basis is not None:
-            begun.lp.set_basis(basis)  # of the same rows
         dive(begun, root.x, lambda: end_s - time.process_time(), choose=False)
         if closed():
             return
@@ -232,15 +232,19 @@ def _raise_bound(search: _Search, found: Solution) -> None:
 
 
 # ---- a plan ------------------------------------------------------------------------------------------------------------
-def held(search: _Search, whole: Floats) -> None:
-    """Keep the plan that one solve gives with all whole columns as in `whole`."""
+def held(search: _Search, whole: Floats, rounds: int = 1) -> None:
+    """Keep the plan with all whole columns as in `whole`; survival rows that it breaks come in for `rounds` solves."""
     lower, upper = search.lower.copy(), search.upper.copy()
     numbers = np.flatnonzero(search.program.whole)
     lower[numbers] = upper[numbers] = np.clip(np.round(whole[numbers]), lower[numbers], upper[numbers])
     lp = Lp(replace(search.program, lower=lower, upper=upper), relaxed=True)
-    found = lp.solve(cpu_limit_s=max(0.1, search.left_s()), stop=search.stop)
-    if found.x is not None and found.state == "optimal":
+    for turn in range(rounds):
+        found = lp.solve(cpu_limit_s=max(0.1, search.left_s()), stop=search.stop)
+        if found.x is None or found.state != "optimal":
+            return
         keep(search, found.x)
+        if turn + 1 == rounds or not _add_halls(search, lp, found.x):
+            return
 
 
 def quickly(search: _Search, x: Floats) -> None:

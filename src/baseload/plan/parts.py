@@ -30,6 +30,7 @@ _NEAR = 0.6  # of what the next part is believed to save: one that was looked at
 _ENDLESS = 1e300
 _STUCK = 0.95  # of what branch and bound left of a promise, is believed to be there no more
 _STUCK_ROUNDED = 0.5  # the same of rounding
+_RACKS_DONE = 0.65  # of what racks promise at first; where less came true they are tried once more before all else
 _LEARN = 0.3  # how fast belief follows what happened
 _SPAN = 4  # parts of the horizon that are freed together
 
@@ -86,6 +87,8 @@ class Parts:
         """Take down what trying a part brought."""
         share, took = self.belief[part.kind, part.exact]
         got = saved / max(part.promise, 1e-9)
+        if part.kind == "racks" and part.tries == 0 and got < _RACKS_DONE:
+            part.seen = False
         self.belief[part.kind, part.exact] = (share + _LEARN * (got - share), took + _LEARN * (seconds - took))
         part.stuck = (_STUCK if part.exact else _STUCK_ROUNDED) * (part.promise - saved)
         part.promise -= saved
