@@ -14,6 +14,7 @@ from baseload.serve.body import (
     COMPLETIONS,
     EMBEDDINGS,
     MESSAGES,
+    ODD_BYTES_MAX,
     RESPONSES,
     BodyError,
     peek,
@@ -79,6 +80,9 @@ def test_what_is_seen_of_a_good_body() -> None:
         told(messages=[{"role": "user", "content": {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}}]),
         told(messages=[{"role": "user", "content": [{"image_url": {"url": " " * 65 + "http://10.0.0.1/"}}]}]),
         told(prompt={"variables": {"x": {"image_url": "http://10.0.0.1/"}}}),
+        told(messages=[{"role": "user", "content": [{"Image_URL": {"Url": "http://10.0.0.1/"}}]}]),
+        RAW.replace(b'"hello"', b'[{"image_url":{"url":"http\\u003a//10.0.0.1/"}}]'),
+        RAW[:-1] + b',"\\u0061":"' + b"x" * ODD_BYTES_MAX + b'"}',
     ],
 )  # fmt: skip
 def test_what_is_refused(body: bytes) -> None:
@@ -98,6 +102,7 @@ def test_what_is_refused(body: bytes) -> None:
         told(stream=True, stream_options=None), told(x=[[[[1]]]] * 200), told(messages=[]),
         "{\"model\":\"chat\",\"messages\":[{\"content\":\"Grüße 你好 👩‍🚀 ( [ {\"}]}".encode(),
         told(messages=[{"role": "user", "content": "[" * 500}]), b" \n" + RAW + b" \n", told(user="Model", x={"Model": 1}),
+        told(x="Grüße" * 300_000), told(x={"curl": "http://x", "a-url": "ftp://y"}), told(x="\u00e9<script>"),
         RAW.replace(b"hello", "\u017ftream 5 \u212a".encode()), told(messages=[{"role": "user", "content": "N"}]),
     ],
 )  # fmt: skip

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 import msgspec
 
 from baseload.serve import quick, shapes
-from baseload.serve.quick import ESCAPED_KEY, FORBIDDEN, JUDGED, is_plain
+from baseload.serve.quick import FORBIDDEN, JUDGED, LINK, PLAIN, is_plain
 from baseload.serve.shapes import UNSET
 
 BLOCK_TOKENS = 128
 KEY_BLOCKS = 4  # blocks that the routing key covers, as in the twin
 MAX_BLOCKS = 64
 MAX_DEPTH = 100
+ODD_BYTES_MAX = 1 << 20  # of a body that has to be looked at name by name
+NO_LINKS = "links to media are not fetched here; send the media as a data: URL"
 BYTES_PER_TOKEN = 4.0  # of text, on the mean: what a prompt is taken to be before the engine counts it
 KEYS_MOST = 4096  # tenants times models whose key is kept ready
 _KEYS: dict[tuple[int, str], bytes] = {}
@@ -35,11 +37,13 @@ ENDPOINTS: dict[bytes, int] = {
 ENDPOINT_NAMES = ("chat", "completions", "embeddings", "responses", "messages")
 PATHS = tuple(ENDPOINTS)
 
-_REMOTE = re.compile(rb'"(?:url|[a-z_]*_url)"\s*:\s*(?:\{\s*"url"\s*:\s*)?"(?!data:)(?:\s*//|[^"]*:)', re.IGNORECASE)
+_REMOTE = re.compile(
+    rb'[uU][rR][lL]"\s*:\s*(?:\{\s*"[uU][rR][lL]"\s*:\s*)?"(?!(?i:data):)(?:\s*//|[^"]*:)'
+)  # behind a quote, or a name's `_`
+_BEFORE_URL = re.compile(rb"(?:[a-zA-Z_]*_)?")
 _ESCAPED = re.compile(rb"\\u00([3-7][0-9a-fA-F])")  # letters, digits and `_` that need no escape
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
-_FOLDS = ("\u017f".encode(), "\u212a".encode())  # letters that some readers take for `s` and `k`
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]')
+_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]')
 
 
 class BodyError(Exception):
@@ -83,10 +87,8 @@ class Peek:
 
 def peek(endpoint: int, body: bytes) -> Peek:
     """Return what is to be known of a body; raises BodyError."""
-    folds = False
     if not body.isascii():
         _require_text(body)
-        folds = any(letter in body for letter in _FOLDS)
     try:
         found = shapes.BODY.decode(body)
     except msgspec.ValidationError as error:
@@ -95,7 +97,12 @@ def peek(endpoint: int, body: bytes) -> Peek:
         raise BodyError(f"the body is not JSON ({error})", code="invalid_json") from None
     except RecursionError:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json") from None
-    _require_plain(body, found, folds)
+    plain = is_plain(body, MAX_DEPTH)
+    if plain != PLAIN:
+        if plain != LINK:
+            _require_plain(body, found)
+        elif _links(body):
+            raise BodyError(NO_LINKS, "messages")
     if found.model is UNSET or not found.model:
         raise BodyError("you must say which model", "model", "missing_required_parameter")
     assert isinstance(found.model, str)
@@ -162,25 +169,37 @@ def _most(found: shapes.Body, least: int) -> int:
     return max(limits) * choices if limits else 0
 
 
-def _require_plain(body: bytes, found: shapes.Body, folds: bool) -> None:
+def _links(body: bytes) -> bool:
+    """Say whether a body names media to be fetched from elsewhere."""
+    for last in (b'l"', b'L"'):
+        at = body.find(last)
+        while at >= 0:
+            if at >= 2 and _REMOTE.match(body, at - 2):
+                begins = body.rfind(b'"', 0, at - 2) + 1
+                if _BEFORE_URL.fullmatch(body, begins, at - 2):
+                    return True
+            at = body.find(last, at + 1)
+    return False
+
+
+def _require_plain(body: bytes, found: shapes.Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    if is_plain(body, MAX_DEPTH) and not folds:
-        return
+    if len(body) > ODD_BYTES_MAX:
+        raise BodyError(
+            "a body of this size must write letters and its own names as they are, without escapes, and once"
+        )
     name = next((name for name in FORBIDDEN if getattr(found, name) is not UNSET), "")
     if name:
         raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
-    judged = JUDGED.findall(body)
-    small = {name.lower() for name in judged}
-    if folds or len(small) < len(judged) or small != set(judged) or ESCAPED_KEY.search(body) is not None:
-        _require_keys_once(body)
+    _require_keys_once(body)
     plain = body
     if b"\\u" in body:
         _require_whole_text(body)
         plain = _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), body)
-    if b"url" in plain and _REMOTE.search(plain):
-        raise BodyError("links to media are not fetched here; send the media as a data: URL", "messages")
+    if _links(plain):
+        raise BodyError(NO_LINKS, "messages")
 
 
 def _depth(body: bytes) -> int:

@@ -103,40 +103,77 @@ static int same_letters(const char *small, const unsigned char *p, size_t k) { /
     return 1;
 }
 
+static int hex4(const unsigned char *p, const unsigned char *end) { /* -1: they are none */
+    int value = 0;
+    if (end - p < 4) return -1;
+    for (int i = 0; i < 4; i++) {
+        unsigned char c = p[i];
+        if (c >= '0' && c <= '9') value = value * 16 + c - '0';
+        else if ((c | 32) >= 'a' && (c | 32) <= 'f') value = value * 16 + (c | 32) - 'a' + 10;
+        else return -1;
+    }
+    return value;
+}
+
+/* Behind an escape that hides nothing; NULL: it may, or is half of a pair. `p` is its backslash. */
+static const unsigned char *escape_end(const unsigned char *p, const unsigned char *end) {
+    if (end - p < 2) return NULL;
+    if (p[1] != 'u') return p + 2;
+    int code = hex4(p + 2, end);
+    if (code < 0 || (code >= 0xDC00 && code < 0xE000)) return NULL;
+    if ((code >= '0' && code <= ':') || code == '_' || ((code | 32) >= 'a' && (code | 32) <= 'z')) return NULL;
+    if (code < 0xD800 || code >= 0xE000) return p + 6;
+    int low = end - p >= 8 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8, end) : -1;
+    return low >= 0xDC00 && low < 0xE000 ? p + 12 : NULL;
+}
+
+static int key_is_plain(const unsigned char *from, size_t k, uint32_t *seen) {
+    for (size_t i = 0; i < k; i++)
+        if (from[i] >= 0x80) return 0;
+    if (k >= 64 || !(judged_lengths >> k & 1)) return 1;
+    for (int i = 0; i < N_JUDGED; i++)
+        if (judged_n[i] == k && same_letters(JUDGED[i], from, k)) {
+            if (i >= N_ONCE || (*seen >> i & 1) || memcmp(JUDGED[i], from, k)) return 0;
+            *seen |= 1u << i;
+        }
+    return 1;
+}
+
 static PyObject *is_plain(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     EXPECT("is_plain", 2)
     piece body;
     if (!as_piece(args[0], &body)) return NULL;
-    Py_ssize_t deepest = PyLong_AsSsize_t(args[1]), open = 0;
+    Py_ssize_t deepest = PyLong_AsSsize_t(args[1]), depth = 0;
     if (deepest == -1 && PyErr_Occurred()) return NULL;
-    const unsigned char *end = body.at + body.n;
-    int escapes = memchr(body.at, '\\', (size_t)body.n) != NULL, skip = 0;
-    if (escapes && memmem(body.at, (size_t)body.n, "\\u", 2)) Py_RETURN_FALSE;
-    for (const unsigned char *p = body.at; (p = memchr(p, '[', (size_t)(end - p))); p++) open++;
-    for (const unsigned char *p = body.at; (p = memchr(p, '{', (size_t)(end - p))); p++) open++;
-    if (open > deepest || memmem(body.at, (size_t)body.n, "url", 3)) Py_RETURN_FALSE;
+    const unsigned char *p = body.at, *end = body.at + body.n;
+    int key_next = 0, link = 0;
     uint32_t seen = 0;
-    const unsigned char *p = memchr(body.at, '"', (size_t)body.n);
-    while (p) {
-        const unsigned char *q = memchr(p + 1, '"', (size_t)(end - p - 1));
-        if (!q) break;
-        size_t k = (size_t)(q - p - 1);
-        int found = 0;
-        if (!skip && k < 64 && (judged_lengths >> k & 1))
-            for (int i = 0; i < N_JUDGED; i++)
-                if (judged_n[i] == k && same_letters(JUDGED[i], p + 1, k)) {
-                    if (i >= N_ONCE || (seen >> i & 1) || memcmp(JUDGED[i], p + 1, k)) Py_RETURN_FALSE;
-                    seen |= 1u << i, found = 1;
-                    break;
-                }
-        if (escapes && memchr(p + 1, '\\', k)) {
-            const unsigned char *c = q + 1;
-            while (c < end && (*c == ' ' || (*c >= 9 && *c <= 13))) c++;
-            if (c < end && *c == ':') Py_RETURN_FALSE; /* a name with an escape in it */
+    for (; p < end; p++) {
+        if (*p == '{' || *p == '[') {
+            if (++depth > deepest) return PyLong_FromLong(0);
+            key_next = *p == '{' && depth == 1;
+        } else if (*p == '}' || *p == ']') {
+            depth--;
+        } else if (*p == ',' && depth == 1) {
+            key_next = 1;
+        } else if (*p == '"') {
+            const unsigned char *from = ++p;
+            int escapes = 0;
+            for (;;) {
+                const unsigned char *q = p < end ? memchr(p, '"', (size_t)(end - p)) : NULL;
+                if (!q) return PyLong_FromLong(0);
+                const unsigned char *b = memchr(p, '\\', (size_t)(q - p));
+                p = q;
+                if (!b) break;
+                escapes = 1;
+                if (!(p = escape_end(b, end))) return PyLong_FromLong(0);
+            }
+            link |= p - from >= 3 && same_letters("url", p - 3, 3);
+            if (key_next && depth == 1 && (escapes || !key_is_plain(from, (size_t)(p - from), &seen))) return PyLong_FromLong(0);
+            key_next = 0;
         }
-        skip = found, p = q; /* the quote that ends a name begins no other */
     }
-    Py_RETURN_TRUE;
+    return PyLong_FromLong(link ? 2 : 1);
 }
 
 /* ---- prefixes: BLAKE2b (RFC 7693), keyed, 8 bytes ------------------------------------------------------------------ */

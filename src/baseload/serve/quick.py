@@ -80,27 +80,64 @@ JUDGED = re.compile(
     + b')"',
     re.IGNORECASE,  # some readers take `Model` for `model`
 )
-ESCAPED_KEY = re.compile(rb'"[^"\\]*\\[^"]*"\s*:')
 _FORBIDDEN = frozenset(name.encode() for name in FORBIDDEN)
+_TOKENS = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"|[\[\]{},]', re.DOTALL)
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_HIDDEN = frozenset(b"0123456789:_ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # that need no escape
+LOOK_CLOSER, PLAIN, LINK = 0, 1, 2
 
 
-def is_plain(body: bytes, deepest: int) -> bool:
-    """Say that JSON holds nothing that two readers could read otherwise, nor a link; False: look closer.
+def is_plain(body: bytes, deepest: int) -> int:
+    """Say that a JSON object holds nothing that two readers could read otherwise: PLAIN, or LINK where a string ends in `url`.
 
-    That is: no letter as a number, no name with an escape, at most `deepest` brackets, no name that is judged twice or in other
-    letters than small ones, none that is forbidden, and no "url".
+    That is: nested at most `deepest` levels; of its own names none has an escape, a letter beyond ASCII or capitals where it
+    is judged, is judged twice or forbidden; no escape hides a letter, a digit or a colon, or is half of a pair. Else
+    LOOK_CLOSER. What is no JSON may get any answer.
 
-    >>> is_plain(b'{"model":"m","n":1}', 100), is_plain(b'{"n":1,"n":2}', 100)
-    (True, False)
+    >>> is_plain(b'{"model":"m","n":1}', 100), is_plain(b'{"n":1,"n":2}', 100), is_plain(b'{"a":{"url":"x"}}', 100)
+    (1, 0, 2)
     """
-    if body.count(b"[") + body.count(b"{") > deepest or b"url" in body:
-        return False
-    if b"\\" in body and (b"\\u" in body or ESCAPED_KEY.search(body) is not None):
-        return False
-    judged = JUDGED.findall(body)
-    if any(name != name.lower() for name in judged):
-        return False
-    return len(set(judged)) == len(judged) and _FORBIDDEN.isdisjoint(judged)
+    if b"\\u" in body and not _escapes_are_plain(body):
+        return LOOK_CLOSER
+    depth, key_next, link = 0, False, False
+    seen: set[bytes] = set()
+    for found in _TOKENS.finditer(body):
+        mark = body[found.start()]
+        if mark in b"{[":
+            depth += 1
+            if depth > deepest:
+                return LOOK_CLOSER
+            key_next = mark == 0x7B and depth == 1
+        elif mark in b"}]":
+            depth -= 1
+        elif mark == 0x2C:
+            key_next = key_next or depth == 1
+        else:
+            text = found[1]
+            link = link or text[-3:].lower() == b"url"
+            if key_next and depth == 1:
+                if b"\\" in text or not text.isascii():
+                    return LOOK_CLOSER
+                if JUDGED.fullmatch(found[0]):
+                    if text in seen or text in _FORBIDDEN or text != text.lower():
+                        return LOOK_CLOSER
+                    seen.add(text)
+            key_next = False
+    return LINK if link else PLAIN
+
+
+def _escapes_are_plain(body: bytes) -> bool:
+    """Say whether no escape hides a letter, and none is half of a pair."""
+    high_until = -1
+    for found in _ESCAPE.finditer(body):
+        code = -1 if found[1] is None else int(found[1], 16)
+        low = 0xDC00 <= code < 0xE000
+        if code in _HIDDEN or low != (high_until == found.start()):
+            return False
+        high_until = found.end() if 0xD800 <= code < 0xDC00 else -1
+        if high_until >= 0 and body[high_until : high_until + 2] != b"\\u":
+            return False
+    return True
 
 
 # ---- prefixes ---------------------------------------------------------------------------------------------------------
