@@ -4,8 +4,8 @@ Each scenario is a linear programme of its own that is held and re-solved warm. 
 bound on any plan. Where all together are not too large they are solved in one programme, which gives a better bound and
 decisions; where they are, phases come from what scenarios would begin on average, and orders from a few scenarios that stand
 for the others (`orders.py`), and the bound is bettered by scenarios that must decide alike, a few at a time (Sandikci, Kong and
-Schaefer 2013): for the mean all of them, unlike ones in a group, for CVaR those that cost most. Every decision is priced in every
-scenario. Racks and hosting are divisible after what is decided now.
+Schaefer 2013): for the mean all of them, unlike ones in a group, for CVaR those that cost most. Every decision is priced in
+every scenario. Racks and hosting are divisible after what is decided now.
 """
 
 from __future__ import annotations
