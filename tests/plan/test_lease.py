@@ -106,3 +106,10 @@ def test_a_lease_that_cannot_be_is_told(lease: str, words: str):
     except FleetError as error:
         told = str(error)
     assert words in told
+
+
+def test_a_quota_below_one_rack_is_told():
+    """Four accelerators a quarter never fill a rack of eight."""
+    four = LEASE.replace("lead_weeks: 13", "lead_weeks: 13, most_per_quarter: 4")
+    loaded = loads(FLEET, file="two.yaml", overrides=[four])
+    assert any("less than one rack of 8" in one for one in map(str, check.warnings(loaded)))

@@ -195,6 +195,33 @@ def test_rent_is_a_site_of_its_own_under_its_operators_law():
     assert problem.allowed[names.index("all"), 2, 0] and not problem.allowed[names.index("eu"), 2, 0]
 
 
+def test_what_is_rented_emits_where_it_stands():
+    """A working rack that is rented has the carbon of the grid there and of its making, and no bill of its own for either."""
+    _, problem, plan_map = question("plan.rent=[{accelerator: h100-sxm, place: frankfurt}]")
+    (rented,) = [s for s, one in enumerate(plan_map.sites) if one.rented]
+    row = plan_map.rows[0, 0]
+    kw = plan_map.replicas_per_rack[0, 0] * (
+        plan_map.load_ratio * (row.power_kw_busy - row.power_kw_idle) + row.power_kw_idle
+    )
+    grid = plan_map.sites[rented].grid.carbon_t_per_mwh
+    making = 8 * plan_map.fleet.money.embodied_kg_per_accelerator / 1000.0 / 20
+    assert problem.carbon_put[rented, 0, 0] == pytest.approx(kw * 2.19 * grid + making)
+    assert grid.min() > 0.05 and problem.carbon_owned[rented].max() >= 0.0 and problem.water_put[rented].max() == 0.0
+    assert plan_map.prices.put_carbon[rented].max() == 0.0 and plan_map.prices.put_energy[rented].max() == 0.0
+
+
+def test_in_a_shortage_those_go_who_pay_least():
+    """Leaving out who pays more costs more, whoever is dearer to serve."""
+    _, problem, plan_map = question()
+    names = [client.tenant for client in plan_map.clients]
+    earns = plan_map.prices.income[:, 0]
+    left_out = problem.cost_unserved[:, 0, 0]
+    assert earns[names.index("all")] != earns[names.index("eu")]
+    assert (left_out[names.index("all")] > left_out[names.index("eu")]) == (
+        earns[names.index("all")] > earns[names.index("eu")]
+    )
+
+
 def test_missing_a_limit_is_always_dearer_than_keeping_it():
     """Leaving a request unserved costs more than the dearest way to serve it, and breaking a limit more than that."""
     _, problem, plan_map = question()
@@ -304,3 +331,15 @@ def test_first_decisions_are_held_against_scenarios():
     assert first.measure == "expected cost" and first.scenarios == 4
     assert "no decision of now has less" in first.lines[0]
     assert any("on 4 other scenarios" in line for line in first.lines)
+
+
+def test_who_only_an_offer_may_serve_can_be_planned_for():
+    """A tenant whom no declared site may serve is a warning where an offer of rent may, and an error where none may."""
+    french = "tenants.eu.residency=[FR]"
+    offer = "plan.rent=[{accelerator: h100-sxm, place: paris, operator_jurisdiction: FR}]"
+    alone = loads(FLEET, file="two.yaml", overrides=[french])
+    assert any("no site may serve" in str(one) for one in check.problems(alone, policies=KINDS))
+    loaded, problem, plan_map = question(french, offer)
+    assert check.problems(loaded, policies=KINDS) == []
+    names, sites = [client.tenant for client in plan_map.clients], [one.declared for one in plan_map.sites]
+    assert problem.allowed[names.index("eu"), :, 0].tolist() == [name == "cloud-paris" for name in sites]

@@ -50,6 +50,8 @@ def test_a_folder_where_a_file_belongs_is_named(tmp_path: Path, name: str) -> No
         ["--tenant", TENANT, "--days", "nan"],
         ["--tenant", TENANT, "--days", "inf"],
         ["--tenant", TENANT, "--budget", "nan"],
+        ["--tenant", TENANT, "--budget", "0"],
+        ["--tenant", TENANT, "--rpm", "0"],
         ["--tenant", "a\x1b[2Jb"],
         ["--tenant", TENANT, "--name", "two\nlines"],
         ["--tenant", TENANT, "--name", "turned \u202e round"],
@@ -62,6 +64,13 @@ def test_absurd_keys_are_refused(tmp_path: Path, words: list[str]) -> None:
     done = keys(tmp_path / "state", "create", *words)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr, done.stderr
     assert "no keys yet" in keys(tmp_path / "state", "list").stdout
+
+
+def test_a_folder_without_keys_is_said_and_not_made(tmp_path: Path) -> None:
+    """Listing the keys of a folder that is not there, a mistyped one, makes none."""
+    wrong = tmp_path / "mistyped"
+    told = keys(wrong, "list")
+    assert told.returncode == 2 and "holds no keys" in told.stderr and not wrong.exists()
 
 
 def test_a_lost_pepper_is_not_replaced_in_silence(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from baseload.app.web.view import SERIES_S, TPOT_EDGES_S, TTFT_EDGES_S
-from baseload.records import FAILED, REASON_NAMES, REFUSED, SERVED
+from baseload.records import FAILED, REASON_BUDGET, REASON_NAMES, REFUSED, SERVED
 from baseload.serve.rows import SettleRow
 from baseload.serve.tables import Tables
 
@@ -83,6 +83,8 @@ def outcome_of(row: SettleRow) -> str:
     """Return how a request ended, in a word: served, refused, failed, or cancelled by its client."""
     if row.client_status == CLIENT_GONE:
         return CANCELLED
+    if row.reason == REASON_BUDGET:
+        return OUTCOME_NAMES[REFUSED]  # its budget ended it, and no engine failed
     return OUTCOME_NAMES.get(row.status, "failed")
 
 

@@ -43,19 +43,23 @@ def serve_verb(options: argparse.Namespace) -> int:
 
 def keys_verb(options: argparse.Namespace) -> int:
     """Make, list or revoke keys; a running gateway takes changes up within a second."""
-    ring, accounts = keyring(options.state)
+    ring, accounts = keyring(options.state, make=options.keys_verb == "create")
     try:
         return _KEYS[options.keys_verb](options, ring)
     finally:
         accounts.close()
 
 
-def keyring(state: Path | None) -> tuple[Keyring, AccountsFile]:
-    """Return the keys of a state folder."""
+def keyring(state: Path | None, *, make: bool = True) -> tuple[Keyring, AccountsFile]:
+    """Return the keys of a state folder, which is made where it is not there and `make`."""
     from baseload.adapters.accounts import AccountsFile
+    from baseload.app import early
     from baseload.app.serving import state_folder
     from baseload.serve.keys import open_ring
 
+    wanted = state or Path(early.STATE)
+    if not make and not (wanted / "accounts.db").is_file():
+        raise InputError(f"{wanted}: holds no keys; name the state folder of a gateway, or make a key first")
     folder = state_folder(state)
     accounts = AccountsFile(folder / "accounts.db")
     try:
@@ -84,6 +88,9 @@ def _create(options: argparse.Namespace, ring: Keyring) -> int:
         )
         return _made(options, token.secret, _token_row(token.record))
     _known_tenant(options.tenant, _served_fleet(options.state))
+    for name in ("rpm", "tpm", "concurrency"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise InputError(f"keys create: --{name} {getattr(options, name)} lets nothing through; give at least 1")
     budget = None if options.budget is None else _nano(options.budget)
     made = ring.create(
         options.tenant, now_ns=now_ns, name=options.name, budget_nano=budget, rpm=options.rpm, tpm=options.tpm,
@@ -93,7 +100,7 @@ def _create(options: argparse.Namespace, ring: Keyring) -> int:
 
 
 def _nano(amount: float) -> int:
-    if not 0.0 <= amount < 1e9:
+    if not 0.0 < amount < 1e9:
         raise InputError(f"keys create: --budget {amount:g} is out of range; give an amount in the fleet's currency")
     return round(amount * NS)
 
@@ -150,7 +157,7 @@ def _shown(row: dict[str, Any]) -> tuple[str, ...]:
     budget = row.get("budget")
     return (
         str(row["id"]), _calm(row.get("tenant") or _of_role(row) or "(forgotten)"), _calm(row["name"]), row["begins"],
-        "-" if budget is None else f"{budget:,.2f}", ", ".join(limits) or "-",
+        "-" if budget is None else f"{budget:,.2f}" if budget >= 1.0 else f"{budget:.4g}", ", ".join(limits) or "-",
         "-" if row.get("concurrency") is None else str(row["concurrency"]),
         row["created"], row["state"],
     )  # fmt: skip

@@ -78,7 +78,7 @@ def what_binds(asked: Asked, stop: Callable[[], bool]) -> list[Binding]:
 def _binding(one: explain.Worth, plan_map: PlanMap) -> Binding:
     currency = plan_map.currency
     worth = one.value * (1.0 if one.kind == PER_MONEY else plan_map.money_unit)
-    if one.kind == "delay":
+    if one.kind in ("delay", "demand"):
         worth = -worth  # what is paid for it
     where = "" if not one.where else one.where[0] if len(one.where) == 1 else f"{one.where[0]} to {one.where[-1]}"
     what = SAVES.get(one.kind, one.kind + " of {what}").format(what=one.what, currency=currency, where=where)

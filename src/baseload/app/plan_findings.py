@@ -108,8 +108,8 @@ def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Cal
     if not found.proven:
         into.conflict.append("found within its limit of time: a smaller set may do")
     into.relax += [
-        f"{KINDS.get(side.kind, side.kind).format(who=side.who)}: {_amount(side.gives, side.unit, plan_map)} "
-        f"{'more' if side.kind not in LESS else 'less'} would do, by itself"
+        f"{KINDS.get(side.kind, side.kind).format(who=side.who)}: at least {_amount(side.gives, side.unit, plan_map)} "
+        f"{'more' if side.kind not in LESS else 'less'}, by itself and with parts of racks"
         for side in found.sides
         if side.gives is not None
     ]

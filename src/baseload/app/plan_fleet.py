@@ -103,10 +103,11 @@ def _keeper(text: str) -> YAML:
 def _head(loaded: Loaded, problem: Problem, answer: Answer, plan_map: PlanMap) -> str:
     meets = "" if answer.meets else " IT DOES NOT MEET ALL LIMITS: see the report."
     far = f"at most {100.0 * answer.gap:.2f} %" if np.isfinite(answer.gap) else "it is not known how far"
+    priced = "" if answer.meets else ", misses at their price"
     stopped = {"interrupted": " Interrupted: the best plan so far.", "stopped": " Stopped at its limit of time."}
     return (
         f"# Made by `baseload plan` from {loaded.path.rsplit('/', 1)[-1]} as of {plan_map.today}, "
-        f"{problem.periods[0]} to {problem.periods[-1]}; {far} from the best."
+        f"{problem.periods[0]} to {problem.periods[-1]}; {far} from the best{priced}."
         f"{meets}{stopped.get(answer.status, '')}\n"
     )
 

@@ -45,7 +45,8 @@ class PlanSite:
     name: str
     declared: str  # name in the fleet file with offers (`with_rent`)
     rented: bool
-    years: SiteYears | None
+    years: SiteYears | None  # None where it is rented
+    grid: SiteYears | None  # carbon of power there, also where it is rented
     hall: int = 0  # of the declared site, where it counts as several
     halls: int = 1
 

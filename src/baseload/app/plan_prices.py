@@ -106,6 +106,8 @@ def prices(f: Frame) -> Prices:
     )
     owned_t = idle_mwh[:, :, None] * carbon[:, None, :] + embodied[None, :, None]
     put_t = put_mwh[..., None] * carbon[:, None, None, :]
+    all_mwh = _put_kw(f, rented=True) * HOURS_PER_QUARTER / KW_PER_MW
+    market_put = all_mwh[..., None] * _site_rates(f, "market", rented=True)[:, None, None, :] + _made(f)
     income = np.array([_income(f, client.tenant) for client in f.clients])
     return Prices(
         buy_it=np.broadcast_to(unit[None], (S, A, T)).copy(),
@@ -122,7 +124,7 @@ def prices(f: Frame) -> Prices:
         put_water=put_mwh[..., None] * water[:, None, None, :] * water_price[..., None],
         put_carbon=put_t * money.carbon_price_per_t,
         carbon_market_owned=idle_mwh[:, :, None] * market[:, None, :] + embodied[None, :, None],
-        carbon_market_put=put_mwh[..., None] * market[:, None, None, :],
+        carbon_market_put=market_put,
         demand_charge=np.array([[_charge(one)] * T for one in f.sites]),
         rent=_rent(f),
         begin=np.array([one.cost_to_begin for one in f.phases]),
@@ -133,22 +135,31 @@ def prices(f: Frame) -> Prices:
 
 
 def physical(f: Frame) -> dict[str, Floats]:
-    """Return tonnes of CO2 and cubic metres of water by rack and period."""
+    """Return tonnes of CO2 and cubic metres of water by rack and period; what is rented emits where it stands, too."""
     carbon, water = _site_rates(f, "carbon"), _site_rates(f, "water")
     idle_mwh = _idle_kw(f) * HOURS_PER_QUARTER / KW_PER_MW
     put_mwh = _put_kw(f) * HOURS_PER_QUARTER / KW_PER_MW
+    all_mwh = _put_kw(f, rented=True) * HOURS_PER_QUARTER / KW_PER_MW
+    everywhere = _site_rates(f, "carbon", rented=True)
     each_t = f.fleet.money.embodied_kg_per_accelerator / 1000.0 / f.rack_life_periods
     embodied = np.array([k.per_rack * each_t for k in f.kinds])
     return {
         "carbon_owned": idle_mwh[:, :, None] * carbon[:, None, :] + embodied[None, :, None],
-        "carbon_put": put_mwh[..., None] * carbon[:, None, None, :],
+        "carbon_put": all_mwh[..., None] * everywhere[:, None, None, :] + _made(f),
         "water_owned": idle_mwh[:, :, None] * water[:, None, :],
         "water_put": put_mwh[..., None] * water[:, None, None, :],
     }
 
 
-def _site_rates(f: Frame, what: str) -> Floats:
-    """Return a rate a MWh of IT by site and period; 0 where the power is in the rent."""
+def _made(f: Frame) -> Floats:
+    """Return tonnes of a working rack's making, a period, where it is rented: by site and kind, to be added to (S,A,M,T)."""
+    each_t = f.fleet.money.embodied_kg_per_accelerator / 1000.0 / f.rack_life_periods
+    making = np.array([k.per_rack * each_t for k in f.kinds])
+    return np.where(np.array([one.rented for one in f.sites])[:, None], making[None], 0.0)[:, :, None, None]
+
+
+def _site_rates(f: Frame, what: str, *, rented: bool = False) -> Floats:
+    """Return a rate a MWh of IT by site and period; 0 where the power is in the rent, unless `rented` ones are asked for."""
     key = {
         "energy": "energy_cost_per_mwh",
         "carbon": "carbon_t_per_mwh",
@@ -156,7 +167,8 @@ def _site_rates(f: Frame, what: str) -> Floats:
         "water": "water_m3_per_mwh",
     }[what]
     zero = np.zeros(len(f.days))
-    return np.array([getattr(one.years, key) if one.years else zero for one in f.sites])
+    of = [one.grid if rented else one.years for one in f.sites]
+    return np.array([getattr(years, key) if years else zero for years in of])
 
 
 def _charge(site: PlanSite) -> float:
@@ -173,14 +185,14 @@ def _idle_kw(f: Frame) -> Floats:
     return np.asarray(parked[:, None] * np.array(each)[None, :])
 
 
-def _put_kw(f: Frame) -> Floats:
+def _put_kw(f: Frame, *, rented: bool = False) -> Floats:
     """Return IT kW of a working rack at mean load, beyond an idle one, by site, kind and service."""
     S, A, M, _ = f.n
     extra = np.zeros((S, A, M))
     for (a, m), row in f.rows.items():
         busy = f.load_ratio * max(0.0, row.power_kw_busy - row.power_kw_idle)
         for s, site in enumerate(f.sites):
-            if not site.rented:
+            if rented or not site.rented:
                 parked = f.fleet.sites[site.declared].parked_power_ratio
                 extra[s, a, m] = f.replicas_per_rack[a, m] * (busy + (1.0 - parked) * row.power_kw_idle)
     return extra
@@ -305,7 +317,10 @@ def unit_costs(f: Frame, p: Prices) -> Floats:
 
 
 def _unserved(f: Frame, p: Prices) -> Floats:
-    """Return the price of a request a second at the peak that nobody serves, for a period: never less than serving it."""
+    """Return the price of a request a second at the peak that nobody serves, for a period: more than serving it could cost.
+
+    Beyond that it is what the request would earn, so that in a shortage those are left out who pay least.
+    """
     listed = p.income * f.plan.demand.unserved_price_factor
     least = UNSERVED_FACTOR * unit_costs(f, p)
-    return np.broadcast_to(np.maximum(listed, least[None])[:, :, None], (*listed.shape, len(f.days)))
+    return np.broadcast_to((listed + least[None])[:, :, None], (*listed.shape, len(f.days)))

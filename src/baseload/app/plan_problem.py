@@ -56,7 +56,9 @@ def plan_problem(
     asked = plan_demand.traffic(loaded, plan, seed)
     made = tuple(plan_kinds.kinds(loaded.fleet, plan, found))
     years = {name: plan_sites.site_years(fleet, name, days, loaded.base_folder, plan) for name in loaded.fleet.sites}
-    sites = tuple(_plan_sites(fleet, years, _halls(loaded, plan)))
+    rents = [name for name in fleet.sites if name not in loaded.fleet.sites]
+    grid = years | {name: plan_sites.site_years(fleet, name, days, loaded.base_folder, plan) for name in rents}
+    sites = tuple(_plan_sites(fleet, years, grid, _halls(loaded, plan)))
     phases, notes = plan_sites.site_phases(loaded.fleet, plan, today, days, seed)
     phases = plan_sites.by_hall(phases, {one.declared: _halls(loaded, plan) for one in sites})
     rows, each = _rows(table, made)
@@ -86,18 +88,20 @@ def _halls(loaded: Loaded, plan: Plan) -> int:
     return plan.survive.halls if len(loaded.fleet.sites) == 1 else 1
 
 
-def _plan_sites(fleet: Fleet, years: dict[str, SiteYears], halls: int) -> list[PlanSite]:
+def _plan_sites(fleet: Fleet, years: dict[str, SiteYears], grid: dict[str, SiteYears], halls: int) -> list[PlanSite]:
     """Return the sites of the problem: rented ones, declared ones, or the halls of a declared one with equal shares."""
     made = []
     for name in fleet.sites:
         own = years.get(name)
         if own is None or halls == 1:
-            made.append(PlanSite(name=name, declared=name, rented=own is None, years=own))
+            made.append(PlanSite(name=name, declared=name, rented=own is None, years=own, grid=grid[name]))
             continue
         share = replace(own, usable_mw=own.usable_mw / halls, training_mw=own.training_mw / halls)
         for hall in range(halls):
             title = plan_sites.hall_name(name, hall)
-            made.append(PlanSite(name=title, declared=name, rented=False, years=share, hall=hall, halls=halls))
+            made.append(
+                PlanSite(name=title, declared=name, rented=False, years=share, grid=share, hall=hall, halls=halls)
+            )
     return made
 
 
@@ -462,6 +466,8 @@ def _assumed(f: Frame, loaded: Loaded) -> list[str]:
         said.append(
             f"lead times and price curves of {', '.join(guessed)} are shipped figures unless declared (modelled)"
         )
+    if any(one.lease for one in f.kinds) or any(one.term_periods > 1 for one in f.terms):
+        said.append("what is leased or rented for a term is paid up to the horizon; months beyond it count nowhere")
     if f.days[-1].year - PRICES_OF_YEAR > FAR_YEARS:
         said.append(
             f"WARNING: the plan reaches to {f.days[-1].year}, and prices are known up to {PRICES_OF_YEAR}: what hardware, rent "

@@ -35,6 +35,7 @@ class Replay:
     path: Path
     rows: list[SettleRow]
     tenant_names: dict[str, str]  # pseudonym -> name, as far as known
+    left_away: int = 0  # settled requests whose prompt nobody counted: stopped before the engine told it
 
     @property
     def start(self) -> datetime:
@@ -57,6 +58,7 @@ def read(path: Path) -> Replay:
         raise RunError(f"{path}: no such ledger; name the ledger.db of a state folder")
     with SqliteLedger.read(path) as ledger:
         rows = sorted(settled(row.body for row in ledger.rows()), key=lambda row: (row.arrival_ns, row.request_id))
+    n = len(rows)
     rows = [row for row in rows if row.arrival_ns >= 0 and row.input_tokens > 0]
     if not rows:
         raise RunError(f"{path}: holds no settled request; let the gateway serve some first")
@@ -66,7 +68,7 @@ def read(path: Path) -> Replay:
         accounts = AccountsFile(beside)
         names = accounts.tenants()
         accounts.close()
-    return Replay(path=path, rows=rows, tenant_names=names)
+    return Replay(path=path, rows=rows, tenant_names=names, left_away=n - len(rows))
 
 
 def source(replay: Replay, fleet: Fleet) -> TraceSource:
@@ -267,7 +269,10 @@ def comparison(
     said = (
         "the engines ran beside the gateway: the twin's times are without the network between sites\n" if local else ""
     )
-    return table(found) + off(found) + (bands(found, len(slower)) if slower else "") + said + where(found)
+    left = (
+        f"{replay.left_away:,} settled request(s) left away: nobody counted their prompt\n" if replay.left_away else ""
+    )
+    return table(found) + off(found) + (bands(found, len(slower)) if slower else "") + said + left + where(found)
 
 
 def table(found: Difference) -> str:

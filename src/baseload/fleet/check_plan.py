@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from baseload.errors import CatalogError, FleetError
 from baseload.fleet import catalog, resolve, supply
-from baseload.fleet.check_service import may_serve
-from baseload.fleet.model import Fleet, Site, Tenant
+from baseload.fleet.check_service import an_offer_may, may_serve
+from baseload.fleet.model import Fleet, Rack, Site, Tenant
 from baseload.fleet.notes import Notes
 from baseload.fleet.planning import Begin, Buy, Lease, Plan, Rent
 from baseload.fleet.tree import Path
@@ -83,10 +83,25 @@ def _buy(notes: Notes, at: Path, buy: Buy | Lease) -> None:
         if buy.accelerators_per_rack % server:
             what = f"{buy.accelerators_per_rack} accelerators a rack are not whole servers of {server}"
             notes.problem((*at, "accelerators_per_rack"), what, "write a multiple")
+    shapes = [rack.accelerators_per_rack for rack in _racks_like(notes.fleet, known.accelerator_id)]
+    usual = known.accelerators_per_rack if known.needs_liquid else known.per_server
+    per_rack = buy.accelerators_per_rack or min(shapes, default=usual)
+    if buy.most_per_quarter is not None and 0 < buy.most_per_quarter < per_rack:
+        what = f"{buy.most_per_quarter} accelerators a quarter are less than one rack of {per_rack}: none ever comes"
+        notes.warning((*at, "most_per_quarter"), what)
     for i, site in enumerate(sites):
         if site is not None and known.needs_liquid and site.cooling.type == "air":
             what = f"{known.accelerator_id} needs liquid, and {buy.sites[i]} is cooled by air"
             notes.problem((*at, "sites", str(i)), what, "remove it, or write `cooling: {type: direct_to_chip}` there")
+
+
+def _racks_like(fleet: Fleet, accelerator_id: str) -> list[Rack]:
+    """Return the racks that hold an accelerator of the catalogue's."""
+    racks = [rack for site in fleet.sites.values() for rack in site.racks.values()]
+    try:
+        return [rack for rack in racks if resolve.accelerator_id(rack.accelerator) == accelerator_id]
+    except CatalogError:
+        return []  # said where the rack stands
 
 
 def _begins(notes: Notes, plan: Plan) -> None:
@@ -199,24 +214,17 @@ def grid_zone(site: Site, name: str) -> str:
 
 def nobody_serves(fleet: Fleet) -> list[tuple[str, Tenant]]:
     """Return the tenants whom neither a declared site nor an offer of rent may serve, whatever is built."""
-    plan = fleet.plan or Plan()
-    alone = []
-    for name, tenant in fleet.tenants.items():
-        own = any(may_serve(fleet, tenant, site) for site in fleet.sites)
-        rented = any(
-            resolve.jurisdiction_allows(catalog.place(one.place).country, tenant.residency)
-            and resolve.jurisdiction_allows(one.operator_jurisdiction or "US", tenant.sovereignty)
-            for one in plan.rent or ()
-        )
-        if not own and not rented:
-            alone.append((name, tenant))
-    return alone
+    return [
+        (name, tenant)
+        for name, tenant in fleet.tenants.items()
+        if not any(may_serve(fleet, tenant, site) for site in fleet.sites) and not an_offer_may(fleet, tenant)
+    ]
 
 
 def plannable(notes: Notes) -> None:
     """Write down what makes planning, and only planning, impossible: a tenant whom no site may ever serve."""
     for name, tenant in nobody_serves(notes.fleet):
-        law = f"residency {tenant.residency or 'any'}, sovereignty {tenant.sovereignty or 'any'}"
+        law = f"residency {', '.join(tenant.residency) or 'any'}, sovereignty {', '.join(tenant.sovereignty) or 'any'}"
         notes.problem(
             ("tenants", name),
             f"no site and no offer of rent may serve them ({law})",

@@ -262,12 +262,22 @@ def _tenant(notes: Notes, at: Path, tenant: Tenant, today: Fleet) -> None:
         notes.warning((*at, "budget_per_month"), "is below committed_per_month")
     for name in called_models(tenant, today):
         if name in _deployed(today) and not _somewhere(tenant, name, today):
-            law = f"residency {tenant.residency or 'any'}, sovereignty {tenant.sovereignty or 'any'}"
-            notes.problem(
-                at,
-                f"no site may serve `{name}` to them ({law})",
-                "deploy it in a site that may, or widen residency or sovereignty",
-            )
+            law = f"residency {', '.join(tenant.residency) or 'any'}, sovereignty {', '.join(tenant.sovereignty) or 'any'}"
+            what = f"no site may serve `{name}` to them ({law})"
+            if an_offer_may(fleet, tenant):
+                notes.warning(at, f"{what}; an offer of rent under `plan` may")
+            else:
+                notes.problem(at, what, "deploy it in a site that may, or widen residency or sovereignty")
+
+
+def an_offer_may(fleet: Fleet, tenant: Tenant) -> bool:
+    """Say whether law lets an offer of rent in the `plan` section serve a tenant."""
+    offers = fleet.plan.rent if fleet.plan is not None else None
+    return any(
+        resolve.jurisdiction_allows(catalog.place(one.place).country, tenant.residency)
+        and resolve.jurisdiction_allows(one.operator_jurisdiction or "US", tenant.sovereignty)
+        for one in offers or ()
+    )
 
 
 def called_models(tenant: Tenant, fleet: Fleet) -> list[str]:

@@ -49,7 +49,8 @@ def to_text(report: PlanReport, width: int = 80) -> str:
     lines.append(fill(worth_line(report), width))
     lines += _list("What binds", [one.words for one in report.binding], width)
     lines += _list("Plans that cost nearly the same", [alternative_line(one) for one in report.alternatives], width)
-    lines += _list("What the cost depends on", swing_lines(report), width)
+    priced = "" if report.meets else " (the price of misses included)"
+    lines += _list(f"What the cost depends on{priced}", swing_lines(report), width)
     lines += _list("In the twin", [f"round {one.number}: {one.words}" for one in report.rounds], width)
     if report.risk is not None:
         lines += _list(f"Risk ({report.risk.measure}, {report.risk.scenarios} scenarios)", report.risk.lines, width)
@@ -93,7 +94,8 @@ def verdict(report: PlanReport) -> list[str]:
     if report.rounds:
         n = len(report.rounds)
         agree = "agrees" if report.rounds[-1].meets else "DOES NOT AGREE"
-        said.append(f"The twin {agree} after {n} round{'s' * (n > 1)}.")
+        only = "" if report.meets else ", on what is served: what the plan misses was not asked of it"
+        said.append(f"The twin {agree} after {n} round{'s' * (n > 1)}{only}.")
     return said
 
 
