@@ -17,6 +17,7 @@ import numpy.typing as npt
 from baseload.app.plan_map import PlanMap
 from baseload.fleet.phases import months_between
 from baseload.plan import keep, risk, scenarios
+from baseload.plan import money as books
 from baseload.plan.problem import Answer, Problem
 from baseload.report.capacity import draw_phase
 from baseload.report.plan_model import Risk
@@ -140,14 +141,15 @@ def _now(problem: Problem, plan_map: PlanMap, now: risk.Now) -> list[str]:
     said = []
     for p, one in enumerate(plan_map.phases):
         on = np.flatnonzero(now.w[p] > 0.5)
-        if len(on) and not one.begun:
+        idle = one.cost_to_begin == 0.0 and len(on) and on[0] + problem.phase_delay[p] >= len(problem.periods)
+        if len(on) and not one.begun and not idle:  # what costs nothing and brings nothing is no decision
             said.append(f"begin {one.name} in {problem.periods[on[0]]}")
     bought = now.buy.sum(axis=2)
     for s, a in zip(*np.nonzero(bought > _EPS), strict=True):
-        said.append(
-            f"order {number(float(bought[s, a]))} racks of {problem.kinds[a]} for {problem.sites[s]} by {until}"
-        )
-    signed = now.sign.sum(axis=(2, 3))
+        n, verb = float(bought[s, a]), "lease" if plan_map.kinds[a].lease else "order"
+        racks = "rack" if abs(n - 1.0) < _EPS else "racks"
+        said.append(f"{verb} {number(n)} {racks} of {problem.kinds[a]} for {problem.sites[s]} by {until}")
+    signed = books.rented_racks(problem, now.sign).sum(axis=2).max(axis=2)  # in force at once
     for s, a in zip(*np.nonzero(signed > 0.01), strict=True):
         n = float(signed[s, a]) * plan_map.kinds[a].per_rack
         said.append(f"rent {number(n)} accelerators of {problem.kinds[a]} at {problem.sites[s]} by {until}")
