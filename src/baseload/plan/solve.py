@@ -2,9 +2,9 @@
 
 With phases alone whole: one relaxation, rounding and branching by warm re-solves (`phases.py`), and where the programme
 itself is too long for that, `large.py`. With hosting or whole racks: HiGHS' branch and bound on the whole programme where
-that is small (`small.py`), `mid.py` beyond. The bound and the plan of each hold for the problem as it was asked, not for a
-simplified one. The cost in an answer is recomputed from its decisions by `check_answer.py`, which knows nothing of the
-programme.
+that is small (`small.py`), `mid.py` beyond, and between them, with hosting, one after the other. The bound and the plan of
+each hold for the problem as it was asked, not for a simplified one. The cost in an answer is recomputed from its decisions by
+`check_answer.py`, which knows nothing of the programme.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from baseload.plan.sound import require_sound
 
 _SMALL_COLUMNS = 14_000  # of the whole programme, flows included
 _SMALL_HOSTING_COLUMNS = 6_000  # the same, with hosting decisions
+_FIRST_HOSTING_COLUMNS = 1_500  # from here on, branch and bound has a part of the time, and `mid.py` goes on
+_FIRST_SHARE = 0.25
 _LARGE_COLUMNS = 250_000
 
 
@@ -72,8 +74,32 @@ def _way(problem: Problem) -> Callable[..., Answer]:
     size = columns(problem)
     if problem.host_min is not None or problem.whole.any():
         small = _SMALL_COLUMNS if problem.host_min is None else _SMALL_HOSTING_COLUMNS
+        if problem.host_min is not None and _FIRST_HOSTING_COLUMNS < size <= small:
+            return _both
         name = "small" if size <= small else "mid"
     else:
         name = "phases" if size <= _LARGE_COLUMNS else "large"
     way: Callable[..., Answer] = getattr(import_module(f"baseload.plan.{name}"), f"solve_{name}")
     return way
+
+
+def _both(
+    problem: Problem, *, gap: float, cpu_limit_s: float, progress: Progress | None, stop: Stop | None,
+    warm: Answer | None, fix: Fix | None,
+) -> Answer:  # fmt: skip
+    """Return the answer of branch and bound, or where that has not ended in its part of the time, of `mid.py` from there."""
+    from baseload.plan.mid import solve_mid
+    from baseload.plan.small import solve_small
+
+    first = solve_small(
+        problem, gap=gap, cpu_limit_s=_FIRST_SHARE * cpu_limit_s, progress=progress, stop=stop, warm=warm, fix=fix
+    )
+    if first.status != "stopped":
+        return first
+    left_s = cpu_limit_s - first.cpu_s
+    then = solve_mid(problem, gap=gap, cpu_limit_s=left_s, progress=progress, stop=stop, warm=first, fix=fix)
+    best = then if then.cost <= first.cost else first
+    best = replace(
+        best, bound=max(first.bound, then.bound), status=then.status, method=then.method, cpu_s=first.cpu_s + then.cpu_s
+    )
+    return replace(best, status="within_gap") if best.status == "stopped" and best.gap <= gap else best
