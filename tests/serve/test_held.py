@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.stack import Gateway, fleet_text
-from tests.serve.test_said_at_once import DONE, FIN, HEAD, PRICE_NANO, chunk, word
+from tests.serve.test_said_at_once import DONE, FIN, HEAD, PRICE_NANO, Engine, chunk, word
 from tests.serve.test_truth import CHAT, Rig, chat, said
 
 pytestmark = pytest.mark.slow
@@ -22,24 +22,12 @@ LAST = b"0\r\n\r\n"
 WHOLE = [HEAD + chunk(word("a") + FIN + DONE) + LAST]
 
 
-class Keeper:
+class Keeper(Engine):
     """An engine that keeps connections: each request is answered by the next script of pieces and seconds to wait."""
 
     def __init__(self) -> None:
-        self.scripts: list[list[bytes | float]] = []
-        self.sock = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.sock.getsockname()[1]}"
         self.nth: list[int] = []  # of its connection, each request
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def run(self) -> None:
-        """Serve until the socket is closed."""
-        while True:
-            try:
-                connection, _ = self.sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+        super().__init__([])
 
     def serve(self, connection: socket.socket) -> None:
         """Answer one request after the other."""

@@ -33,7 +33,7 @@ def word(text: str, **more: Any) -> bytes:
 class Engine:
     """Answers each request with the next script: pieces, a moment apart; then it closes."""
 
-    def __init__(self, scripts: list[list[bytes]]) -> None:
+    def __init__(self, scripts: list[list[Any]]) -> None:
         self.scripts = scripts
         self.sock = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.sock.getsockname()[1]}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -48,31 +47,16 @@ async def ask(
         raise HttpProblem(f"{type(problem).__name__}: {problem}") from None
 
 
-class _Address(NamedTuple):
-    tls: bool
-    host: str
-    port: int
-    name: str  # host and port as the URL has them
-    path: str
-
-
-@lru_cache(4096)
-def _address(url: str) -> _Address:
-    """Return where a URL leads; raises HttpProblem, or ValueError for a port that is none."""
+async def _ask(url: str, body: bytes | None, headers: Mapping[str, str], body_bytes_max: int) -> Answer:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise HttpProblem("not an http address")
-    tls = parts.scheme == "https"
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return _Address(tls, parts.hostname, parts.port or (443 if tls else 80), parts.netloc.rpartition("@")[2], path)
-
-
-async def _ask(url: str, body: bytes | None, headers: Mapping[str, str], body_bytes_max: int) -> Answer:
-    at = _address(url)
-    tls = ssl.create_default_context() if at.tls else None
-    reader, writer = await asyncio.open_connection(at.host, at.port, ssl=tls, limit=HEAD_BYTES_MAX)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    port = parts.port or (443 if tls else 80)
+    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls, limit=HEAD_BYTES_MAX)
     try:
-        lines = [f"{'GET' if body is None else 'POST'} {at.path} HTTP/1.1", f"host: {at.name}"]
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}"]
         lines += ["connection: close", *(f"{name}: {value}" for name, value in headers.items())]
         if body is not None:
             lines += ["content-type: application/json", f"content-length: {len(body)}"]

@@ -71,21 +71,13 @@ def _leased(plan: Plan, own: Sequence[Kind]) -> list[Kind]:
         name = resolve.accelerator_id(lease.accelerator)
         like = [one for one in own if one.accelerator == name and lease.accelerators_per_rack in (None, one.per_rack)]
         per_rack = lease.accelerators_per_rack or (like[0].per_rack if like else _shape(name))
-        lead = supply.lead_weeks(name)
         title = f"{name} leased {lease.term_months} months"
         n = sum(one.split(" #")[0] == title for one in made)
         title = title if not n else f"{title} #{n + 1}"
-        made[title] = Kind(
-            name=title,
-            accelerator=name,
-            per_rack=per_rack,
-            rack_kw=like[0].rack_kw if like else None,
-            area_m2=like[0].area_m2 if like else 3.0,
-            liquid_ratio=like[0].liquid_ratio if like else None,
-            can_buy=True,
-            lead_weeks=lease.lead_weeks if lease.lead_weeks is not None else lead.middle if lead else None,
-            lease=lease,
+        rack_kw, area_m2, liquid = (
+            (like[0].rack_kw, like[0].area_m2, like[0].liquid_ratio) if like else (None, 3.0, None)
         )
+        made[title] = replace(_kind(name, per_rack, rack_kw, area_m2, liquid, lease), name=title, lease=lease)
     return list(made.values())
 
 
@@ -100,7 +92,7 @@ def _shape(name: str) -> int:
 
 
 def _kind(
-    name: str, per_rack: int, rack_kw: float | None, area_m2: float, liquid: float | None, buy: Buy | None
+    name: str, per_rack: int, rack_kw: float | None, area_m2: float, liquid: float | None, buy: Buy | Lease | None
 ) -> Kind:
     lead = supply.lead_weeks(name)
     weeks = None if buy is None else buy.lead_weeks if buy.lead_weeks is not None else lead.middle if lead else None

@@ -14,7 +14,8 @@ from baseload.app.plan_whole import Whole, whole
 from baseload.fleet.load import Loaded, loads
 from baseload.fleet.model import Fleet
 from baseload.plan import money
-from baseload.plan.problem import Answer, Ints, Problem, spans
+from baseload.plan.check_answer import recompute_cost
+from baseload.plan.problem import SLACKS, Answer, Ints, Problem, spans
 from baseload.plan.table import ReplicaTable
 from baseload.report import capacity
 from baseload.report.capacity_model import CapacityReport
@@ -151,11 +152,8 @@ def misses(problem: Problem, answer: Answer, plan_map: PlanMap) -> list[Miss]:
 
 def _missed(problem: Problem, answer: Answer) -> float:
     """Return the price of what is not met, as it stands in the answer's cost."""
-    price = float((problem.cost_unserved * answer.unserved).sum())
-    for name, short in answer.slack.items():
-        each = np.broadcast_to(problem.slack_price.get(name, np.float64(0.0)), short.shape)
-        price += float((each[short > 0.0] * short[short > 0.0]).sum())
-    return price
+    parts = recompute_cost(problem, answer).parts
+    return sum(parts.get(name, 0.0) for name in ("unserved", *SLACKS))
 
 
 def _runs(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from baseload.errors import CatalogError, FleetError
 from baseload.fleet import catalog, resolve, supply
-from baseload.fleet.check_service import an_offer_may, may_serve
+from baseload.fleet.check_service import an_offer_may, law_of, may_serve
 from baseload.fleet.model import Fleet, Rack, Site, Tenant
 from baseload.fleet.notes import Notes
 from baseload.fleet.planning import Begin, Buy, Lease, Plan, Rent
@@ -224,9 +224,8 @@ def nobody_serves(fleet: Fleet) -> list[tuple[str, Tenant]]:
 def plannable(notes: Notes) -> None:
     """Write down what makes planning, and only planning, impossible: a tenant whom no site may ever serve."""
     for name, tenant in nobody_serves(notes.fleet):
-        law = f"residency {', '.join(tenant.residency) or 'any'}, sovereignty {', '.join(tenant.sovereignty) or 'any'}"
         notes.problem(
             ("tenants", name),
-            f"no site and no offer of rent may serve them ({law})",
+            f"no site and no offer of rent may serve them ({law_of(tenant)})",
             "declare a site that may, offer rent there, or widen residency or sovereignty",
         )

@@ -262,12 +262,16 @@ def _tenant(notes: Notes, at: Path, tenant: Tenant, today: Fleet) -> None:
         notes.warning((*at, "budget_per_month"), "is below committed_per_month")
     for name in called_models(tenant, today):
         if name in _deployed(today) and not _somewhere(tenant, name, today):
-            law = f"residency {', '.join(tenant.residency) or 'any'}, sovereignty {', '.join(tenant.sovereignty) or 'any'}"
-            what = f"no site may serve `{name}` to them ({law})"
+            what = f"no site may serve `{name}` to them ({law_of(tenant)})"
             if an_offer_may(fleet, tenant):
                 notes.warning(at, f"{what}; an offer of rent under `plan` may")
             else:
                 notes.problem(at, what, "deploy it in a site that may, or widen residency or sovereignty")
+
+
+def law_of(tenant: Tenant) -> str:
+    """Return a tenant's law in words."""
+    return f"residency {', '.join(tenant.residency) or 'any'}, sovereignty {', '.join(tenant.sovereignty) or 'any'}"
 
 
 def an_offer_may(fleet: Fleet, tenant: Tenant) -> bool:

@@ -17,7 +17,7 @@ from baseload.plan import build as building
 from baseload.plan.build import Hall
 from baseload.plan.highs import INF, Lp, Stop
 from baseload.plan.nothing import live
-from baseload.plan.problem import Floats, Ints, Problem
+from baseload.plan.problem import Floats, Ints, Problem, spans
 
 _ROUNDS = 12
 _SUMS = (
@@ -47,8 +47,7 @@ def coarser(problem: Problem, n: int) -> Problem:
         budget = getattr(problem, name)
         there = total(np.isfinite(budget).astype(np.float64))
         changed[name] = np.where(there > 0.0, total(np.where(np.isfinite(budget), budget, 0.0)), INF)
-    each = np.ones(n_periods) if problem.budget_span is None else problem.budget_span
-    longest = np.maximum.reduceat(each, start)
+    longest = np.maximum.reduceat(spans(problem), start)
     changed["budget_span"] = np.minimum(np.arange(len(start)) + 1, np.ceil(longest / n)).astype(np.int64)
     return replace(
         problem,

@@ -184,13 +184,14 @@ def _links(body: bytes) -> bool:
 
 def _require_plain(body: bytes, found: shapes.Body) -> None:
     """Refuse what another reader could read otherwise, and what would let the body choose an upstream."""
-    if len(body) > ODD_BYTES_MAX:
-        raise BodyError(
-            "a body of this size must write letters and its own names as they are, without escapes, and once"
-        )
     name = next((name for name in FORBIDDEN if getattr(found, name) is not UNSET), "")
     if name:
         raise BodyError(f"`{name}` is not taken here: the operator chooses where a request runs", name)
+    if len(body) > ODD_BYTES_MAX:
+        raise BodyError(
+            f"a body of more than {ODD_BYTES_MAX} bytes must be nested at most {MAX_DEPTH} levels, and write letters and its "
+            "own names as they are, without escapes, and once"
+        )
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise BodyError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
     _require_keys_once(body)
