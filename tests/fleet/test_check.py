@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,7 @@ def test_power_that_is_announced_alone_is_a_warning(tmp_path: Path):
 
     assert check.problems(waiting) == []
     assert "none is energised on 2023-06-15" in str(check.warnings(waiting)[0])
+    assert "none is energised on 2031-01-01" in str(check.warnings(waiting, day=date(2031, 1, 1))[0])
     assert any("with redundancy 2N" in str(one) for one in check.warnings(tight))
 
 

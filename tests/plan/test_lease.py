@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -30,6 +31,26 @@ def answered(*overrides: str, quarters: int = 8) -> tuple[Loaded, Problem, PlanM
     """Return the problem with its answer."""
     loaded, problem, plan_map = question(*overrides, quarters=quarters)
     return loaded, problem, plan_map, solve.solve(problem, gap=0.002, cpu_limit_s=20.0)
+
+
+def test_the_cash_of_decisions_is_that_of_the_books():
+    """Racks, leases, rent and colocation: what is taken or paid for by the quarter is told where it is decided."""
+    block = "plan.colocation=[{site: frankfurt, power_mw: 0.05, months: 6, price_per_kw_month: 20, take_or_pay_ratio: 0.85}]"
+    rent = "plan.rent=[{accelerator: h100-sxm, place: oslo, price_per_accelerator_hour: 2}]"
+    _, problem, plan_map, answer = answered(BUY, LEASE, block, rent)
+    p = next(p for p, one in enumerate(plan_map.phases) if one.kind == "colocation")
+    w, buy, sign = answer.w.copy(), np.ones_like(answer.buy), np.zeros_like(answer.sign)
+    w[p] = [0.0, *([1.0] * 7)]  # begun in the second quarter, with power from the fourth
+    sign[problem.sites.index("cloud-oslo"), :, 0, 3] = 0.3
+    made = replace(answer, w=w, buy=buy, sign=sign)
+    rows = plan_report.decisions(problem, made, plan_map, plan_whole.whole(problem, made, plan_map))
+    books = money.books(problem, made, plan_map.prices, plan_report.terms_of(plan_map))
+    assert [one.cash for one in rows if one.what == plan_map.phases[p].name] == [
+        pytest.approx(5 * 3 * 50.0 * 20.0 * 0.85)
+    ]
+    assert books.running["rent"].sum() > 0.0
+    spent = books.spent.sum() + books.running["rent"].sum() + books.running["grid and colocation"].sum()
+    assert sum(one.cash for one in rows) == pytest.approx(spent)
 
 
 def test_a_lease_is_a_kind_of_rack_with_a_term():

@@ -93,7 +93,7 @@ def test_an_impossible_demand_gets_its_smallest_conflict(tmp_path: Path, capsys:
     changed = ["plan.rent=[]", "plan.budgets.capex_by_year.2027=100", "plan.demand.growth_per_year=1"]
     options = [part for one in changed for part in ("--set", one)]
     arguments = ["plan", str(FLEET), *QUICK[:-1], "--rounds", "0", "--out", str(tmp_path / "p"), *options]
-    assert cli.run(arguments) == 0
+    assert cli.run(arguments) == 3  # for a script that asks whether it does
     said = capsys.readouterr().out
     assert "DOES NOT MEET" in said and "Cannot hold together" in said
     assert "IT DOES NOT MEET" in (tmp_path / "p" / "fleet.yaml").read_text().splitlines()[0]
@@ -106,7 +106,8 @@ def test_an_impossible_demand_gets_its_smallest_conflict(tmp_path: Path, capsys:
         (["--horizon", "40y"], "no span"),
         (["--cpu-limit", "0"], "above 0"),
         (["--table", "/nowhere.json"], "cannot be read"),
-        (["--scenarios", "1"], "2 to 1000"),
+        (["--risk", "expected", "--scenarios", "1"], "2 to 1000"),
+        (["--scenarios", "20"], "only for --risk; write --risk"),
         (["--rounds", "-1"], "0 to 100"),
     ],
 )

@@ -1,6 +1,7 @@
 """The command line: `baseload init|check|simulate|serve|report|…`. Light: verbs import what they need.
 
-Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr: where, what, mend), 1 ours, 130 Ctrl-C.
+Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr: where, what, mend), 1 ours, 130 Ctrl-C;
+3 a plan that does not meet every limit, written all the same.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from baseload.errors import BaseloadError, InputError
 DESCRIPTION = """Infrastructure software for those who run AI in several sites: one fleet file declares sites, power,
 cooling, racks, accelerators, links, models, deployments, tenants and money; the twin says what the fleet can really serve,
 at what latency, cost, energy and carbon, and what stops it from serving more."""
+EXIT_CODES = "Exit code: 0 done; 2 something in the command or a file is wrong; 130 Ctrl-C; 1 anything else."
+PLAN_EXIT_CODES = """Exit code: 0 the plan meets every limit; 3 it does not, also with --what-if, and is written all the same;
+2 something in the command or a file is wrong; 130 Ctrl-C, with the best plan so far; 1 anything else."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the whole command line; docs/reference/cli.md is generated from it."""
-    top = argparse.ArgumentParser(prog="baseload", description=DESCRIPTION)
+    top = argparse.ArgumentParser(prog="baseload", description=DESCRIPTION, epilog=EXIT_CODES)
     top.add_argument("--version", action="version", version=f"baseload {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     _init(verbs)
@@ -146,7 +150,8 @@ def _capacity(verbs: Verbs) -> None:  # type: ignore[type-arg]
 
 
 def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
-    sub = verbs.add_parser("plan", help="what to build, buy or rent, where and when, with the proof")
+    about = "what to build, buy or rent, where and when, with the proof"
+    sub = verbs.add_parser("plan", help=about, epilog=PLAN_EXIT_CODES)
     sub.add_argument("fleet", type=Path, help="fleet file; its `plan` section says what may be decided")
     sub.add_argument("--horizon", help="years, quarters or months, e.g. 5y, 20q, 18m; plan.horizon (5y) where absent")
     sub.add_argument("--date", help="the day to plan from (YYYY-MM or YYYY-MM-DD); plan.start, or today, where absent")
@@ -159,7 +164,7 @@ def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
         help="plan with one key of the fleet file otherwise too, and say what changed; may be repeated",
     )
     sub.add_argument("--risk", choices=["expected", "cvar95"], help="hold against late power, late shipments, demand")
-    sub.add_argument("--scenarios", type=int, default=20, metavar="N", help="with --risk: how many are drawn (20)")
+    sub.add_argument("--scenarios", type=int, metavar="N", help="with --risk: how many are drawn (20)")
     sub.add_argument("--gap", default="1%", help="how far from the best possible the plan may be, e.g. 1%% (1%%)")
     sub.add_argument("--cpu-limit", type=float, default=60.0, metavar="S", help="CPU seconds for the solver (60)")
     sub.add_argument("--seed", type=int, default=0, help="of all draws (0)")

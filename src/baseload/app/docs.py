@@ -211,12 +211,13 @@ def _commented_fields(record: type) -> Iterator[tuple[str, str]]:
 def cli_page() -> str:
     """Return the page of the command line: each command with its arguments."""
     top = parser()
-    parts = ["# Command line\n", MADE, (top.description or "") + "\n"]
+    parts = ["# Command line\n", MADE, (top.description or "") + "\n", (top.epilog or "") + "\n"]
     for name, about, command in commands(top):
         parts += [f"## baseload {name}\n", about + "\n"]
         rows = [_argument_row(action) for action in command._actions if action.help != argparse.SUPPRESS]
         rows = [row for row in rows if not row.startswith("| `-h")]
         parts += ["| argument | meaning |", "|---|---|", *rows, ""] if rows else []
+        parts += [command.epilog + "\n"] if command.epilog else []
     return "\n".join(parts)
 
 

@@ -454,9 +454,11 @@ def _assumed(f: Frame, loaded: Loaded) -> list[str]:
     said = []
     if loaded.fleet.plan is None or not loaded.fleet.plan.demand.tenants:
         said.append(
-            f"demand grows by {100.0 * f.plan.demand.growth_per_year:g} % a year"
+            f"demand grows by {100.0 * f.plan.demand.growth_per_year:g} % a year from {f.today} on"
             + (" (the default: write plan.demand.growth_per_year)" if loaded.fleet.plan is None else "")
         )
+    else:
+        said.append(f"demand grows from {f.today} on, the plan's start, each tenant's at its own rate")
     said.append(
         f"peak {f.asked.peak_to_mean:.3g} times the mean rate ({f.asked.how}); mean load over the year "
         f"{100.0 * f.load_ratio:.0f} % of the peak"

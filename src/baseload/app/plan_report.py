@@ -20,6 +20,7 @@ from baseload.plan.table import ReplicaTable
 from baseload.report import capacity
 from baseload.report.capacity_model import CapacityReport
 from baseload.report.plan_model import (
+    RENT_IN_FILE,
     Carried,
     Decision,
     Miss,
@@ -31,6 +32,7 @@ from baseload.report.plan_model import (
     Years,
 )
 from baseload.report.words import megawatts, number
+from baseload.report.words import money as money_words
 
 Floats = npt.NDArray[np.float64]
 _EPS = 1e-6
@@ -208,12 +210,15 @@ def _begun(problem: Problem, plan_map: PlanMap, numbers: Whole, t: int, name: st
     T, made = len(problem.periods), []
     for p, phase in enumerate(plan_map.phases):
         if numbers.begun[p] == t and not phase.begun:
-            live = int(numbers.live[p])
-            when = f"power from {problem.periods[live]} (median)" if live < T else "power after the horizon"
+            live, kept = int(numbers.live[p]), float(plan_map.prices.live[p])
+            median = " (median)" if phase.kind == "grid" else ""
+            when = f"power from {problem.periods[live]}{median}" if live < T else "power after the horizon"
+            if kept > 0.0 and live < T:
+                when += f", {money_words(kept, plan_map.currency)} a quarter"
             made.append(
                 _decision(
                     name, day, "begin", phase.site, phase.name, phase.meter_mw, "MW", until=problem.periods[min(live, T - 1)],
-                    cash=phase.cost_to_begin, note=when,
+                    cash=phase.cost_to_begin + kept * (T - live), note=when,
                 )
             )  # fmt: skip
     return made
@@ -249,7 +254,7 @@ def _signed(problem: Problem, answer: Answer, plan_map: PlanMap, t: int, name: s
         made.append(
             _decision(
                 name, day, "rent", problem.sites[s], problem.kinds[a], round(n, 3), "accelerators",
-                until=problem.periods[until - 1], cash=spent, note=plan_map.terms[k].name,
+                until=problem.periods[until - 1], cash=spent, note=plan_map.terms[k].name + RENT_IN_FILE,
             )
         )  # fmt: skip
     return made

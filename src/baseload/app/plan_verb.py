@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from baseload.report.plan_model import PlanReport
 
 FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json", "replicas.json")
+DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit
+SCENARIOS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class Asked:
 
 
 def plan_verb(options: argparse.Namespace) -> int:
-    """Plan, write the files, print the table; exit code 130 where Ctrl-C ended it, with the best plan so far written."""
+    """Plan, write the files, print the table; return 0, or DOES_NOT_MEET. Ctrl-C raises, with the best plan so far written."""
     from baseload.app import plan_fleet
     from baseload.app.plan_files import write_all
     from baseload.app.verbs import say
@@ -88,7 +90,7 @@ def plan_verb(options: argparse.Namespace) -> int:
     say(f"{', '.join(FILES)} written to {wish.out}")
     if stopped or report.status == "interrupted":
         raise Interrupted(f"interrupted; the best plan so far is in {wish.out}")
-    return 0
+    return 0 if report.meets else DOES_NOT_MEET
 
 
 def wish_of(options: argparse.Namespace) -> Wish:
@@ -99,7 +101,11 @@ def wish_of(options: argparse.Namespace) -> Wish:
         raise InputError(f"--seed {options.seed}: is negative; write 0 or more")
     if not 0.0 < options.cpu_limit <= 1e6:
         raise InputError(f"--cpu-limit {options.cpu_limit}: write seconds above 0")
-    if options.scenarios < 2 or options.scenarios > 1000:
+    if options.scenarios is not None and options.risk is None:
+        mend = "write --risk expected or --risk cvar95 too, or leave it out"
+        raise InputError(f"--scenarios {options.scenarios}: is only for --risk; {mend}")
+    n_scenarios = SCENARIOS if options.scenarios is None else options.scenarios
+    if n_scenarios < 2 or n_scenarios > 1000:
         raise InputError(f"--scenarios {options.scenarios}: write 2 to 1000")
     if not 0 <= options.rounds <= 100:
         raise InputError(f"--rounds {options.rounds}: write 0 to 100")
@@ -121,7 +127,7 @@ def wish_of(options: argparse.Namespace) -> Wish:
         cpu_limit_s=options.cpu_limit,
         seed=options.seed,
         risk=options.risk,
-        scenarios=options.scenarios,
+        scenarios=n_scenarios,
         table=options.table,
         rounds=0 if options.quick else options.rounds,
         quick=options.quick,

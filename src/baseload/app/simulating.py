@@ -85,7 +85,7 @@ def prepare(wish: Wish) -> Prepared:
     check.require(loaded, policies=known_policies(), day=wish.day)
     if wish.day is not None and wish.scale is None and wish.replay is None:
         loaded = replace(loaded, fleet=dates.demand_on(loaded.fleet, wish.day))
-    warnings = tuple(str(problem) for problem in check.warnings(loaded))
+    warnings = tuple(str(problem) for problem in check.warnings(loaded, day=wish.day))
     fleet = loaded.fleet
     jit.enable()  # before any rule is imported: what was imported before stays plain
     for kind, table in KINDS.items():

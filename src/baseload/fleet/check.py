@@ -31,9 +31,9 @@ def problems(
     return _look(loaded, policies, day).problems
 
 
-def warnings(loaded: Loaded) -> list[Problem]:
-    """Return what is odd but possible: a model that nobody calls, power that is announced alone."""
-    return _look(loaded, None).warnings
+def warnings(loaded: Loaded, *, day: date | None = None) -> list[Problem]:
+    """Return what is odd but possible on `day` (as above): a model that nobody calls, power that is announced alone."""
+    return _look(loaded, None, day).warnings
 
 
 def require(loaded: Loaded, *, policies: Mapping[str, Collection[str]] | None = None, day: date | None = None) -> None:

@@ -194,7 +194,11 @@ def _power_warnings(notes: Notes, at: Path, site: Site, day: date, racks_mw: flo
             "policy.cap decides what happens when all are busy",
         )
     if site.racks and not dates.site_on(site, day).racks:
-        notes.warning((*at, "racks"), f"none is in service on {day}", "look at in_service, until and demand.start")
+        notes.warning(
+            (*at, "racks"),
+            f"none is in service on {day}",
+            "look at in_service, until, and the day of the run: --date, or demand.start",
+        )
     if dates.announced_mw(site, day) > 0 and dates.energised_mw(site, day) == 0:
         notes.warning((*at, "grid"), f"power is announced, and none is energised on {day}")
     for later in sorted(rack.in_service for rack in site.racks.values() if rack.in_service is not None):

@@ -21,7 +21,7 @@ from baseload.units import HOURS_PER_YEAR, S_PER_HOUR, TOKENS_PER_MTOK
 Floats = NDArray[np.float64]
 SECONDS_PER_QUARTER = HOURS_PER_YEAR / 4.0 * S_PER_HOUR
 CAPEX = ("racks", "buildings", "grid")
-RUNNING = ("rent", "energy", "demand charge", "space", "upkeep", "water", "carbon", "grid upkeep", "people and other")
+RUNNING = ("rent", "energy", "demand charge", "space", "upkeep", "water", "carbon", "grid and colocation", "people and other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ def books(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> Boo
         "upkeep": (prices.owned_upkeep * owned).sum(axis=(0, 1)),
         "water": (prices.owned_water * owned).sum(axis=(0, 1)) + (prices.put_water * put).sum(axis=(0, 1, 2)),
         "carbon": (prices.owned_carbon * owned).sum(axis=(0, 1)) + (prices.put_carbon * put).sum(axis=(0, 1, 2)),
-        "grid upkeep": (prices.live[:, None] * live).sum(axis=0),
+        "grid and colocation": (prices.live[:, None] * live).sum(axis=0),
         "people and other": prices.fixed.copy(),
     }
     served = answer.flow.sum(axis=1)  # (R,M,T)

@@ -6,6 +6,9 @@ import msgspec
 
 from baseload.report.capacity_model import CapacityReport
 
+RENT_IN_FILE = "; exact here, whole servers in fleet.yaml"
+"""End of the note of a decision to rent."""
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the records."""
@@ -22,7 +25,7 @@ class Decision(_Part, frozen=True, kw_only=True):
     amount: float
     unit: str  # MW, racks, accelerators, replicas
     until: str  # last quarter that a rent is signed for, or in which a phase is not yet live; else empty
-    cash: float  # spent for it, over its term where it is rent
+    cash: float  # spent for it up to the horizon: over its term where it is rent, each quarter with power where that costs
     note: str = ""
 
 

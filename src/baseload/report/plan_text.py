@@ -10,7 +10,7 @@ from textwrap import fill
 
 import msgspec
 
-from baseload.report.plan_model import Alternative, Decision, PlanReport, Quarter
+from baseload.report.plan_model import RENT_IN_FILE, Alternative, Decision, PlanReport, Quarter
 from baseload.report.text import lay_out
 from baseload.report.words import megawatts, money, number, percent, printable, scaled
 
@@ -45,7 +45,7 @@ def to_text(report: PlanReport, width: int = 80) -> str:
     lines += ["", "What to do", *_todo(report, width)]
     shown = shown_quarters(report)
     lines += ["", *lay_out(QUARTER_HEAD, [quarter_row(report.by_quarter[k], report.currency) for k in shown], width)]
-    lines += ["", f"Money ({report.currency}, not discounted)", *lay_out(*money_table(report), width)]
+    lines += ["", fill(money_title(report), width), *lay_out(*money_table(report), width)]
     lines.append(fill(worth_line(report), width))
     lines += _list("What binds", [one.words for one in report.binding], width)
     lines += _list("Plans that cost nearly the same", [alternative_line(one) for one in report.alternatives], width)
@@ -103,9 +103,11 @@ def _todo(report: PlanReport, width: int) -> list[str]:
     rows = todo_rows(report)
     if not rows:
         return ["Nothing: what stands, and what is on its way, is enough."]
-    lines = lay_out(DECISION_HEAD, rows[:DECISIONS_MAX], width)
+    lines = lay_out(DECISION_HEAD, rows[:DECISIONS_MAX], width, words=_DECISION_WORDS)
     if len(rows) > DECISIONS_MAX:
         lines.append(f"and {len(rows) - DECISIONS_MAX} more: decisions.csv")
+    if any(row[1] == "rent" for row in rows):
+        lines.append(fill(RENT_NOTE, width))
     return lines
 
 
@@ -121,24 +123,28 @@ def todo_rows(report: PlanReport) -> list[list[str]]:
         used = [n for n in there if n > 0]
         low, high = min(used, default=0), max(used, default=0)
         count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        terms = " and ".join(dict.fromkeys(one.note for one in signed))
+        terms = " and ".join(dict.fromkeys(one.note.removesuffix(RENT_IN_FILE) for one in signed))
         cash = money(sum(one.cash for one in signed), "").strip()
         until = max(one.until for one in signed)
         rows.append([signed[0].quarter, "rent", site, f"{count} {what}", cash, f"to {until}; {terms}"])
     return sorted(rows, key=lambda row: row[0])
 
 
+RENT_NOTE = "Rent counts in whole servers here and in fleet.yaml; decisions.csv and its cash are exact."
 DECISION_HEAD = ("when", "what", "where", "how much", "cash", "then")
+_DECISION_WORDS = ("what", "where", "how much", "then")  # which begin at the left
 
 
 def decision_row(one: Decision, currency: str) -> list[str]:
-    """Return a decision as a row; what is rented counts in accelerators."""
+    """Return a decision as a row; what is rented counts in accelerators, the term of a lease stands last."""
+    what, _, term = one.what.partition(" leased ")
+    note = f"{term}; {one.note}" if term else one.note
     if one.unit == "MW":
         amount = f"{megawatts(one.amount)}, {one.what.removeprefix(one.site).strip()}"
     else:
-        amount = f"{one.amount:g} {one.unit if one.amount != 1 else one.unit.removesuffix('s')} {one.what}"
+        amount = f"{one.amount:g} {one.unit if one.amount != 1 else one.unit.removesuffix('s')} {what}"
     cash = money(one.cash, "").strip() if one.cash else "–"
-    return [one.quarter, one.action, one.site, amount, cash, one.note]
+    return [one.quarter, one.action, one.site, amount, cash, note]
 
 
 def shown_quarters(report: PlanReport) -> list[int]:
@@ -160,6 +166,11 @@ def quarter_row(one: Quarter, currency: str) -> list[str]:
         number(one.cost_per_mtok, currency),
         "–" if one.carbon_kg_per_mtok is None else scaled(one.carbon_kg_per_mtok * 1000.0, "g"),
     ]
+
+
+def money_title(report: PlanReport) -> str:
+    """Return what the money by year is, in a line."""
+    return f"Money ({report.currency}, not discounted; years from {report.quarters[0]} on, budgets by calendar year)"
 
 
 def money_table(report: PlanReport) -> tuple[tuple[str, ...], list[list[str]]]:

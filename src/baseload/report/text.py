@@ -121,8 +121,12 @@ def _table(console: Console, title: str, head: Sequence[str], body: Iterable[Seq
     console.print(Text("\n".join(lines)))
 
 
-def lay_out(head: Sequence[str], body: Sequence[Sequence[str]], width: int) -> list[str]:
+def lay_out(
+    head: Sequence[str], body: Sequence[Sequence[str]], width: int, *, words: Sequence[str] = _WORDS
+) -> list[str]:
     """Return a table as lines of at most `width`: heads wrap at words, then gaps close, then columns of words fold.
+
+    The columns named in `words` and the first begin at the left.
 
     >>> lay_out(("site", "tokens/s", "cost EUR"), [["oslo", "9 k", "12"]], 40)
     ['               cost', 'site  tokens/s   EUR', '--------------------', 'oslo       9 k    12']
@@ -135,10 +139,9 @@ def lay_out(head: Sequence[str], body: Sequence[Sequence[str]], width: int) -> l
     ]
     gap = 2 if sum(widths) + 2 * (n - 1) <= width else 1
     over = sum(widths) + gap * (n - 1) - width
-    for i in sorted(range(n), key=lambda i: -widths[i]):
-        if over > 0:  # the widest first, down to eight letters each
-            less = min(over, max(0, widths[i] - 8))
-            widths[i], over = widths[i] - less, over - less
+    for _ in range(over):  # a letter of the widest each time, down to eight
+        i = widths.index(max(widths))
+        widths[i] = max(min(widths[i], 8), widths[i] - 1)
     folded = [[wrap(cell, size) or [""] for cell, size in zip(line, widths)] for line in (head, *body)]
     lines = []
     for k, cells in enumerate(folded):
@@ -146,7 +149,7 @@ def lay_out(head: Sequence[str], body: Sequence[Sequence[str]], width: int) -> l
         top = [[""] * (height - len(cell)) + cell if k == 0 else cell + [""] * (height - len(cell)) for cell in cells]
         for row in zip(*top):
             parts = [
-                part.ljust(size) if i == 0 or head[i] in _WORDS else part.rjust(size)
+                part.ljust(size) if i == 0 or head[i] in words else part.rjust(size)
                 for i, (part, size) in enumerate(zip(row, widths))
             ]
             lines.append((" " * gap).join(parts).rstrip())
