@@ -39,6 +39,10 @@ CAPPED = 0.1  # of such a price while the interior point runs: a lower price is 
 _ROUNDS = 30
 _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
 _FEW = 100  # survival rows: so many missing change the bound of a large change little
+_PULLS = 3  # times that phases are tried, begun earlier each time where prices say so
+_MANY = 10**9
+_EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begun as early
+_NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
 _WHOLE = 1e-6  # nearer than this counts as whole
 
 
@@ -169,7 +173,7 @@ class _Search:
             self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model)
             assert root.x is not None
             nearest = self.program_w(root.x) >= _THRESHOLDS[0]
-            for choices in (iter([nearest]), self._choices(root)) if is_other else (iter([warm.w]), iter([nearest])):
+            for choices in (iter([warm.w]), self._choices(root) if is_other else iter([nearest])):
                 self._try(next(choices), root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
@@ -224,7 +228,7 @@ class _Search:
                 return replace(node, bound=INF, x=None)
             bound = max(bound, self._safe(found, node))
             if unless_hopeless and turn == 0 and bound - self.bound > self.gap * abs(bound):
-                return replace(node, bound=bound, x=None)
+                return replace(node, bound=bound, x=None, reduced=found.reduced_cost)
             if found.state != "optimal" or found.x is None:
                 return replace(node, bound=bound, x=None)
             if first:
@@ -296,12 +300,38 @@ class _Search:
         `unless_hopeless` gives up where the first relaxation shows that the gap will not be closed so.
         """
         chosen = in_order(self.problem, w, root.lower, root.upper)
-        if chosen.tobytes() in self._tried or (chosen > root.upper).any():
-            return
-        self._tried.add(chosen.tobytes())
-        node = _Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x)
-        if self._relax(node, rounds=4, unless_hopeless=unless_hopeless).x is None and unless_hopeless:
-            self._tried.discard(chosen.tobytes())
+        for turn in range(_PULLS):
+            if chosen.tobytes() in self._tried or (chosen > root.upper).any():
+                return
+            self._tried.add(chosen.tobytes())
+            node = _Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x)
+            first = self._relax(node, rounds=2, few=_MANY, unless_hopeless=unless_hopeless)
+            if first.x is None and unless_hopeless:
+                self._tried.discard(chosen.tobytes())
+            is_near = first.bound - self.bound <= _NEAR * self.gap * abs(first.bound)
+            if self._closed() or self._over() or first.reduced is None or not (is_near or first.x is not None):
+                return
+            pulled = self._earlier(chosen, first.reduced[self.w], root) if is_near and turn < _PULLS - 1 else chosen
+            if pulled.tobytes() in self._tried:
+                if first.x is not None:
+                    self._relax(node, rounds=4)
+                return
+            chosen = pulled
+
+    def _earlier(self, w: Floats, worth: Floats, root: _Node) -> Floats:
+        """Return phases with those begun earlier that the relaxation begins by then to a part, where prices call it a saving.
+
+        Prices (`worth`, of the phases given) promise more than a move saves: of such moves most are true, of others few.
+        """
+        assert root.x is not None
+        pulled, part = w.copy(), self.program_w(root.x)
+        for p in np.flatnonzero(w[:, -1] > 0.5):
+            first = int(np.argmax(w[p]))
+            saved = np.cumsum(worth[p, :first][::-1])  # by periods earlier, less one
+            if first and saved.min() < -_WHOLE * abs(self.bound):
+                to = first - 1 - int(np.argmin(saved))
+                pulled[p, max(to, int(np.argmax(part[p] >= _EARLY))) if part[p, first - 1] >= _EARLY else first :] = 1.0
+        return in_order(self.problem, pulled, root.lower, root.upper)
 
     def _choices(self, root: _Node) -> Iterator[Floats | Bools]:
         """Yield phases to try, those that longer periods judge best first."""
