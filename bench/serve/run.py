@@ -3,9 +3,11 @@
     python -m bench.serve.run [--quick] [--only plain,stream,idle] [--no-setup]
 
 All servers run at once, one process each, and are measured in turns, round by round, so that the noise of a shared machine
-falls on all alike; the figure is the median of the rounds. CPU is user and system time of a server's whole process tree
-from /proc, divided by completed requests; for Baseload worker and owner are also told apart. A window with one failed
-request is invalid. The peers live in `.bench/`, by name and version; what is not there is `not run`.
+falls on all alike; the figure is the median of the rounds. On two CPUs or more the servers have the first half of them, load
+and upstream the other: a load generator that is woken on the server's own CPU interrupts it at every write. CPU is user and
+system time of a server's whole process tree from /proc, divided by completed requests; for Baseload worker and owner are
+also told apart. A window with one failed request is invalid. The peers live in `.bench/`, by name and version; what is not
+there is `not run`.
 """
 
 from __future__ import annotations
@@ -125,6 +127,9 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        cpus = sorted(os.sched_getaffinity(0))
+        half = len(cpus) // 2
+        self.cpus = (cpus[:half], cpus[half:]) if half else (cpus, cpus)  # of the servers; of load and upstream
         self.processes: list[subprocess.Popen[bytes]] = []
         self.gateways: list[Gateway] = []
         self.not_run: dict[str, str] = {}
@@ -151,9 +156,18 @@ class Rig:
             words = [str(program), "0"]
         else:
             words = [sys.executable, str(ROOT / "tests/chaos/mock_engine.py"), "--tokens", "64"]
+        self.load_here()
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         self.processes.append(process)
         return int(first_json_line(process, 10)["port"])
+
+    def serve_here(self) -> None:
+        """What is started from here on runs on the servers' CPUs."""
+        os.sched_setaffinity(0, self.cpus[0])
+
+    def load_here(self) -> None:
+        """What is started from here on, and this process, run on the other CPUs."""
+        os.sched_setaffinity(0, self.cpus[1])
 
     def direct(self) -> Server:
         """Return the upstream itself."""
@@ -379,7 +393,9 @@ def stream(rig: Rig, servers: list[Server], *, quick: bool) -> dict[str, float]:
 
 def litellm_once(rig: Rig, *, quick: bool) -> dict[str, float]:
     """LiteLLM alone: it would starve the others."""
+    rig.serve_here()
     server = rig.litellm()
+    rig.load_here()
     if server is None:
         return {}
     load.wrk(server.port, server.key, connections=2, seconds=2)
@@ -391,7 +407,9 @@ def litellm_once(rig: Rig, *, quick: bool) -> dict[str, float]:
 
 def idle(rig: Rig, *, n_streams: int) -> dict[str, float]:
     """Many streams that wait for their next event, on two workers; meanwhile an ordinary request is timed."""
+    rig.serve_here()
     server = rig.baseload(workers=2)
+    rig.load_here()
     if server is None:
         return {}
     probe_before = load.wrk(server.port, server.key, connections=1, seconds=2)
@@ -474,7 +492,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="baseload-bench-", ignore_cleanup_errors=True) as folder:
         rig = Rig(Path(folder))
         try:
+            rig.serve_here()
             servers = [s for s in (rig.direct(), rig.haproxy(), rig.vllm_router(), rig.baseload()) if s is not None]
+            rig.load_here()
             where = f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
             print(f"{where}, load {os.getloadavg()[0]:.1f}")
             print("; ".join(f"{s.name}: {s.version}" for s in servers if s.version))

@@ -34,7 +34,10 @@ MODULES = (
     "baseload.policies.queue",
     "baseload.policies.retry",
 )  # fmt: skip
-WRITTEN = {"baseload.serve.quick_c": "serve/quick.c"}  # in C; what it does, and where it is taken: quick.py
+WRITTEN = {  # in C; what it does, and where it is taken: the file of Python beside it
+    "baseload.serve.quick_c": "serve/quick.c",
+    "baseload.serve.glance_c": "serve/glance.c",
+}
 SWITCH = "BASELOAD_NATIVE"
 PYTHON = f"{sysconfig.get_config_var('SOABI')}"
 

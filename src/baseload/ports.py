@@ -319,6 +319,7 @@ class RowIn(NamedTuple):
     kind: str
     request_id: int  # lease: its first id; settle: the request; void: the lease's first id; else 0
     body: bytes
+    said: Any = None  # what `body` was made from, by who made it: its fields need not be read from there again
 
 
 class RowOut(NamedTuple):

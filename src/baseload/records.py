@@ -8,27 +8,28 @@ A run folder holds `fleet.yaml`, `meta.json`, `requests.parquet` (or `requests-N
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 RECORDS_VERSION = 1
 
 # Status of a request.
-SERVED, REFUSED, FAILED, UNFINISHED = 0, 1, 2, 3
+SERVED: Final = 0
+REFUSED: Final = 1
+FAILED: Final = 2
+UNFINISHED: Final = 3
 STATUS_NAMES = ("served", "refused", "failed", "unfinished")
 
 # Why a request was refused or failed; 0 when served.
-(
-    REASON_NONE,
-    REASON_NO_REPLICA,
-    REASON_SLO,
-    REASON_BUDGET,
-    REASON_POWER,
-    REASON_TOO_LONG,
-    REASON_WAITED,
-    REASON_LOST,
-    REASON_RETRIES,
-    REASON_END,
-) = range(10)
+REASON_NONE: Final = 0
+REASON_NO_REPLICA: Final = 1
+REASON_SLO: Final = 2
+REASON_BUDGET: Final = 3
+REASON_POWER: Final = 4
+REASON_TOO_LONG: Final = 5
+REASON_WAITED: Final = 6
+REASON_LOST: Final = 7
+REASON_RETRIES: Final = 8
+REASON_END: Final = 9
 REASON_NAMES = (
     "",
     "no replica may serve it",
@@ -71,7 +72,12 @@ REQUESTS = (
     Column("scheduled_ns", "int64", "ns", "first prefill began at the replica"),
     Column("first_token_ns", "int64", "ns", "first token left the replica"),
     Column("finish_ns", "int64", "ns", "last token left the replica, or it was given up"),
-    Column("rtt_ns", "int64", "ns", "network that the times here do not hold: client to gateway and back, site back to gateway; add to TTFT and E2E"),
+    Column(
+        "rtt_ns",
+        "int64",
+        "ns",
+        "network that the times here do not hold: client to gateway and back, site back to gateway; add to TTFT and E2E",
+    ),
     Column("energy_j", "float64", "J", "accelerators' and host's energy while they worked on it, idle not included"),
 )
 

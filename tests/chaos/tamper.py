@@ -274,7 +274,7 @@ def insert_row(db: sqlite3.Connection, dice: random.Random) -> Cheat:
     rows = _all(db)
     place = dice.randrange(len(rows) + 1)
     made = ControlRow(at_ns=START_NS, action="nothing to see", who=str(dice.random()))
-    kind, request_id, body = row_in(made)
+    kind, request_id, body, _ = row_in(made)
     assert kind == "control"
     rows.insert(place, (6, merkle.leaf_hash(body), request_id, body))
     _renumber(db, rows)
@@ -331,7 +331,7 @@ def rewrite_and_sign(db: sqlite3.Connection, dice: random.Random) -> Cheat:
 def append_signed(db: sqlite3.Connection, dice: random.Random) -> Cheat:
     """Add a row at the end with a checkpoint signed by a key of one's own."""
     rows = _all(db)
-    kind, request_id, body = row_in(ControlRow(at_ns=START_NS, action="key-revoked", key=str(dice.random())))
+    kind, request_id, body, _ = row_in(ControlRow(at_ns=START_NS, action="key-revoked", key=str(dice.random())))
     frontier = merkle.Frontier()
     for row in rows:
         frontier.append(row[1])

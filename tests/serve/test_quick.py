@@ -271,9 +271,10 @@ def test_what_is_no_bytes_is_refused(c: ModuleType) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
 def test_no_address_is_wrong(tmp_path: Path) -> None:
     """Under AddressSanitizer, thousands of random askings of each function touch no byte that is not theirs."""
-    library = tmp_path / f"quick_c{sysconfig.get_config_var('EXT_SUFFIX')}"
     try:
-        compile_c(Path(quick.__file__).with_name("quick.c"), library, ["-O1", "-g", "-fsanitize=address"])
+        for name in ("quick", "glance"):
+            library = tmp_path / f"{name}_c{sysconfig.get_config_var('EXT_SUFFIX')}"
+            compile_c(Path(quick.__file__).with_name(f"{name}.c"), library, ["-O1", "-g", "-fsanitize=address"])
     except InputError as error:
         pytest.skip(f"no C compiler with AddressSanitizer here: {error}")
     runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
@@ -287,7 +288,7 @@ def test_no_address_is_wrong(tmp_path: Path) -> None:
 _RANDOM = """
 import random, sys
 sys.path.insert(0, sys.argv[1])
-import quick_c as quick
+import glance_c as glance, quick_c as quick
 bits = [b'"model"', b'"n"', b'"', b"\\\\", b"\\\\u00", b"\\\\ud83d",
         b":", b"url", b"[", b"{", b"}", b'"usage":{', b'"usage"', b"1", b"\\r\\n", b"\\xff"]
 draw = random.Random(7)
@@ -297,6 +298,10 @@ for _ in range(20_000):
     quick.is_plain(a, n), quick.usage_end(a), quick.chunks_of(a), quick.body_at(a, b, c)
     quick.is_like(a + b + c, n, n + draw.randrange(-3, 40), b, c)
     quick.body_at(b + b"3\\r\\n" + a, b, b"\\r\\n")
+    body = b'{"model":"m","messages":[{"role":"u","c":[1,{"a":"b","n":-1.5}]}],' + a
+    for cut in (body, b'{"usage":{"prompt_tokens":1' + b, a):
+        cut = cut[: len(cut) - max(0, n)]
+        glance.seen_of(cut, b"messages", 1, n), glance.usage_of(cut, n), glance.seen_of(cut + b"}", b"input", 0, 99)
 for n in range(0, 2100, 37):
     quick.prefix_hashes(bytes(n), b"key", 64)
 for _ in range(500):

@@ -64,7 +64,7 @@ def test_every_kind_has_its_number_and_says_its_name_first():
     """The kinds of rows are those that the ledger numbers; each body begins with its kind."""
     assert {str(row_type.__struct_config__.tag) for row_type in ROW_TYPES} == set(KINDS)
     row = LeaseRow(request_id=7, at_ns=1, n_ids=2)
-    assert row_in(row) == ("lease", 7, encode(row))
+    assert row_in(row)[:3] == ("lease", 7, encode(row))
     assert row_in(ControlRow(at_ns=1, action="x")).request_id == 0
     assert encode(row).startswith(b'{"kind":"lease","request_id":7,')
 

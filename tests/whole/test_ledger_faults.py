@@ -44,7 +44,7 @@ def is_prefix(path: Path, key: SigningKey, *, at_least: int = 0) -> int:
     with SqliteLedger.read(path) as ledger:
         rows = [(row.kind, row.request_id, row.body) for row in ledger.rows()][1:]
     n = len(rows) // 2
-    assert rows == [tuple(row) for i in range(n) for row in batch(i)]
+    assert rows == [row[:3] for i in range(n) for row in batch(i)]
     assert n >= at_least, f"{n} batches found, {at_least} were acknowledged"
     return n
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 
@@ -225,7 +226,10 @@ class Book:
     def plan(self, rows: Sequence[RowIn], ask: Lookups) -> Plan:
         """Return what storing these rows changes; raises ValueError for rows that no honest caller hands in."""
         plan = Plan(self.frontier.copy(), self.next_id)
-        for kind, request_id, body in rows:
+        for kind, request_id, body, said in rows:
+            if said is not None and kind == "settle" and 0 < request_id == said.request_id <= MAX_ID:
+                self._settle(plan, said, body, ask)
+                continue
             head = _HEAD.decode(body)
             if head.kind != kind or head.request_id != request_id or not 0 <= request_id <= MAX_ID:
                 raise ValueError(f"a row's body says {head.kind} {head.request_id}, its caller {kind} {request_id}")
@@ -254,7 +258,7 @@ class Book:
         lease = plan.leases.get(lease_id) or self.leases[lease_id]
         return lease if request_id < lease_id + lease.n_ids else None
 
-    def _settle(self, plan: Plan, head: Head, body: bytes, ask: Lookups) -> None:
+    def _settle(self, plan: Plan, head: Any, body: bytes, ask: Lookups) -> None:
         lease = self._open_lease(plan, head.request_id)
         if lease is None:
             if head.request_id >= plan.next_id or not ask.covered(head.request_id):

@@ -28,6 +28,7 @@ from baseload.app import owner_reload
 from baseload.errors import BaseloadError, FleetError
 
 PR_SET_PDEATHSIG = 1
+GC_AFTER = 20_000  # objects made and not freed, before the collector looks
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
 ADMIN = "admin.token"
 EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
@@ -310,6 +311,7 @@ class House:
         self.spawn(self.view.watch_checkpoints())
         gc.collect()
         gc.freeze()  # what is there from the start is never looked at again
+        gc.set_threshold(GC_AFTER, 50, 100)  # rows leave no cycles behind
         gc.enable()
 
     def ready(self) -> dict[str, Any]:

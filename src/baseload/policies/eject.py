@@ -11,11 +11,15 @@ What a failure is, and asking elsewhere, are the caller's and `retry.py`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 NEVER_S = float("inf")
-MOST_DOUBLED = 10.0  # times alone_s
-MOST_REFUSED = 4.0  # times refused_s
-NORMAL, ALONE, TRIAL, PROBING = 0, 1, 2, 3
+MOST_DOUBLED: Final = 10.0  # times alone_s
+MOST_REFUSED: Final = 4.0  # times refused_s
+NORMAL: Final = 0
+ALONE: Final = 1
+TRIAL: Final = 2
+PROBING: Final = 3
 
 
 def alone_for_s(alone_s: float, times: int, most: float = MOST_DOUBLED) -> float:

@@ -11,12 +11,13 @@ decrease): more than it can run would wait inside the engine, where neither prio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-BACK_OFF = 0.8
-QUEUED_RATIO = 0.1  # of the limit, waiting inside the engine: more is a queue that had better be ours
-SLOW = 3.0  # times the expected time to first token, on average: where no queue can be read, this stands for one
-LEAST_RATIO = 0.5  # of the slots, as far as slowness goes: first tokens are slow for other reasons too
-MEMORY = 0.1  # weight of the newest first token in the running mean of slowness
+BACK_OFF: Final = 0.8
+QUEUED_RATIO: Final = 0.1  # of the limit, waiting inside the engine: more is a queue that had better be ours
+SLOW: Final = 3.0  # times the expected time to first token, on average: where no queue can be read, this stands for one
+LEAST_RATIO: Final = 0.5  # of the slots, as far as slowness goes: first tokens are slow for other reasons too
+MEMORY: Final = 0.1  # weight of the newest first token in the running mean of slowness
 
 
 def start_tag(virtual: float, last_finish: float) -> float:

@@ -7,9 +7,11 @@ cannot feed itself. Told the time; which replica is next is `route.py`'s, after 
 
 from __future__ import annotations
 
-MOST_TRIES = 3  # the first included (Google SRE: at most three attempts a request)
-LEAST_RETRIES = 3  # in a window, however few its requests
-BUCKETS = 10
+from typing import Final
+
+MOST_TRIES: Final = 3  # the first included (Google SRE: at most three attempts a request)
+LEAST_RETRIES: Final = 3  # in a window, however few its requests
+BUCKETS: Final = 10
 
 
 def may_try_again(n_tries: int, retries: int) -> bool:

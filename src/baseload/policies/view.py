@@ -6,9 +6,9 @@ The same named columns are NumPy arrays in the twin and plain lists in a small g
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-NO_REPLICA = -1
+NO_REPLICA: Final = -1
 
 # Answers of an admission policy; they are reasons in `records.py`.
 ADMIT = 0

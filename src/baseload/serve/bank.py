@@ -24,7 +24,7 @@ from baseload.serve.wire import Ask, Grant, Pouch, Recall, Refuse, Return, Stop
 UNLIMITED = 1 << 50  # what is granted at once of something that has no limit: a million of the currency, in nano
 RECALL_S = 0.25  # how long a worker may take to answer; a hung one keeps its slice, and others are refused
 GROW_S = 30.0  # ids used up faster than this: the next lease is twice as long
-IDS_LEAST, IDS_MOST = 16, 1024
+IDS_LEAST, IDS_MOST = 16, 2048
 LIKE_MOST = 256  # a slice holds at most so many times what was asked for
 REFUSALS: dict[str, str] = {  # in the order in which they are told
     "revoked": "the key was revoked",

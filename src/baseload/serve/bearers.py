@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from baseload.serve import wire
 from baseload.serve.keys import well_formed
 from baseload.serve.pocket import Pocket
 from baseload.serve.wire import KeyView
 
-FRESH_S = 30.0  # after so long it is asked anew whose a secret is
-UNKNOWN_S = 1.0  # a secret that is nobody's is not asked about again for so long
-WAIT_S = 2.0  # a request waits so long for the owner
-BEARERS_MOST, UNKNOWN_MOST, LOOKING_MOST = 16_384, 4_096, 256
+FRESH_S: Final = 30.0  # after so long it is asked anew whose a secret is
+UNKNOWN_S: Final = 1.0  # a secret that is nobody's is not asked about again for so long
+WAIT_S: Final = 2.0  # a request waits so long for the owner
+BEARERS_MOST: Final = 16_384
+UNKNOWN_MOST: Final = 4_096
+LOOKING_MOST: Final = 256
 
 
 class Refusal(NamedTuple):
@@ -31,7 +33,7 @@ class Refusal(NamedTuple):
     retry_s: float | None
 
 
-_REFUSED: dict[str, tuple[int, str, str]] = {
+_REFUSED: Final[dict[str, tuple[int, str, str]]] = {
     "revoked": (401, "invalid_api_key", "this API key was revoked or has expired"),
     "unknown": (401, "invalid_api_key", "no such API key"),
     "gone": (403, "tenant_not_served", "the tenant of this API key is not in the fleet file"),

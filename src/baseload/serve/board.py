@@ -13,22 +13,28 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-GATE_UNKNOWN, GATE_POWER = -1, -2  # of `gate`, as in the twin: not known to be up; closed to all at a power limit
-MAGIC = 0x42_4C_42_4F_41_52_44_01  # "BLBOARD", layout 1
-CELL = 8
-LINE = 8  # cells of a cache line: rows of different writers share none
+GATE_UNKNOWN: Final = -1  # of `gate`, as in the twin: not known to be up; closed to all at a power limit
+GATE_POWER: Final = -2
+MAGIC: Final = 0x42_4C_42_4F_41_52_44_01  # "BLBOARD", layout 1
+CELL: Final = 8
+LINE: Final = 8  # cells of a cache line: rows of different writers share none
 
 # The first cells of the file.
-H_MAGIC, H_REPLICAS, H_SITES, H_WORKERS, H_VERSION, H_ENDPOINTS = range(6)
-HEADER = 16
+H_MAGIC: Final = 0
+H_REPLICAS: Final = 1
+H_SITES: Final = 2
+H_WORKERS: Final = 3
+H_VERSION: Final = 4
+H_ENDPOINTS: Final = 5
+HEADER: Final = 16
 
 WORKER_WHOLE = ("outstanding", "asked")  # (replica,) and (pool,): as wide as the replicas
 REPLICA_WHOLE = ("gate", "running", "waiting", "epoch")
 REPLICA_REAL = ("kv_free", "cost_per_mtok", "carbon_g_per_mtok")
 SITE_REAL = ("limit_kw", "power_kw", "carbon_g_per_kwh", "price_per_kwh", "dynamic_ratio", "lowest_open")
-COUNTERS = (
+COUNTERS: Final = (
     "decided",  # requests that reached the door, first tries
     "refused",
     "sent",  # tries on their way to an engine, retries too

@@ -9,35 +9,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
-from baseload.serve import quick, shapes
-from baseload.serve.quick import FORBIDDEN, JUDGED, LINK, PLAIN, is_plain
+from baseload.serve import glance, quick, shapes
+from baseload.serve.quick import FORBIDDEN, JUDGED, LINK, PLAIN
 from baseload.serve.shapes import UNSET
 
-BLOCK_TOKENS = 128
-KEY_BLOCKS = 4  # blocks that the routing key covers, as in the twin
-MAX_BLOCKS = 64
-MAX_DEPTH = 100
-ODD_BYTES_MAX = 1 << 20  # of a body that has to be looked at name by name
-NO_LINKS = "links to media are not fetched here; send the media as a data: URL"
-BYTES_PER_TOKEN = 4.0  # of text, on the mean: what a prompt is taken to be before the engine counts it
-KEYS_MOST = 4096  # tenants times models whose key is kept ready
-_KEYS: dict[tuple[int, str], bytes] = {}
+is_plain: Final = quick.is_plain  # names of our own are found at once where this is compiled
+seen_of: Final = glance.seen_of
+hashes_of: Final = quick.prefix_hashes
 
-CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES = range(5)
-ENDPOINTS: dict[bytes, int] = {
+BLOCK_TOKENS: Final = 128
+KEY_BLOCKS: Final = 4  # blocks that the routing key covers, as in the twin
+MAX_BLOCKS: Final = 64
+MAX_DEPTH: Final = 100
+ODD_BYTES_MAX: Final = 1 << 20  # of a body that has to be looked at name by name
+NO_LINKS: Final = "links to media are not fetched here; send the media as a data: URL"
+BYTES_PER_TOKEN: Final = 4.0  # of text, on the mean: what a prompt is taken to be before the engine counts it
+KEYS_MOST: Final = 4096  # tenants times models whose key is kept ready
+_KEYS: Final[dict[tuple[int, str], bytes]] = {}
+
+CHAT: Final = 0
+COMPLETIONS: Final = 1
+EMBEDDINGS: Final = 2
+RESPONSES: Final = 3
+MESSAGES: Final = 4
+ENDPOINTS: Final[dict[bytes, int]] = {
     b"/v1/chat/completions": CHAT,
     b"/v1/completions": COMPLETIONS,
     b"/v1/embeddings": EMBEDDINGS,
     b"/v1/responses": RESPONSES,
     b"/v1/messages": MESSAGES,
 }
-ENDPOINT_NAMES = ("chat", "completions", "embeddings", "responses", "messages")
+PROMPT_KEYS: Final = (b"messages", b"prompt", b"input", b"input", b"messages")  # what holds the prompt
+ENDPOINT_NAMES: Final = ("chat", "completions", "embeddings", "responses", "messages")
 PATHS = tuple(ENDPOINTS)
 
-_REMOTE = re.compile(
+_REMOTE: Final = re.compile(
     rb'[uU][rR][lL]"\s*:\s*(?:\{\s*"[uU][rR][lL]"\s*:\s*)?"(?!(?i:data):)(?:\s*//|[^"]*:)'
 )  # behind a quote, or a name's `_`
 _BEFORE_URL = re.compile(rb"(?:[a-zA-Z_]*_)?")
@@ -89,6 +99,13 @@ def peek(endpoint: int, body: bytes) -> Peek:
     """Return what is to be known of a body; raises BodyError."""
     if not body.isascii():
         _require_text(body)
+    seen = seen_of(body, PROMPT_KEYS[endpoint], 0 if endpoint == COMPLETIONS else 1, MAX_DEPTH)
+    if seen is not None:
+        model, streamed, wants_usage, has_options, most, prompt_json = seen
+        return Peek(
+            model, streamed and endpoint != EMBEDDINGS, wants_usage, has_options,
+            int(len(prompt_json) / BYTES_PER_TOKEN + 0.5) or 1, len(body), most, prompt_json,
+        )  # fmt: skip
     try:
         found = shapes.BODY.decode(body)
     except msgspec.ValidationError as error:
@@ -111,7 +128,7 @@ def peek(endpoint: int, body: bytes) -> Peek:
     )
     text = b"null" if prompt is UNSET else bytes(prompt)
     if text == b"null":
-        name = ("messages", "prompt", "input", "input", "messages")[endpoint]
+        name = PROMPT_KEYS[endpoint].decode()
         raise BodyError(f"`{name}` is missing", name, "missing_required_parameter")
     if endpoint in (CHAT, MESSAGES):
         try:
@@ -309,4 +326,4 @@ def prefix_hashes(text: bytes, salt: int, model: str) -> list[int]:
         if len(_KEYS) >= KEYS_MOST:
             _KEYS.clear()
         key = _KEYS[salt, model] = (salt & ((1 << 64) - 1)).to_bytes(8, "little") + model.encode()[:48]
-    return quick.prefix_hashes(text, key, MAX_BLOCKS)
+    return hashes_of(text, key, MAX_BLOCKS)

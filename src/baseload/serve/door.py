@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from baseload.policies.eject import TRIAL, Ejection
 from baseload.policies.queue import ReplicaLimits
@@ -25,12 +25,16 @@ from baseload.serve.board import COUNTER_I, GATE_UNKNOWN, H_VERSION, Board
 from baseload.serve.rules import PLAIN_REPLICAS, Rules, chosen
 from baseload.serve.tables import Tables
 
-OK, FAILED_BEFORE_FIRST_BYTE, FAILED_AFTER, CANCELLED, UNREACHED = range(5)  # how a try ended
+OK: Final = 0  # how a try ended
+FAILED_BEFORE_FIRST_BYTE: Final = 1
+FAILED_AFTER: Final = 2
+CANCELLED: Final = 3
+UNREACHED: Final = 4
 OUTCOMES = ("ok", "failed before the first byte", "failed after it", "cancelled", "unreached")
 
-LENGTH_MEMORY = 0.05  # weight of the newest answer in a tenant's running mean; as the twin's
-PICO = 10**12
-N_DICE = 8192
+LENGTH_MEMORY: Final = 0.05  # weight of the newest answer in a tenant's running mean; as the twin's
+PICO: Final = 10**12
+N_DICE: Final = 8192
 _ask = tuple.__new__
 ALIVE = COUNTER_I["alive"]
 

@@ -14,15 +14,17 @@ saw is divided by `reconcile_site` later, and appended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from baseload.serve import quick
 from baseload.serve.tables import DeploymentRow, SiteRow, TenantRow
 
-MODEL_ERROR = 0.25  # step times within about 20 %, watts within about 13 %, in quadrature
-J_PER_WH = 3600.0
-S_PER_HOUR = 3600.0
-METHODS = (
+fields_of: Final = quick.usage_fields
+
+MODEL_ERROR: Final = 0.25  # step times within about 20 %, watts within about 13 %, in quadrature
+J_PER_WH: Final = 3600.0
+S_PER_HOUR: Final = 3600.0
+METHODS: Final = (
     b'{"cost":"modelled: capex, opex, energy and idle share by tokens","price":"exact: price list by tokens",'
     b'"energy":"modelled: replica at half load%b","carbon":"modelled: energy at the meter, grid average of the hour"}'
 )
@@ -182,7 +184,7 @@ def idle_j_per_output(deployment: DeploymentRow) -> float:
 def usage_fields(done: Accounting, price: float, currency: bytes) -> bytes:
     """Return what `usage` gains in an answer, as JSON members without braces: `"cost":…,"price":…,…,"baseload":{…}`."""
     low_wh, high_wh, g_per_wh = done.energy_wh_low, done.energy_wh_high, done.g_per_wh
-    return quick.usage_fields(
+    return fields_of(
         done.cost, price, done.energy_wh, done.carbon_g, done.cost_low, done.cost_high, low_wh, high_wh,
         low_wh * g_per_wh, high_wh * g_per_wh, currency, done.rates.methods,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from baseload.errors import LedgerUnavailable
 from baseload.ports import Ledger, RowIn
 
 GATHER_S = 0.02  # settled rows wait so long for company (marks hold them meanwhile); a lease waits for nobody
-BUSY_S = 0.08  # and so much longer where many come: a commit costs as much as fifty rows
+BUSY_S = 0.18  # and so much longer where many come: a commit costs as much as fifty rows
 BUSY_ROWS = 16  # that came within GATHER_S
 GROUP_MOST = 4096  # rows a commit
 RETRY_S = (0.05, 0.1, 0.25, 0.5)

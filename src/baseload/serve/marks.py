@@ -15,23 +15,28 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from baseload.records import UNFINISHED
 from baseload.serve import quick
 from baseload.serve.quick import FINAL, FINAL_AT, OPENED, REPLICA_AT, SLOT_BYTES, SUM, check
 
-CELLS = SLOT_BYTES // 8
-N_SLOTS = 16_384
-_MAGIC = b"BLMARKS1"
+write_opened: Final = quick.write_opened  # names of our own are found at once where this is compiled
+write_replica: Final = quick.write_replica
+write_final: Final = quick.write_final
+
+CELLS: Final = SLOT_BYTES // 8
+N_SLOTS: Final = 16_384
+_MAGIC: Final = b"BLMARKS1"
 _HEAD = struct.Struct("<8sIIII")  # magic, bytes a slot, slots, worker, pid
 _CHECKED = struct.Struct("<QI")
-_SUM_AT = OPENED.size  # 56
-COUNT_CELL = 8  # and 9
-_PROMPT_AT, _REPLICA_CELL = 80, REPLICA_AT // 8
-_STREAMED = 1
-_MASK = 0xFFFF_FFFF
-_STATUS_BIT = 28  # of the cell that holds cached tokens
+_SUM_AT: Final = OPENED.size  # 56
+COUNT_CELL: Final = 8  # and 9
+_PROMPT_AT: Final = 80
+_REPLICA_CELL: Final = REPLICA_AT // 8
+_STREAMED: Final = 1
+_MASK: Final = 0xFFFF_FFFF
+_STATUS_BIT: Final = 28  # of the cell that holds cached tokens
 
 
 class Mark(NamedTuple):
@@ -92,7 +97,7 @@ class Marks:
         if not self._free:
             return 0
         slot = self._free.pop()
-        quick.write_opened(
+        write_opened(
             self._map, slot, request_id, arrival_ns, prices[0], prices[1], prices[2], input_tokens, tables_version, model_i,
             tenant_i, region_i, _STREAMED if stream else 0,
         )  # fmt: skip
@@ -105,7 +110,7 @@ class Marks:
 
     def routed(self, slot: int, request_id: int, replica_i: int) -> None:
         """Note which replica it was sent to."""
-        quick.write_replica(self._map, slot, request_id, replica_i)
+        write_replica(self._map, slot, request_id, replica_i)
 
     def settle(
         self,
@@ -120,7 +125,7 @@ class Marks:
     ) -> None:
         """Note how it ended, until the row is stored."""
         cached = cached_tokens | status << _STATUS_BIT
-        quick.write_final(self._map, slot, request_id, price_nano, input_tokens, cached, output_tokens)
+        write_final(self._map, slot, request_id, price_nano, input_tokens, cached, output_tokens)
 
     def free(self, slot: int) -> None:
         """Give a slot back: its request is stored, or was never forwarded."""

@@ -9,13 +9,13 @@ Opening and settling are `purse.py`; what lies in a slice is `pocket.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from baseload.serve.bearers import WAIT_S, Refusal
 from baseload.serve.pocket import Lease, Pocket, Wish
 
-STEP_TOKENS = 256  # of an answer, reserved at once in a stream
-_MASK = 0xFFFF_FFFF
+STEP_TOKENS: Final = 256  # of an answer, reserved at once in a stream
+_MASK: Final = 0xFFFF_FFFF
 
 
 class Opened:

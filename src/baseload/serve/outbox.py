@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -11,7 +12,7 @@ from baseload.serve import wire
 from baseload.serve.opened import Opened
 from baseload.serve.rows import SettleRow
 
-FLUSH_S = 0.02  # rows wait so long for company
+FLUSH_S: Final = 0.05  # rows wait so long for company
 
 Pair = tuple[SettleRow, Opened]
 

@@ -357,7 +357,7 @@ class Owner:
                 if lease.close(row.request_id):
                     del self.leases[lease_id]
                 fresh.append(row)
-            stored.append(RowIn("settle", row.request_id, encode(row)))
+            stored.append(RowIn("settle", row.request_id, encode(row), row))
         for (key_i, again), nano in booked.items():
             if key_i in self.bank.keys:
                 self.bank.settled(holder.number, key_i, nano, again=again)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from baseload.serve.wire import Ask, Grant, KeyView, Pouch, Return
 
-IDLE_RATES_S, IDLE_MONEY_S, IDLE_LEASE_S = 2.0, 10.0, 30.0  # unused for so long, it goes back
-AHEAD = 8  # the next lease of ids is asked for when less than an eighth of this one is left
+IDLE_RATES_S: Final = 2.0  # unused for so long, it goes back
+IDLE_MONEY_S: Final = 10.0
+IDLE_LEASE_S: Final = 30.0
+AHEAD: Final = 8  # the next lease of ids is asked for when less than an eighth of this one is left
 
 
 @dataclass(slots=True, eq=False)

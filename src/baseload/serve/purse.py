@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from baseload.serve import wire
 from baseload.serve.bearers import WAIT_S, Bearers, Refusal, digest_of, refusal
@@ -30,9 +30,9 @@ from baseload.serve.wire import KeyView, Wire
 
 __all__ = ["KeyView", "Opened", "Purse", "Refusal"]
 
-RECEIPTS_MOST = 16  # asked for at once by a worker
-REFUSED_S = 0.1  # a refusal is repeated without asking for at most so long
-_MASK = 0xFFFF_FFFF
+RECEIPTS_MOST: Final = 16  # asked for at once by a worker
+REFUSED_S: Final = 0.1  # a refusal is repeated without asking for at most so long
+_MASK: Final = 0xFFFF_FFFF
 _MOST_TOKENS, _MOST_NANO = (1 << 28) - 1, 1 << 60  # of one request; an engine that says more is mistaken
 
 

@@ -8,9 +8,9 @@ The connection to the client is `gateway.py`, to the engine `upstream.py`, money
 
 from __future__ import annotations
 
+import time
 from asyncio import get_running_loop
-from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,7 +24,7 @@ from baseload.records import (
     REFUSED,
     SERVED,
 )
-from baseload.serve import reply
+from baseload.serve import quick, reply
 from baseload.serve.bearers import Refusal
 from baseload.serve.body import (
     BLOCK_TOKENS,
@@ -38,27 +38,31 @@ from baseload.serve.body import (
     with_usage_wish,
 )
 from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYTE, OK, UNREACHED
-from baseload.serve.quick import BLOCK_BYTES, request_name
+from baseload.serve.quick import BLOCK_BYTES
 from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, WAITING, RelayState
 from baseload.serve.reply import Problem
-from baseload.serve.sse import Broken, Scanner, usage_of_answer, with_members
+from baseload.serve.sse import Broken, Scanner, read_answer, with_members
 from baseload.serve.upstream import DRAIN
 
 if TYPE_CHECKING:
     from baseload.serve.purse import Opened
     from baseload.serve.upstream import Connection, Place
 
+request_name: Final = quick.request_name
 
-ANSWER_BYTES_MAX = 64 * 1024 * 1024  # of an answer that is not streamed
-TRIES_MAX = 3
-WRITE_TOKENS = 16  # go on at once: no more are lost to the bill when this process is killed
-CLIENT_GONE = 499
-SHORT = "the engine's stream ended before its answer did"
-_STREAM_HEAD = (
+monotonic: Final = time.monotonic  # a name of our own is found at once where this is compiled
+
+
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024  # of an answer that is not streamed
+TRIES_MAX: Final = 3
+WRITE_TOKENS: Final = 16  # go on at once: no more are lost to the bill when this process is killed
+CLIENT_GONE: Final = 499
+SHORT: Final = "the engine's stream ended before its answer did"
+_STREAM_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n%b%b\r\n"
 )
-_CHUNKED = b"transfer-encoding: chunked\r\n"
-STOPPED = {
+_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+STOPPED: Final = {
     "budget": Problem(429, "insufficient_quota", "the budget of this key or tenant is used up"),
     "revoked": Problem(401, "invalid_api_key", "this API key was revoked or has expired"),
     "storage": Problem(503, "storage_unavailable", "usage cannot be recorded any more; try again", None, 1.0),
@@ -493,7 +497,7 @@ class Relay(RelayState):
 
     def _served(self, body: bytes) -> None:
         try:
-            usage = usage_of_answer(body)
+            usage, end = read_answer(body)
             if not body.isascii():
                 body.decode()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -504,7 +508,7 @@ class Relay(RelayState):
         tokens = self._tokens(usage, 0)
         row = self._row(SERVED, REASON_NONE, 200, usage, tokens)
         if usage is not None:
-            body = with_members(body, self.gateway.members(row, self.tenant_i))
+            body = with_members(body, self.gateway.members(row, self.tenant_i), end)
         self._left(OK, tokens)
         self.gateway.door.answered(self.replica, self.first_s - self.sent_s, self.peek.input_tokens, tokens)
         self.client.pass_on(self, 200, self.content_type or b"application/json", body, b"", done=False)

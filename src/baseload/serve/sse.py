@@ -7,27 +7,31 @@ the word that ends it, and whether each event is JSON at all: an engine is not t
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from baseload.serve import quick, shapes
+from baseload.serve import glance, quick, shapes
 from baseload.serve.body import MESSAGES, RESPONSES
-from baseload.serve.quick import is_like
 
-EVENT_BYTES_MAX = 4 * 1024 * 1024  # an event that is larger is garbage
-NO_BOUND = 1 << 60
-LEARN_MAX = 8  # a stream whose events are never alike is read whole
+is_like: Final = quick.is_like  # names of our own are found at once where this is compiled
+usage_of: Final = glance.usage_of
+flat_usage_end: Final = quick.usage_end
+
+EVENT_BYTES_MAX: Final = 4 * 1024 * 1024  # an event that is larger is garbage
+NO_BOUND: Final = 1 << 60
+DEEPEST: Final = 100  # levels of an answer that is read at a glance
+LEARN_MAX: Final = 8  # a stream whose events are never alike is read whole
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]+')  # inside a JSON string, and as it is
 
-PIECE = re.compile(
+PIECE: Final = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|arguments|delta|partial_json|thinking|refusal)"\s*:\s*"(?!")'
 )
 """A delta that says something: counted as one token, as engines stream."""
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _DONE = re.compile(rb"^data:\s*\[DONE\]\s*$", re.MULTILINE)
-_ENDS = {
+_ENDS: Final = {
     MESSAGES: (b'"message_stop"',),
     RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
 }
@@ -50,7 +54,7 @@ class Usage:
         )
 
 
-_TOKENS_MAX = 1 << 31
+_TOKENS_MAX: Final = 1 << 31
 
 
 def _count(*values: int | None) -> int:
@@ -80,6 +84,14 @@ def usage_of_answer(body: bytes) -> Usage | None:
         shapes.ANY.decode(body)
         return None
     return None if found.usage is None else read_usage(found.usage)
+
+
+def read_answer(body: bytes) -> tuple[Usage | None, int]:
+    """Return the usage of a whole answer, and where it ends (-1: to be looked for); raises msgspec.DecodeError."""
+    seen = usage_of(body, DEEPEST)
+    if seen is None:
+        return usage_of_answer(body), -1
+    return Usage(seen[0], seen[1], seen[2]), seen[3]
 
 
 class Broken(Exception):
@@ -323,7 +335,7 @@ def usage_end(event: bytes) -> int:
     >>> usage_end(b'{"usage":{"a":{"b":"}"}},"x":1}')
     23
     """
-    at = quick.usage_end(event)
+    at = flat_usage_end(event)
     if at != -2:
         return at
     all_found = list(_USAGE.finditer(event))
@@ -342,12 +354,14 @@ def usage_end(event: bytes) -> int:
     return -1
 
 
-def with_members(event: bytes, members: bytes) -> bytes:
-    """Return JSON (or an event with it) with further members at the end of its `usage` object.
+def with_members(event: bytes, members: bytes, end: int = -1) -> bytes:
+    """Return JSON (or an event with it) with further members at the end of its `usage` object; `end`: where that is known.
 
     >>> with_members(b'{"usage":{"a":1}}', b'"b":2')
     b'{"usage":{"a":1,"b":2}}'
     """
+    if end >= 0:  # of one that is not empty
+        return b"%b,%b%b" % (event[:end], members, event[end:])
     at = usage_end(event)
     if at < 0:
         return event

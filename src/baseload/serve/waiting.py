@@ -11,11 +11,11 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from baseload.policies.queue import expected_wait_s, finish_tag, greediest, start_tag, too_late
 
-RATE_MEMORY = 0.1  # weight of the newest gap between two pops
+RATE_MEMORY: Final = 0.1  # weight of the newest gap between two pops
 
 
 class Entry:

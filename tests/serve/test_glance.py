@@ -1,0 +1,194 @@
+"""glance.c says nothing that msgspec and the Python behind it would not say: what it answers is what they find."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from baseload.app.native_build import compile_c
+from baseload.errors import InputError
+from baseload.serve import body as bodies
+from baseload.serve import glance, sse
+from baseload.serve.body import CHAT, COMPLETIONS, EMBEDDINGS, MAX_DEPTH, MESSAGES, PROMPT_KEYS, RESPONSES, Peek
+
+CHECKS = ("-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-unused-parameter")
+
+
+@pytest.fixture(scope="module")
+def c(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The module in C, built for this run with every check that the compiler can put in."""
+    library = tmp_path_factory.mktemp("glance") / f"glance_c{sysconfig.get_config_var('EXT_SUFFIX')}"
+    try:
+        compile_c(Path(glance.__file__).with_name("glance.c"), library, [*CHECKS, "-Werror"])
+    except InputError as error:
+        pytest.skip(f"no C compiler here: {error}")
+    spec = spec_from_file_location("glance_c", library)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def closely(endpoint: int, body: bytes, monkeypatch: pytest.MonkeyPatch) -> Peek | str:
+    """Return what the Python makes of a body without a glance, or why it refuses it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(bodies, "seen_of", lambda *given: None)
+        try:
+            return bodies.peek(endpoint, body)
+        except bodies.BodyError as error:
+            return error.message
+
+
+STRINGS = st.one_of(
+    st.sampled_from(
+        ["m", "user", "", "a url", "URL", "é", "a\nb", '"', "\\", "\u017ftream", "https://x/y", "\x7f", "\x01"]
+    ),
+    st.text(max_size=4),
+).map(lambda text: json.dumps(text, ensure_ascii=False))
+ODD = st.sampled_from(
+    [
+        '"\\u0061"', '"\\ud83d\\ude00"', '"\\ud83d"', '"\\x"', '"\\u00e9"', '"a', "01", "-0", "1.", "1.5", "1e5", "-", "9" * 20,
+        "NaN",
+        "tru", "null", "true", "false", "0", "1", "2147483648", "999999999", "1.0", "[1,]", "{,}", '{"a":}', "[[[1]]]",
+        '{"role":1}',
+        '[{"role":"user","content":"hi"}]', '[{"role":null}]', '[{"content":[{"type":"text","text":"t"}]}]', "[1]", "[]", "{}",
+        '[{"role":"a","role":"b"}]', '[{"role":"a","rol\\u0065":1}]', '{"include_usage":true}', '{"include_usage": null }',
+        '{"include_usage":1}', '{"include_usage":true,"x":1}',
+    ]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.one_of(STRINGS, ODD),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda parts: f"[{', '.join(parts)}]"),
+        st.lists(st.tuples(STRINGS, inner), max_size=3).map(
+            lambda parts: "{" + ",".join(f"{k}: {v}" for k, v in parts) + "}"
+        ),
+    ),
+    max_leaves=6,
+)
+KEYS = st.one_of(
+    st.sampled_from(
+        [
+            '"model"', '"messages"', '"prompt"', '"input"', '"stream"', '"stream_options"', '"max_tokens"', '"n"', '"best_of"',
+            '"max_completion_tokens"', '"max_output_tokens"', '"api_key"', '"Model"', '"STREAM"', '"temperature"',
+            '"mod\\u0065l"',
+            '"image_url"', '"usage"', '"\u017ftream"', '"n "',
+        ]
+    ),
+    STRINGS,
+)  # fmt: skip
+GAPS = st.sampled_from(["", "", "", " ", "\n\t", "\r", "\x0b", "\x00"])
+MEMBERS = st.one_of(
+    st.tuples(KEYS, VALUES),
+    st.sampled_from(
+        [
+            ('"model"', '"m"'), ('"messages"', '[{"role":"user","content":"hi"}]'), ('"prompt"', '"hi"'),
+            ('"input"', '["hi"]'),
+            ('"stream"', "true"), ('"max_tokens"', "5"), ('"n"', "1"), ('"n"', "2"),
+            ('"stream_options"', '{"include_usage":true}'),
+        ]
+    ),
+)  # fmt: skip
+BODIES = st.tuples(st.lists(MEMBERS, max_size=5), GAPS, st.sampled_from(["", "", "", "x", "}", ",", " ", "\n"])).map(
+    lambda found: (
+        "{" + ",".join(f"{found[1]}{k}{found[1]}:{v}{found[1]}" for k, v in found[0]) + "}" + found[2]
+    ).encode("utf-8", "surrogatepass")
+)
+USUAL = b'{"model":"m","messages":[{"role":"user","content":"a \\"b\\" \\u00e9"}],"max_tokens":7,"t":0.5,"tools":[{"a":[]}]}'
+
+
+@given(body=BODIES, endpoint=st.sampled_from([CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES]))
+@example(USUAL, CHAT)
+@example(
+    b'{"model":"m","messages":[],"stream":true,"stream_options":{"include_usage":true},"max_completion_tokens":3}', CHAT
+)
+@example(b'{"model":"m","prompt":"p","max_tokens":0}', COMPLETIONS)
+@example(b'{"model":"m","input":' + b"[" * 99 + b"]" * 99 + b"}", RESPONSES)
+@example(b'{"model":"m","input":' + b"[" * 100 + b"]" * 100 + b"}", RESPONSES)
+def test_a_glance_sees_what_a_closer_look_finds(c: ModuleType, body: bytes, endpoint: int) -> None:
+    """Whatever a glance tells of a body, the whole reading tells too; what that refuses, a glance does not take."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return  # refused before
+    seen = c.seen_of(body, PROMPT_KEYS[endpoint], 0 if endpoint == COMPLETIONS else 1, MAX_DEPTH)
+    if seen is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        found = closely(endpoint, body, patch)
+    assert isinstance(found, Peek), found
+    model, stream, wants_usage, has_options, most, text = seen
+    assert (model, stream and endpoint != EMBEDDINGS, wants_usage, has_options) == (
+        found.model, found.stream, found.wants_usage, found.has_stream_options,
+    )  # fmt: skip
+    assert (most, text, found.choices) == (found.max_tokens, found.text, 1)
+
+
+def test_the_usual_body_is_seen_at_a_glance(c: ModuleType) -> None:
+    """A chat as clients send it needs no closer look; one that names its model twice, or hides a letter, does."""
+    assert c.seen_of(USUAL, b"messages", 1, 100) == ("m", False, False, False, 7, USUAL[24 : USUAL.index(b',"max')])
+    for more in (b'"model":"m",', b'"mod\\u0065l":"x",', b'"api_base":"x",', b'"n":2,', b'"x":"a url",', b'"x":01,'):
+        assert c.seen_of(USUAL.replace(b'"max', more + b'"max'), b"messages", 1, 100) is None
+
+
+COUNTS = st.one_of(
+    st.tuples(
+        st.sampled_from(
+            [
+                '"prompt_tokens"', '"completion_tokens"', '"total_tokens"', '"input_tokens"', '"prompt_tokens_details"',
+                '"cache_read_input_tokens"', '"completion_tokens_details"', '"x"',
+            ]
+        ),
+        st.one_of(
+            st.sampled_from(["0", "7", "-1", "1.0", "null", '{"cached_tokens":3}', '{"cached_tokens":null}', "{}", '"7"']),
+            VALUES,
+        ),
+    ),
+    st.sampled_from([('"prompt_tokens"', "9"), ('"completion_tokens"', "4")]),
+)  # fmt: skip
+USAGES = st.lists(COUNTS, max_size=4).map(
+    lambda found: ('"usage"', "{" + ",".join(f"{k}:{v}" for k, v in found) + " }")
+)
+ANSWERS = st.tuples(st.lists(st.one_of(MEMBERS, USAGES), max_size=3), GAPS).map(
+    lambda found: ("{" + ",".join(f"{k}{found[1]}:{v}" for k, v in found[0]) + "}" + found[1]).encode(
+        "utf-8", "surrogatepass"
+    )
+)
+
+
+@given(answer=ANSWERS)
+@example(
+    b'{"id":"a","choices":[{"message":{"content":"\\u00e9 usage"}}],"usage":{"prompt_tokens":9,"completion_tokens":4}}'
+)
+@example(b'{"usage":{"prompt_tokens":2,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":8}}}')
+def test_a_glance_counts_what_a_closer_look_counts(c: ModuleType, answer: bytes) -> None:
+    """Tokens that are read at a glance are those that msgspec reads, and what is added behind them ends in the same place."""
+    try:
+        answer.decode()
+    except UnicodeDecodeError:
+        return
+    seen = c.usage_of(answer, 100)
+    if seen is None:
+        return
+    usage = sse.usage_of_answer(answer)
+    assert usage is not None
+    assert seen[:3] == (usage.input_tokens, usage.cached_tokens, usage.output_tokens)
+    added = sse.with_members(answer, b'"cost":1', seen[3])
+    assert msgspec.json.decode(added) == msgspec.json.decode(sse.with_members(answer, b'"cost":1'))
+    assert msgspec.json.decode(added)["usage"]["cost"] == 1
+
+
+def test_the_usual_answer_is_counted_at_a_glance(c: ModuleType) -> None:
+    """An answer as engines give it needs no closer look; one that says usage twice, or is cut, does."""
+    answer = b'{"choices":[{"logprobs":null}],"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}'
+    assert c.usage_of(answer, 100) == (9, -1, 4, len(answer) - 2)
+    assert c.usage_of(answer[:-1], 100) is None and c.usage_of(answer + b"x", 100) is None
+    assert c.usage_of(answer[:-1] + b',"usage":null}', 100) is None
