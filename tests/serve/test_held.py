@@ -27,6 +27,7 @@ class Keeper(Engine):
 
     def __init__(self) -> None:
         self.nth: list[int] = []  # of its connection, each request
+        self.heard: list[bytes] = []
         super().__init__([])
 
     def serve(self, connection: socket.socket) -> None:
@@ -41,6 +42,7 @@ class Keeper(Engine):
                     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(page), page))
                     continue
                 self.nth.append(n)
+                self.heard.append(data)
                 for piece in self.scripts.pop(0):
                     if isinstance(piece, bytes):
                         connection.sendall(piece)
@@ -162,3 +164,50 @@ def test_what_was_sent_ahead_does_not_outlive_its_key(rig: Held) -> None:
     answer = rig.raw(*[("HTTP/1.1\r\n", BODY)] * 2, scripts=[[HEAD + chunk(word("a")), 2.5], WHOLE], key=key)
     later.join()
     assert answer.count(b"invalid_api_key") == 2 and b"HTTP/1.1 401" in answer and DONE not in answer
+
+
+WISH = b'"continuous_usage_stats":true'
+FOUR = "one two six ten "  # what an engine that guesses ahead may say at once: four tokens
+UNKNOWN = b'{"error":{"message":"unknown field"}}'
+REFUSED = b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n%b" % (len(UNKNOWN), UNKNOWN)
+
+
+def four(n_events: int, *, telling: bool) -> bytes:
+    """Return events of four tokens each, which tell how many there were so far, or do not."""
+    usage = [
+        {"usage": {"prompt_tokens": 2, "completion_tokens": 4 * i}} if telling else {} for i in range(1, n_events + 1)
+    ]
+    return b"".join(word(FOUR, **more) for more in usage)
+
+
+def of_four(n_events: int) -> bytes:
+    """Return an engine's whole answer in events of four tokens, which it counts at the end."""
+    end = b'data: {"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":%d}}\n\n' % (4 * n_events)
+    return HEAD + chunk(four(n_events, telling=False) + FIN + end + DONE) + LAST
+
+
+def test_an_engine_that_bundles_tokens_is_asked_to_count_along(rig: Held) -> None:
+    """Once it is known for it: its own count is what a budget ends at and a cut answer costs; the client does not see it."""
+    assert rig.told(of_four(20))[1]["output_tokens"] == 80
+    answer, row = rig.told(HEAD + chunk(four(300, telling=True)), key=rig.with_budget(400))
+    assert WISH in rig.engine.heard[-1] and b"insufficient_quota" in answer
+    events = answer.count(b"one two")
+    assert row["output_tokens"] == 4 * events and 340 <= 4 * events <= 400 + 4
+    assert answer.count(b'"usage":null') == events and b"completion_tokens" not in answer
+
+
+def test_an_engine_that_does_not_count_along_is_not_asked_again(rig: Held) -> None:
+    """Its 400 is not the client's; what its events held before is what they are taken for, and billed is what is sure."""
+    rig.told(of_four(20))
+    rig.engine.scripts[:] = [[REFUSED], [HEAD + chunk(four(300, telling=False))]]
+    before, rig.key = rig.key, rig.with_budget(400)
+    try:
+        status, headers, answer = rig.ask(chat("hello"))
+    finally:
+        rig.key = before
+    row, events = rig.row(headers["x-baseload-request-id"]), answer.count(b"one two")
+    assert status == 200 and b"insufficient_quota" in answer and row["n_tries"] == 1
+    assert [WISH in heard for heard in rig.engine.heard[-2:]] == [True, False]
+    assert 340 <= 4 * events <= 400 + 4 and row["output_tokens"] == events
+    rig.told(*WHOLE)
+    assert WISH not in rig.engine.heard[-1]

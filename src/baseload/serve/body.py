@@ -294,14 +294,15 @@ def _trimmed(body: bytes, start: int, end: int) -> int:
 # ---- what is spliced in ----------------------------------------------------------------------------------
 
 
-def with_usage_wish(body: bytes, seen: Peek) -> bytes:
-    """Return the body with the wish for a usage chunk at the end of the stream."""
+def with_usage_wish(body: bytes, seen: Peek, *, running: bool = False) -> bytes:
+    """Return the body with the wish for a usage chunk at the end of the stream; `running`: and in each chunk."""
+    wish = b'{"include_usage":true,"continuous_usage_stats":true}' if running else b'{"include_usage":true}'
     if not seen.has_stream_options:
         at = body.index(b"{") + 1
-        return body[:at] + b'"stream_options":{"include_usage":true},' + body[at:]
+        return body[:at] + b'"stream_options":' + wish + b"," + body[at:]
     for key, start, end in top_level(body):
         if key == "stream_options":
-            return body[:start] + b'{"include_usage":true}' + body[end:]
+            return body[:start] + wish + body[end:]
     return body
 
 

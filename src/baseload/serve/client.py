@@ -54,7 +54,7 @@ HIGH_WATER_BYTES: Final = 262_144  # of an answer that its client does not read:
 HALF_CLOSED_S: Final = (
     1.0  # a client that ended its side gets what comes so soon; a longer silence means that it is gone
 )
-NEVER_S = float("inf")
+NEVER_S: Final = float("inf")
 _PASSED_ON: Final = frozenset(
     (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta", b"user-agent")
 )

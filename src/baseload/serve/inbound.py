@@ -12,7 +12,7 @@ from baseload.serve.bearers import Refusal
 from baseload.serve.quick import body_at
 from baseload.serve.reply import Problem
 
-NEVER_S = float("inf")
+NEVER_S: Final = float("inf")
 
 
 class Inbound:

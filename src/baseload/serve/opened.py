@@ -22,8 +22,8 @@ class Opened:
     """An open request. `stop` is '' until it has to end: revoked, budget, storage (the owner is gone too long)."""
 
     __slots__ = (
-        "_cell", "_done", "_held", "_lease", "_max_tokens", "_output_pico", "_pocket", "_salt", "_sent", "_stuck",
-        "_tokens", "_wished", "ask_at", "key", "mark", "on_more", "on_stop", "output_tokens", "prices",
+        "_cell", "_done", "_held", "_lease", "_output_pico", "_pocket", "_salt", "_sent", "_stuck",
+        "_tokens", "_wished", "ask_at", "key", "mark", "max_tokens", "on_more", "on_stop", "output_tokens", "prices",
         "request_id", "reserved_nano", "stop", "stream", "until",
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ class Opened:
         self.mark = 0
         self._pocket, self._lease = pocket, lease
         self._tokens = tokens  # reserved of tokens a minute
-        self._max_tokens = max_tokens  # of the answer
+        self.max_tokens = max_tokens  # of the answer
         self._cell = 0
         self._salt = (request_id * 40_503 + 0x9E37) & _MASK
         self._done = False
@@ -83,11 +83,11 @@ class Steps:
         if opened.stop:
             return False
         pocket, until, opened._sent = opened._pocket, opened.until, tokens
-        if tokens <= until and until >= opened._max_tokens:
+        if tokens <= until and until >= opened.max_tokens:
             opened.ask_at = until
             return True
         if not opened._wished:
-            left = opened._max_tokens - tokens  # an engine that says more than it was asked for goes on in whole steps
+            left = opened.max_tokens - tokens  # an engine that says more than it was asked for goes on in whole steps
             step = max(0, tokens - until) + (min(STEP_TOKENS, left) if left > 0 else STEP_TOKENS)
             need_nano = (step * opened._output_pico + 999) // 1000
             pocket.used_s = self._clock_s()
@@ -113,7 +113,7 @@ class Steps:
         opened._tokens += step
         opened._pocket.tokens -= step
         opened._stuck = False
-        opened.ask_at = opened.until if opened.until >= opened._max_tokens else opened.until - step // 2
+        opened.ask_at = opened.until if opened.until >= opened.max_tokens else opened.until - step // 2
 
     def renewed(self, pocket: Pocket, wish: Wish) -> None:
         """A stream that waited for more has it, or a part of it."""

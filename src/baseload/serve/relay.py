@@ -34,12 +34,10 @@ from baseload.serve.body import (
     KEY_BLOCKS,
     PATHS,
     prefix_hashes,
-    with_model,
-    with_usage_wish,
 )
 from baseload.serve.door import CANCELLED, FAILED_AFTER, FAILED_BEFORE_FIRST_BYTE, OK, UNREACHED
 from baseload.serve.quick import BLOCK_BYTES
-from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, WAITING, RelayState
+from baseload.serve.relay_state import NEVER_S, OPENING, OVER, SENT, STREAMING, TAKEN_BACK, WAITING, WISHED, RelayState
 from baseload.serve.reply import Problem
 from baseload.serve.sse import Broken, Scanner, read_answer, with_members
 from baseload.serve.upstream import DRAIN
@@ -217,17 +215,6 @@ class Relay(RelayState):
             % (self.place.base, PATHS[self.endpoint], self.place.head, len(body), self.name, self.extra, body),
         )  # fmt: skip
 
-    def _body(self) -> bytes:
-        """Return the bytes for the engine: the client's own, with what has to be spliced in."""
-        body, peek = self.body, self.peek
-        self.strip = peek.stream and not peek.wants_usage and self.endpoint in (CHAT, COMPLETIONS)
-        if self.strip:
-            body = with_usage_wish(body, peek)
-        name = self.gateway.served_model(self.replica)
-        if name and name != peek.model:
-            body = with_model(body, name)
-        return body
-
     # ---- what the engine says --------------------------------------------------------------------------------------
 
     def begins(self, status: int, content_type: bytes, retry_after: bytes) -> None:
@@ -235,6 +222,7 @@ class Relay(RelayState):
         self.status, self.content_type, self.retry_after = status, content_type, retry_after
         if status == 200 and self.peek.stream and content_type.startswith(b"text/event-stream"):
             self.scanner = Scanner(self.endpoint, strip_usage=self.strip, n_choices=self.peek.choices)
+            self._know_events(self.scanner)
             if self.peek.wants_usage or self.endpoint not in (CHAT, COMPLETIONS):
                 self.scanner.splice = self._with_cost
         else:
@@ -258,7 +246,8 @@ class Relay(RelayState):
         """Pass on what came, as far as the money reaches and a write's worth; what lies behind that waits in the scanner."""
         opened = self.opened
         assert opened is not None
-        scanner.most = min(max(opened.until, scanner.tokens + 1), scanner.tokens + WRITE_TOKENS)
+        until = opened.until if self.more == 0.0 or scanner.running else int(opened.until / (1.0 + self.more))
+        scanner.most = min(max(until, scanner.tokens + 1), scanner.tokens + WRITE_TOKENS)
         try:
             out = scanner.feed(data)
         except Broken as broken:
@@ -274,7 +263,7 @@ class Relay(RelayState):
             self._fail_here("the engine reported an error inside the stream", garbled=True)
         elif scanner.ended:
             self._finish()
-        elif self._covered(opened, scanner.tokens) and scanner.rest:
+        elif self._covered(opened, self._reckoned(opened, scanner)) and scanner.rest:
             self.held = True  # until the socket has taken this: then it counts as delivered
             self._flow()
             get_running_loop().call_soon(self._more, opened)
@@ -293,7 +282,7 @@ class Relay(RelayState):
     def frames(self, data: bytes, ends: list[int]) -> None:
         """A piece of the answer that came as whole chunks: events like the one before go on as they are, framing and all."""
         scanner, client, n_bytes = self.scanner, self.client, 0
-        plainly = self.first_s > 0.0 and client.chunked and self.state == STREAMING and not self.held
+        plainly = self.first_s > 0.0 and client.chunked and self.state == STREAMING and not (self.held or self.more)
         for i in range(0, len(ends), 2):
             at, end = ends[i], ends[i + 1]
             plainly = plainly and scanner is not None and scanner.same(data, at, end)
@@ -443,7 +432,7 @@ class Relay(RelayState):
         self.problem = Problem(504 if "in time" in why else 502, "upstream_error", f"{why}; try again", None, 1.0)
         self.why = f"{self.why}; {why}"[:200]
         self.answer, self.answer_bytes, self.scanner = [], 0, None
-        self.status, self.content_type, self.retry_after = 0, b"", b""
+        self.status, self.content_type, self.retry_after, self.wish = 0, b"", b"", 0
         self.tried |= 1 << self.replica
         self._left(outcome)
         policy = gateway.tables.policy
@@ -487,6 +476,10 @@ class Relay(RelayState):
             if status < 600:  # what is no status of HTTP is not passed on
                 self.last = (status, self.content_type, body, self.retry_after)
             self._failed(f"the engine answered {status}", FAILED_BEFORE_FIRST_BYTE)
+        elif status == 400 and self.wish == WISHED and self.place is not None:
+            self.wish = TAKEN_BACK  # was it only our own wish that the engine does not know?
+            self.answer, self.answer_bytes, self.status = [], 0, 0
+            self._connect(self.place)
         elif status in (401, 403, 407) or status < 400:
             self._failed("the engine did not accept the gateway's request", FAILED_BEFORE_FIRST_BYTE)
         else:
@@ -528,7 +521,10 @@ class Relay(RelayState):
             connection.taker = DRAIN
             if connection.transport is not None:
                 connection.transport.resume_reading()
-        self._left(OK, self._tokens(scanner.usage, scanner.tokens))
+        tokens = self._tokens(scanner.usage, scanner.tokens)
+        self._left(OK, tokens)
+        if self.place is not None and scanner.usage is not None and scanner.finished:
+            self.place.held(tokens, scanner.tokens - scanner.ahead)
         self.state = OVER
         client.deliver(self)
         client.done(self, close=not client.chunked)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from baseload.records import REASON_NONE, REASON_RETRIES, SERVED
 from baseload.serve import reply
-from baseload.serve.body import ENDPOINT_NAMES, Peek
+from baseload.serve.body import CHAT, COMPLETIONS, ENDPOINT_NAMES, Peek, with_model, with_usage_wish
 from baseload.serve.rows import SettleRow
 from baseload.serve.sse import Scanner, Usage, with_members
 
@@ -24,12 +24,14 @@ monotonic: Final = time.monotonic  # a name of our own is found at once where th
 time_ns: Final = time.time_ns
 
 TEMPLATE_TOKENS: Final = 4096  # a chat template may add as many to a prompt's bytes, at most
-NEVER_S = float("inf")
+NEVER_S: Final = float("inf")
 OPENING: Final = 0
 WAITING: Final = 1
 SENT: Final = 2
 STREAMING: Final = 3
 OVER: Final = 4
+WISHED: Final = 1
+TAKEN_BACK: Final = 2
 
 
 class RelayState:
@@ -37,10 +39,10 @@ class RelayState:
 
     __slots__ = (
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
-        "cut_why", "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i",
+        "cut_why", "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "more",
         "name", "opened", "paused", "peek", "place", "prefix", "prices", "problem", "replica", "request_id", "retry_after",
         "scanner", "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up",
-        "version", "why", "work",
+        "version", "why", "wish", "work",
     )  # fmt: skip
 
     def __init__(
@@ -74,12 +76,43 @@ class RelayState:
         self.held = self.paused = False
         self.cut_why = ""  # the engine's connection ended so, behind what waits in the scanner
         self.strip = False
+        self.more = 0.0  # tokens of an event beyond one, that its engine is known to put there and does not tell
+        self.wish = 0  # for a count in each event: 0, WISHED, or TAKEN_BACK
         self.why = ""
         self.problem = reply.REFUSED[REASON_RETRIES]
         self.last: tuple[int, bytes, bytes, bytes] | None = None  # an engine's own refusal
         self.prefix: list[int] = []
         self.model_i = self.tenant_i = -1
         self.prices: tuple[int, int, int] | None = None
+
+    # ---- what the engine is asked, and how it answers ----------------------------------------------------------------
+
+    def _body(self) -> bytes:
+        """Return the bytes for the engine: the client's own, with what has to be spliced in."""
+        body, peek = self.body, self.peek
+        in_events = peek.stream and self.endpoint in (CHAT, COMPLETIONS)
+        self.strip = in_events and not peek.wants_usage
+        place, running = self.place, False
+        if place is not None and place.bundles and in_events:
+            one = peek.choices == 1 and b'"continuous_usage_stats"' not in body  # which is the client's own to say
+            running = place.counts_along and one and self.wish != TAKEN_BACK
+        if self.wish != TAKEN_BACK:
+            self.wish = WISHED if running else 0
+        if self.strip or running:
+            body = with_usage_wish(body, peek, running=running)
+        name = self.gateway.served_model(self.replica)
+        if name and name != peek.model:
+            body = with_model(body, name)
+        return body
+
+    def _know_events(self, scanner: Scanner) -> None:
+        """Reckon with an engine that puts several tokens into an event."""
+        place = self.place
+        self.more = place.more if place is not None and place.bundles else 0.0
+        if self.wish == WISHED:
+            scanner.hide = True
+        elif self.wish == TAKEN_BACK and place is not None:
+            place.counts_along = False  # so that is what it would not take
 
     # ---- the row ---------------------------------------------------------------------------------------------------
 
@@ -96,6 +129,13 @@ class RelayState:
         tokens = min(usage.output_tokens, max(counted, self.told_bytes))
         most = self.peek.max_tokens
         return min(tokens, max(counted, most)) if most else tokens
+
+    def _reckoned(self, opened: Opened, scanner: Scanner) -> int:
+        """Return of how many tokens the reservation has to reach: what was counted, more where events hold several."""
+        tokens = scanner.tokens
+        if self.more == 0.0 or scanner.running:
+            return tokens
+        return max(tokens, min(tokens + int(tokens * self.more), opened.max_tokens))
 
     def _settle(self, status: int, reason: int, client_status: int) -> None:
         """Settle what did not end well: at most what was delivered is billed."""

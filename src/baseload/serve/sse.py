@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from baseload.serve import glance, quick, shapes
-from baseload.serve.body import MESSAGES, RESPONSES
+from baseload.serve.body import MESSAGES, RESPONSES, top_level
 
 is_like: Final = quick.is_like  # names of our own are found at once where this is compiled
 usage_of: Final = glance.usage_of
@@ -102,12 +102,13 @@ class Scanner:
     """One stream. `feed` bytes as they come; then see `ended`, `error`, `usage`, `usage_event`."""
 
     __slots__ = (
-        "_after", "_before", "_kind", "_late", "_learnt", "_strip", "_tail", "_waiting", "_words", "ended", "error", "fault",
-        "finished", "most", "n_choices", "splice", "tokens", "usage",
+        "_after", "_before", "_kind", "_late", "_learnt", "_single", "_strip", "_tail", "_waiting", "_words", "ahead", "ended",
+        "error", "fault", "finished", "hide", "most", "n_choices", "running", "splice", "tokens", "usage",
     )  # fmt: skip
 
     def __init__(self, kind: int, *, strip_usage: bool, n_choices: int = 1) -> None:
         self._kind, self._strip, self.n_choices = kind, strip_usage, n_choices
+        self._single = n_choices == 1
         self._words = _ENDS.get(kind, ())
         self._tail = b""
         self._before = self._after = (
@@ -119,7 +120,10 @@ class Scanner:
         self.finished = False  # a reason to finish was seen of every choice
         self.error: bytes | None = None  # an event that says that the engine failed
         self.usage: Usage | None = None
-        self.tokens = 0
+        self.tokens = 0  # of what went on: one an event, or as the engine counts along
+        self.running = False  # the engine tells its count beside the words
+        self.ahead = 0  # tokens that it told of beyond one an event
+        self.hide = strip_usage  # such counts are not for the client
         self.most = NO_BOUND  # events go on until this many tokens did
         self._waiting: list[bytes] = []  # events that came behind them, the next one last
         self._late = b""  # what came behind those
@@ -264,9 +268,24 @@ class Scanner:
         if before is not None:  # Anthropic tells the prompt first and the answer later
             found = found.over(before)
         self.usage = found
-        if self._strip and self._words == () and _has_no_choice(text):
-            return b""
+        if self._words == () and (self.hide or (self._single and not self.finished)):
+            if _has_no_choice(text):
+                if self._strip:
+                    return b""
+            else:
+                self._runs(found.output_tokens, len(event))
+                if self.hide:
+                    return _without_usage(text)
         return event if self.splice is None else bytes(self.splice(event))
+
+    def _runs(self, count: int, n_bytes: int) -> None:
+        """Take the engine's count so far, in an event with words; of several choices engines count each by itself."""
+        if self._single and not self.finished and count > 0:
+            self.running = True
+            more = min(count - self.tokens, n_bytes)  # a token has a byte at least
+            if more > 0:
+                self.tokens += more
+                self.ahead += more
 
 
 def _is_text(words: bytes) -> bool:
@@ -308,6 +327,19 @@ def _has_no_choice(text: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
         return False
     return choices == [] or choices is None
+
+
+def _without_usage(text: bytes) -> bytes:
+    """Return an event that tells no usage: null, as where all but the last have it.
+
+    >>> _without_usage(b'{"choices":[{}],"usage":{"total_tokens":3}}')
+    b'data: {"choices":[{}],"usage":null}\\n\\n'
+    """
+    for key, start, end in top_level(text):
+        if key == "usage":
+            text = text[:start] + b"null" + text[end:]
+            break
+    return b"data: %b\n\n" % text.replace(b"\r", b"").replace(b"\n", b"")
 
 
 def _events(data: bytes) -> list[bytes]:

@@ -31,6 +31,9 @@ IDLE_S: Final = 20.0
 CONNECT_S: Final = 3.0
 REST_S: Final = 5.0  # an engine may take so long to end an answer whose last word was passed on
 LOOK_S: Final = 1.0  # how often it is looked for such
+BUNDLES: Final = 0.25  # tokens beyond one an event, on the mean: less is what ends an answer, or stands in no event
+EVENTS_LEAST: Final = 8  # of a stream from which this is learnt
+MORE_MOST: Final = 63.0
 
 
 class Taker(Protocol):
@@ -83,7 +86,10 @@ DRAIN = _Drain()
 class Place:
     """Where a replica answers: address, what each request begins with, and connections kept."""
 
-    __slots__ = ("base", "gone", "head", "host", "idle", "known", "live", "port", "shape", "tls", "url")
+    __slots__ = (
+        "base", "counts_along", "gone", "head", "host", "idle", "known", "live", "more", "more_known", "port", "shape", "tls",
+        "url",
+    )  # fmt: skip
 
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
@@ -102,6 +108,21 @@ class Place:
         self.gone = False  # the replica answers elsewhere now: what is still open is not kept
         self.shape: HeadShape | None = None  # of an answer's head that was read before, and what it said
         self.known: tuple[int, bytes, bytes] = (0, b"", b"")
+        self.more = 0.0  # tokens that an event of its streams held beyond one, of late
+        self.more_known = False
+        self.counts_along = True  # as far as is known, it tells its count in each event, if it is asked to
+
+    @property
+    def bundles(self) -> bool:
+        """Say whether it puts several tokens into an event."""
+        return self.more > BUNDLES
+
+    def held(self, tokens: int, n_events: int) -> None:
+        """Learn from a whole stream how many tokens its engine puts into an event."""
+        if n_events >= EVENTS_LEAST:
+            more = min(MORE_MOST, max(0.0, tokens / n_events - 1.0))
+            self.more += (more - self.more) * (0.25 if self.more_known else 1.0)
+            self.more_known = True
 
 
 class Connection:
