@@ -216,6 +216,39 @@ def test_a_stream_is_renewed_in_steps_and_ends_where_the_money_does(tmp_path):
     run(work())
 
 
+def test_a_stream_on_its_last_money_asks_again_before_it_ends(tmp_path):
+    """A budget that is raised while a stream spends the last of it carries the stream on; the new one ends it as exactly."""
+
+    async def work() -> None:
+        till = Till(tmp_path)
+        made = till.key(budget_nano=price_nano(10, 1000))
+        key_i = made.record.key_i
+        owner = await till.owner()
+        purse = await till.purse()
+        opened = await open_one(purse, made.secret, most=100_000, stream=True)
+        assert isinstance(opened, Opened)
+        more = asyncio.Event()
+        opened.on_more = opened.on_stop = lambda _: more.set()
+        tokens = raised = 0
+        while not opened.stop:
+            tokens += 1
+            purse.delivered(opened, tokens)
+            if not purse.sends(opened, tokens) and not opened.stop:
+                await more.wait()
+                more.clear()
+            if opened._stuck and not raised:
+                raised = tokens
+                till.accounts.set_limits(key_i, budget_nano=price_nano(10, 2000), rpm=None, tpm=None, concurrency=None)
+                await until(lambda: owner.bank.keys[key_i].limits.budget_nano == price_nano(10, 2000))
+        purse.settle(opened, row(10, tokens))
+        assert await purse.close()
+        owner.bank.check()
+        await owner.stop()
+        assert opened.stop == "budget" and raised < 1000 and tokens == 2000
+
+    run(work())
+
+
 @pytest.mark.parametrize("most", [1, 100])
 def test_a_refusal_is_for_who_asked(tmp_path, most):
     """A request that is refused for its rate ends no stream of the same key, which waits for money that is there."""

@@ -1,8 +1,9 @@
 """An open request as a worker follows it, and how a running stream reserves its next step.
 
 A stream with a long bound reserves `STEP_TOKENS` of its answer at a time, the next before the last is used up. Where
-more is not to be had it takes what is left of its key here and ends where its reservation does: what is sent beyond is at
-most the chunk that crosses it, however much an engine sends at once (`relay.py` sends piece by piece, as far as `until`).
+more is not to be had it takes what is left of its key here, asks once more where that ends (a budget may have been raised
+meanwhile), and ends where its reservation does: what is sent beyond is at most the chunk that crosses it, however much an
+engine sends at once (`relay.py` sends piece by piece, as far as `until`).
 Opening and settling are `purse.py`; what lies in a slice is `pocket.py`.
 """
 
@@ -94,7 +95,7 @@ class Steps:
             if pocket.renew(need_nano):
                 self._cover(opened, need_nano, step)
                 return True
-            if not opened._stuck:
+            if not opened._stuck or tokens >= until:  # there may be more meanwhile: asked once more before it ends
                 opened._wished = True
                 pocket.wishes.appendleft(Wish(need_nano, step, opened, renewal=True, until_s=pocket.used_s + WAIT_S))
                 self._serve(pocket)
