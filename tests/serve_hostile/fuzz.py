@@ -119,7 +119,8 @@ class Purse:
         self.n += 1
         opened = SimpleNamespace(request_id=self.n, key=self.view, reserved_nano=1, mark=0, stop="", on_stop=None,
                                  on_more=None, output_tokens=0, stream=asked["stream"], prices=PRICES,
-                                 until=self.step, ask_at=self.step - 1)  # fmt: skip
+                                 until=self.step, ask_at=self.step - 1, sent=0,
+                                 max_tokens=max_output_tokens)  # fmt: skip
         self.open_[self.n] = opened
         then(opened)
 
@@ -134,9 +135,10 @@ class Purse:
     def sends(self, opened: Any, output_tokens: int) -> bool:
         """Reserve the next step at once, later, or never."""
         assert opened.request_id in self.open_ and not opened.stop and opened not in self.held
+        assert opened.sent < opened.until, "more was sent than is paid for, and the event that crosses it"
+        opened.sent = output_tokens
         if output_tokens < opened.until:
             return True
-        assert output_tokens <= opened.until, "more was sent than is paid for"
         what = (opened.request_id + output_tokens) % 7
         if what == 0:
             opened.stop = "budget"
@@ -147,7 +149,7 @@ class Purse:
         return what >= 4
 
     def cover(self, opened: Any) -> None:
-        opened.until += self.step
+        opened.until = max(opened.until, opened.sent) + self.step
         opened.ask_at = opened.until - 1
 
     def more(self) -> None:
@@ -337,9 +339,9 @@ def scan(kind: int, parts: list[bytes], *, strip: bool, step: int = NO_BOUND, wa
                 and (i % waits == 0 or i == len(parts))
             ):
                 scanner.most = scanner.tokens + step
-                before = scanner.tokens
+                before = scanner.tokens - scanner.ahead
                 out += scanner.feed(b"")
-                assert scanner.tokens <= before + step
+                assert scanner.tokens - scanner.ahead <= before + step
             if scanner.fault:
                 return (_lines(out), "broken", scanner.tokens)
             if scanner.error is not None or scanner.ended:

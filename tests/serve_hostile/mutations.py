@@ -240,8 +240,10 @@ def events(dice: random.Random) -> tuple[bytes, bool]:
         return line({"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **more})
 
     found = [chunk({"role": "assistant", "content": ""})] if dice.random() < 0.8 else []
+    along = dice.random() < 0.1  # an engine that counts along
     for i in range(n):
-        found.append(chunk({"content": dice.choice((f"w{i} ", *ODD_TEXTS))}))
+        usage = {"usage": {"prompt_tokens": 3, "completion_tokens": dice.randrange(4 * i + 2)}} if along else {}
+        found.append(chunk({"content": dice.choice((f"w{i} ", *ODD_TEXTS))}, **usage))
         if dice.random() < 0.1:
             found.append(dice.choice((b": ping" + end, b"retry: 5" + end, end, b"event: x\n")))
     whole = dice.random() < 0.6

@@ -67,9 +67,9 @@ class Client:
     """One connection of a client."""
 
     __slots__ = (
-        "_head_bytes", "_in_head", "_known", "_line_bytes", "_n_headers", "_parser", "_queue", "_read", "_reading",
-        "_shape", "_unlike", "chunked", "closing", "current", "due_s", "gateway", "half_s", "heard", "relay", "settling",
-        "transport",
+        "_full", "_head_bytes", "_in_head", "_known", "_line_bytes", "_n_headers", "_parser", "_queue", "_read", "_reading",
+        "_shape", "_unlike", "_unsent", "chunked", "closing", "current", "due_s", "gateway", "half_s", "heard", "relay",
+        "settling", "transport",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -87,6 +87,8 @@ class Client:
         self._unlike = 0  # heads that were not like the one before
         self._head_bytes = self._line_bytes = self._n_headers = 0
         self._reading = True
+        self._full = False  # of answers that the client does not read
+        self._unsent = 0  # bytes of them, when last looked
         self.closing = False
         self.chunked = True
         self.due_s = self.half_s = NEVER_S
@@ -132,13 +134,26 @@ class Client:
 
     def pause_writing(self) -> None:
         """The client reads slowly: so do we."""
+        self._full = True
         if self.relay is not None:
             self.relay.pause(True)
+        else:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Begin nothing more for a client that reads nothing."""
+        self.due_s = monotonic() + self.gateway.limits.token_s
+        if self._reading:
+            self._reading = False
+            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
+        self._full = False
         if self.relay is not None:
             self.relay.pause(False)
+        elif not self._reading:
+            self._next()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests."""
@@ -159,6 +174,9 @@ class Client:
             return
         except httptools.HttpParserError as error:
             context = error.__context__
+            last = self._read if self.current is None else None
+            if last is not None and last.close and not isinstance(context, Refused):
+                return  # what stands behind a request that said it is the last is nobody's (RFC 9112, 9.6)
             self._refuse_bytes(context.problem if isinstance(context, Refused) else BAD)
             return
         if self._in_head and self._head_bytes > self.gateway.limits.header_bytes:
@@ -298,7 +316,7 @@ class Client:
         self._read = request
         self._in_head, self._head_bytes = True, 0
         self.due_s = NEVER_S
-        if self.relay is None and not self._queue:
+        if self.relay is None and not (self._queue or self._full):
             self._answer_to(request)
         elif len(self._queue) < QUEUE_MAX:
             self._queue.append(request)
@@ -517,19 +535,26 @@ class Client:
         if self.settling and self.transport is not None and not self.transport.get_write_buffer_size():
             while self.settling:
                 self.settling.popleft().delivered()
+            if self.relay is None and self.current is None and not self.closing:
+                self.due_s = monotonic() + self.gateway.limits.idle_s
 
     def _next(self) -> None:
         """Take the next request that was read ahead, or read on, or close."""
         if self.transport is None:
+            return
+        if self._full and (self._queue or not self.closing):
+            self._hold()
             return
         if self._queue:
             request = self._queue.popleft()
             self._answer_to(request)
             return
         if self.closing:
+            self.due_s = monotonic() + self.gateway.limits.token_s  # which it has to take the rest
             self.transport.close()
             return
-        self.due_s = monotonic() + self.gateway.limits.idle_s
+        limits = self.gateway.limits
+        self.due_s = monotonic() + (limits.token_s if self.settling else limits.idle_s)
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()
@@ -553,6 +578,12 @@ class Client:
                 self.relay.late(now_s)
             return
         if now_s < self.due_s or self.transport is None:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if unsent:  # it takes the last of its answers, or nothing any more
+            if unsent == self._unsent:
+                self.transport.abort()
+            self._unsent, self.due_s = unsent, now_s + self.gateway.limits.token_s
             return
         self.due_s = NEVER_S
         if self.current is not None:

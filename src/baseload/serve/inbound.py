@@ -7,6 +7,7 @@ it by its bytes, all of them but the digits of the body's length.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from baseload.serve.bearers import Refusal
 from baseload.serve.quick import body_at

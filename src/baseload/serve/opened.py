@@ -123,11 +123,11 @@ class Steps:
         if opened._done or opened.stop:
             return
         if wish.tokens * opened._output_pico > wish.money_nano * 1000 or not pocket.renew(wish.money_nano):
-            return self.take_last(wish)  # it was granted a part
+            return self.take_last(wish, "budget")  # it was granted a part
         self._cover(opened, wish.money_nano, wish.tokens)
         self._resume(opened)
 
-    def take_last(self, wish: Wish) -> None:
+    def take_last(self, wish: Wish, why: str) -> None:
         """Nothing more is to be had: the stream takes what is left here, and ends where its reservation does."""
         opened: Opened = wish.item
         opened._wished = False
@@ -144,7 +144,7 @@ class Steps:
             self._resume(opened)
         elif opened._held:
             opened._held = False
-            self.stop(opened, "budget" if self._connected() else "storage")
+            self.stop(opened, why if self._connected() else "storage")
 
     def _resume(self, opened: Opened) -> None:
         if opened._held:

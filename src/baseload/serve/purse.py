@@ -348,7 +348,7 @@ class Purse:
 
     def _refuse(self, wish: Wish, reason: str, retry_s: float | None) -> None:
         if wish.renewal:
-            return self._steps.take_last(wish)
+            return self._steps.take_last(wish, reason)
         self.counts["refused"] += 1
         wish.item.then(refusal(reason, retry_s))
 

@@ -254,7 +254,8 @@ class Scanner:
         for word in self._words:
             if word in event and seen.type == word[1:-1].decode():
                 self.ended = True
-        piece = PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta"))
+        said = PIECE.search(event) is not None and (not self._words or str(seen.type).endswith("delta"))
+        piece = _pieces(event, text) if said and not self._single else int(said)
         self.tokens += piece  # where events have names, what is done is told again at the end
         usage = seen.usage or _inner(seen)
         if usage is not None:
@@ -310,6 +311,17 @@ def _inner(seen: shapes.Event) -> shapes.Counts | None:
             except msgspec.ValidationError:
                 return None
     return None
+
+
+def _pieces(event: bytes, text: bytes) -> int:
+    """Return of how many choices an event brings words, each a token."""
+    n = len(PIECE.findall(event))
+    if n > 1:
+        try:
+            n = max(1, min(n, len(shapes.FINISHED.decode(text).choices or ())))
+        except msgspec.ValidationError:
+            return 1
+    return n
 
 
 def _finishes(text: bytes) -> int:
