@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baseload.adapters.meters import Counter, ModelledMeter, meter, nvml_meter, rapl_meter
+from baseload.adapters.meters import Counter, ModelledMeter, Watched, meter, nvml_meter, rapl_meter
 from baseload.errors import InputError
 
 
@@ -122,4 +122,67 @@ def test_modelled_energy_is_power_over_time():
     now_s, watts = 10.0, 100.0
 
     assert found.energy_j() == pytest.approx(500.0)
-    assert meter("modelled", lambda: 1.0).method == "modelled"
+    assert meter("modelled", lambda: 1.0).since()[1:] == ("modelled", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "seconds", "joules"),
+    [
+        ([500, 700], 1.0, 200.0),
+        ([900, 50], 1.0, 150.0),  # once around
+        ([300, 40], 1.0, 40.0),  # began anew: to have gone around it would have had to draw 740 W
+        ([800, 700], 1.0, None),  # neither
+        ([0, 900], 1.0, None),  # no package draws that
+        ([500, -1], 1.0, None),
+        ([500, 520], 3.0, None),  # it may have gone around and around
+    ],
+)
+def test_a_counter_adds_only_what_can_have_been_drawn(values: list[int], seconds: float, joules: float | None):
+    """A register of 1,000 J of a package that draws 300 W at most: what cannot be is an error, never a figure."""
+    now_s, values = 0.0, [*values, values[-1] + 10]
+    counter = Counter(lambda: values.pop(0), per_j=1.0, wraps_at=1000, most_w=300.0, clock=lambda: now_s)
+    now_s = seconds
+    if joules is None:
+        with pytest.raises(OSError, match=r"jumped|gone around"):
+            counter.energy_j()
+    else:
+        assert counter.energy_j() == joules
+    now_s += 1.0
+    assert counter.energy_j() == (joules or 0.0) + 10.0, "it goes on from there"
+
+
+def test_what_a_meter_did_not_see_is_modelled_and_said(tmp_path: Path):
+    """A right that is taken away, a package that is gone, a register that stands still: the model's figure, and why."""
+    now_s = 0.0
+    zone = package(tmp_path, 0, "package-0", 1_000_000)
+    found = Watched(ModelledMeter(lambda: 100.0, clock=lambda: now_s), rapl_meter(tmp_path))
+    uj = zone / "energy_uj"
+
+    def interval(*texts: str | None) -> tuple[float, str, str]:
+        nonlocal now_s
+        for text in texts:
+            uj.unlink(missing_ok=True)
+            if text is not None:
+                uj.write_text(text)
+            found.read()
+        now_s += 10.0
+        return found.since()
+
+    assert interval("2000000", "9000000") == (8.0, "rapl", "")
+    assert interval("9000000")[:2] == (1000.0, "modelled") and found.fault == ""
+    joules, method, why = interval("10000000", None)
+    assert (joules, method) == (1000.0, "modelled") and "energy_uj" in why
+    joules, method, why = interval("11000000")
+    assert (joules, method) == (1000.0, "modelled") and "energy_uj" in why, "it was away when this began"
+    assert interval("14000000") == (3.0, "rapl", "")
+    assert interval("no number")[1] == "modelled"
+
+
+def test_a_library_that_lacks_what_is_asked_is_named_at_the_start():
+    """An old nvidia-ml-py has no such function: that is told with what to do, not as a crash."""
+
+    class Old(Driver):
+        nvmlDeviceGetTotalEnergyConsumption = property()
+
+    with pytest.raises(InputError, match=r"serve\.meter: nvml: .*nvidia-ml-py"):
+        nvml_meter(Old({0: [1]}))

@@ -17,7 +17,7 @@ class Driver:
     def __init__(self, n: int, fault: str = "") -> None:
         self.limits_mw = [350_000] * n  # left by somebody before
         self.calls = 0
-        self.fault = fault
+        self.fault, self.faulty = fault, range(n)
         self.closed = False
 
     def nvmlInit(self) -> None:
@@ -43,9 +43,13 @@ class Driver:
         """Return the rated limit."""
         return 700_000
 
+    def nvmlDeviceGetPowerManagementLimit(self, handle: int) -> int:
+        """Return what is set."""
+        return self.limits_mw[handle]
+
     def nvmlDeviceSetPowerManagementLimit(self, handle: int, limit_mw: int) -> None:
         """Take a limit."""
-        if self.fault:
+        if self.fault and handle in self.faulty:
             raise self.NVMLError(self.fault)
         assert isinstance(limit_mw, int), "the driver takes whole milliwatts"
         self.calls += 1
@@ -84,3 +88,24 @@ def test_without_the_right_the_start_says_so():
     driver.fault = "GPU is lost"
     with pytest.raises(OSError, match="lost"):
         limiter.limit(0.5)
+
+
+def test_one_board_that_refuses_keeps_no_other_from_its_limit():
+    """Of three boards the first is lost: the others are held, and put back at the end; the fault is told."""
+    driver = Driver(3)
+    limiter = nvml_limiter(100.0, driver)
+    driver.fault, driver.faulty = "GPU is lost", range(1)
+    with pytest.raises(OSError, match="accelerator 0: GPU is lost"):
+        limiter.limit(0.5)
+    assert driver.limits_mw == [700_000, 400_000, 400_000]
+    limiter.close()
+    assert driver.limits_mw == [700_000] * 3 and driver.closed
+
+
+def test_a_limit_that_somebody_undid_is_set_again():
+    """A board that was reset has its rated limit: the next look puts ours back."""
+    driver = Driver(1)
+    limiter = nvml_limiter(100.0, driver)
+    limiter.limit(0.5)
+    driver.limits_mw[0] = 700_000
+    assert limiter.limit(0.5) == 400.0 and driver.limits_mw == [400_000]

@@ -2,7 +2,9 @@
 
 NVML counts each accelerator's millijoules since its driver was loaded (Volta and later); RAPL each processor package's
 microjoules in a register that wraps. Both see one host, not a site: what lies between them and the site's meter (other
-hosts, switches, losses) stays with the model. A counter that goes backwards was reset: it counts on from there.
+hosts, switches, losses) stays with the model. A counter that goes backwards wrapped or was reset, where that can be: a step
+that no board or package can have drawn in the time is an OSError, and counting goes on from there. What could not be read,
+or did not move, is the model's (`Watched`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +20,43 @@ from baseload.errors import InputError
 from baseload.ports import Meter
 
 POWERCAP = Path("/sys/class/powercap")
+BOARD_MOST_W, PACKAGE_MOST_W = 5000.0, 2000.0  # more than any draws: a counter that says more has jumped
+SLACK_S = 1.0  # counters are renewed every so often
 
 
 class Counter:
     """A counter of energy that may wrap or start anew, as a sum that only grows."""
 
-    def __init__(self, read: Callable[[], int], *, per_j: float, wraps_at: int = 0) -> None:
-        self.read, self.per_j, self.wraps_at = read, per_j, wraps_at
-        self.last = read()
+    def __init__(
+        self,
+        read: Callable[[], int],
+        *,
+        per_j: float,
+        wraps_at: int = 0,
+        most_w: float = inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.read, self.per_j, self.wraps_at, self.most_w, self.clock = read, per_j, wraps_at, most_w, clock
+        self.last, self.at_s = read(), clock()
         self.units = 0
 
     def energy_j(self) -> float:
-        """Return joules since the beginning."""
-        now = self.read()
-        if now >= self.last:
-            self.units += now - self.last
-        elif self.wraps_at > self.last:
-            self.units += self.wraps_at - self.last + now  # once around: read it more often than it wraps
+        """Return joules since the beginning; raises OSError for a step that cannot be, which is not counted."""
+        now, now_s = self.read(), self.clock()
+        last, self.last = self.last, now
+        most = self.most_w * (now_s - self.at_s + SLACK_S) * self.per_j
+        self.at_s = now_s
+        if 0 < self.wraps_at < most < inf:
+            raise OSError("a counter was not read for so long that it may have gone around more than once")
+        if now >= last:
+            step = now - last
+        elif self.wraps_at > last and self.wraps_at - last + now <= most:
+            step = self.wraps_at - last + now  # once around
         else:
-            self.units += now
-        self.last = now
+            step = now  # it began anew
+        if now < 0 or step > most:
+            raise OSError(f"a counter jumped from {last} to {now}")
+        self.units += step
         return self.units / self.per_j
 
 
@@ -72,6 +92,42 @@ class ModelledMeter:
         """Nothing is held."""
 
 
+class Watched:
+    """A site's meter and the model beside it. An interval in which the meter could not be read throughout is the model's."""
+
+    def __init__(self, modelled: ModelledMeter, measured: Meter | None = None) -> None:
+        self.modelled, self.measured = modelled, measured
+        self.modelled_from_j = modelled.energy_j()
+        self.seen_j = self.from_j = measured.energy_j() if measured is not None else 0.0
+        self.fault = ""  # of this interval
+        self.ill = ""  # of the last reading
+
+    def read(self) -> None:
+        """Look at the meter; a driver may take its time."""
+        if self.measured is not None:
+            try:
+                self.seen_j, self.ill = self.measured.energy_j(), ""
+            except OSError as problem:
+                self.failed(str(problem))
+
+    def failed(self, why: str) -> None:
+        """Note that it could not be read."""
+        self.ill = why
+        self.fault = self.fault or why
+
+    def since(self) -> tuple[float, str, str]:
+        """Return joules since this was last asked, how they are known, and what was wrong with the meter."""
+        modelled_j, measured_j = self.modelled.energy_j(), self.seen_j
+        reckoned_j, counted_j = modelled_j - self.modelled_from_j, measured_j - self.from_j
+        self.modelled_from_j, self.from_j = modelled_j, measured_j
+        fault, self.fault = self.fault, self.ill
+        if self.measured is None:
+            return reckoned_j, self.modelled.method, ""
+        if not fault and counted_j <= 0.0:
+            fault = "its counters stand still"
+        return (reckoned_j, self.modelled.method, fault) if fault else (counted_j, self.measured.method, "")
+
+
 def nvml_meter(library: Any = None) -> Meter:
     """Return a meter of all accelerators that NVIDIA's driver shows; `library` stands in for `pynvml`.
 
@@ -82,6 +138,12 @@ def nvml_meter(library: Any = None) -> Meter:
         nvml = library or importlib.import_module("pynvml")
     except ImportError:
         raise InputError(f"serve.meter: nvml: the package nvidia-ml-py is not installed; {mend}") from None
+    unreadable = (
+        getattr(nvml, "NVMLError", OSError),
+        AttributeError,
+        TypeError,
+        ValueError,
+    )  # an old library lacks names
     try:
         nvml.nvmlInit()
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
@@ -90,13 +152,13 @@ def nvml_meter(library: Any = None) -> Meter:
             def read() -> int:
                 try:
                     return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-                except nvml.NVMLError as problem:
+                except unreadable as problem:
                     raise OSError(f"NVML: {problem}") from problem
 
             return read
 
-        counters = [Counter(reader(handle), per_j=1e3) for handle in handles]
-    except (nvml.NVMLError, OSError) as problem:
+        counters = [Counter(reader(handle), per_j=1e3, most_w=BOARD_MOST_W) for handle in handles]
+    except (*unreadable, OSError) as problem:
         raise InputError(f"serve.meter: nvml: {problem}; {mend}") from None
     if not counters:
         raise InputError(f"serve.meter: nvml: no accelerator is here; {mend}")
@@ -111,7 +173,8 @@ def rapl_meter(folder: Path = POWERCAP) -> Meter:
             if zone.name.count(":") != 1 or not (zone / "name").read_text().startswith("package"):
                 continue  # a part of a package, or the whole platform: counted already, or not ours
             wraps_at = int((zone / "max_energy_range_uj").read_text())
-            counters.append(Counter(_file_reader(zone / "energy_uj"), per_j=1e6, wraps_at=wraps_at))
+            reader = _file_reader(zone / "energy_uj")
+            counters.append(Counter(reader, per_j=1e6, wraps_at=wraps_at, most_w=PACKAGE_MOST_W))
     except (OSError, ValueError) as problem:
         mend = "it wants root, or a rule that lets the group read it; or set serve.meter to modelled"
         raise InputError(f"serve.meter: rapl: {problem}; {mend}") from None
@@ -130,10 +193,7 @@ def _file_reader(path: Path) -> Callable[[], int]:
     return read
 
 
-def meter(method: str, power_w: Callable[[], float]) -> Meter:
+def meter(method: str, power_w: Callable[[], float]) -> Watched:
     """Return the meter that the fleet file names (serve.meter); `power_w` is the reckoned power of the site's equipment."""
-    if method == "nvml":
-        return nvml_meter()
-    if method == "rapl":
-        return rapl_meter()
-    return ModelledMeter(power_w)
+    measured = nvml_meter() if method == "nvml" else rapl_meter() if method == "rapl" else None
+    return Watched(ModelledMeter(power_w), measured)

@@ -36,27 +36,47 @@ class NvmlLimiter:
         self.nvml, self.boards = nvml, list(boards)
         self.idle_mw = idle_w * 1e3
         self.set_mw = [-1] * len(self.boards)
+        self.reads = True
 
     def limit(self, dynamic_ratio: float) -> float:
         """Let each accelerator draw at most so much of its power above idle; return the watts that are set, of all together."""
+        faults = []  # one board that refuses keeps no other from its limit
         for i, board in enumerate(self.boards):
             above_mw = max(0.0, board.rated_mw - self.idle_mw)
             wanted_mw = board.rated_mw if dynamic_ratio >= 1.0 else round(self.idle_mw + dynamic_ratio * above_mw)
             wanted_mw = min(board.most_mw, max(board.least_mw, wanted_mw))
-            if self.set_mw[i] >= 0 and abs(wanted_mw - self.set_mw[i]) < LEAST_CHANGE_MW:
-                continue
             try:
+                if self.set_mw[i] >= 0 and abs(wanted_mw - self._limit_mw(i)) < LEAST_CHANGE_MW:
+                    continue
                 self.nvml.nvmlDeviceSetPowerManagementLimit(board.handle, wanted_mw)
-            except self.nvml.NVMLError as problem:
-                raise OSError(f"NVML: accelerator {i}: {problem}") from problem
-            self.set_mw[i] = wanted_mw
+            except _problems(self.nvml) as problem:
+                faults.append(f"accelerator {i}: {problem}")
+            else:
+                self.set_mw[i] = wanted_mw
+        if faults:
+            raise OSError(f"NVML: {'; '.join(faults)}")
         return sum(self.set_mw) / 1e3
+
+    def _limit_mw(self, i: int) -> int:
+        """Return a board's limit as it is now: a reset, or somebody else, may have changed it since we did."""
+        if self.reads:
+            try:
+                return int(self.nvml.nvmlDeviceGetPowerManagementLimit(self.boards[i].handle))
+            except AttributeError:
+                self.reads = False  # an old library
+        return self.set_mw[i]
 
     def close(self) -> None:
         """Put the rated limits back, and let go of the driver."""
         with contextlib.suppress(OSError):  # a board that is lost keeps nothing
             self.limit(1.0)
-        self.nvml.nvmlShutdown()
+        with contextlib.suppress(*_problems(self.nvml)):
+            self.nvml.nvmlShutdown()
+
+
+def _problems(nvml: Any) -> tuple[type[Exception], ...]:
+    """Return what a driver's library raises; one that is older than what is asked of it lacks names."""
+    return getattr(nvml, "NVMLError", OSError), OSError, AttributeError, TypeError, ValueError
 
 
 def nvml_limiter(idle_w: float, library: Any = None) -> PowerLimiter:
@@ -80,7 +100,7 @@ def nvml_limiter(idle_w: float, library: Any = None) -> PowerLimiter:
             boards.append(Board(handle, rated_mw, int(least_mw), int(most_mw)))
         limiter = NvmlLimiter(nvml, boards, idle_w)
         limiter.limit(1.0)
-    except (nvml.NVMLError, OSError) as problem:
+    except _problems(nvml) as problem:
         raise InputError(f"serve.power_limit: nvml: {problem}; {mend}") from None
     if not boards:
         raise InputError(f"serve.power_limit: nvml: no accelerator is here; {mend}")

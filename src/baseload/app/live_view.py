@@ -251,7 +251,6 @@ def _site(
         power_kw=None if power is None else power * row.pue,
         limit_kw=None if limit is None else limit * row.pue,
         contract_kw=fixed.contract_kw[row.name],
-        power_from=live.fleet.serve.meter,
         carbon_g_per_kwh=facts.carbon_g_per_kwh[i],
         price_per_kwh=facts.price_per_kwh[i],
         energy_j_total=scope.energy_mj / 1e3,

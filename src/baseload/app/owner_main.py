@@ -152,7 +152,7 @@ class House:
         self.hold: Any = None  # carries power caps to the engines
         self.limiter: Any = None  # of this host's accelerators' power, where the fleet file names one
         self.meters: dict[str, Any] = {}
-        self.metered_j: dict[str, float] = {}
+        self.readings: dict[str, asyncio.Task[None]] = {}  # of meters, under way
         self.requests_mj: dict[str, list[int]] = {}  # of requests since the last division, by site
 
     # ---- up --------------------------------------------------------------------------------------------------------

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from baseload.app.site_power import HOST_SITE_I, PowerHold, draws_of
-from baseload.errors import BaseloadError
+from baseload.errors import BaseloadError, InputError
 
 if TYPE_CHECKING:
     from baseload.app.owner_main import House
 
 METER_S = 60.0
+LOOK_S = 1.0
+READ_S = 2.0  # which a driver may take to say what it counted
 
 
 def begin(house: House) -> None:
@@ -24,10 +26,22 @@ def begin(house: House) -> None:
     if house.loaded.fleet.serve.power_limit == "nvml":
         from baseload.adapters.power_limits import nvml_limiter
 
-        house.limiter = nvml_limiter(_idle_w(house))
+        with _only_told_after_a_crash(house, "no cap reaches this host's accelerators"):
+            house.limiter = nvml_limiter(_idle_w(house))
     house.hold = PowerHold(keeper, house.limiter, keeper.say)
     keeper.held_to = house.hold.left
     keeper.on_caps = lambda: house.spawn(house.hold.apply())
+
+
+@contextlib.contextmanager
+def _only_told_after_a_crash(house: House, instead: str) -> Iterator[None]:
+    """Let what this host has not be an error of a start; after a crash, money and streams are worth more than a meter."""
+    try:
+        yield
+    except InputError as problem:
+        if house.made is None:
+            raise
+        house.keeper.say(f"warning: {problem}; {instead}")
 
 
 def _idle_w(house: House) -> float:
@@ -56,9 +70,28 @@ def more_meters(house: House) -> None:
 
     for i, site in enumerate(house.rows.tables.sites):
         if site.name not in house.meters:
-            made = meters.meter(kind if i == 0 or kind == "modelled" else "modelled", power_w(i))
-            house.meters[site.name], house.metered_j[site.name] = made, made.energy_j()
+            house.meters[site.name] = meters.meter("modelled", power_w(i))
             house.requests_mj[site.name] = []
+            if i == HOST_SITE_I and kind != "modelled":
+                with _only_told_after_a_crash(house, "its energy is modelled"):
+                    house.meters[site.name] = meters.meter(kind, power_w(i))
+
+
+async def _look(house: House) -> None:
+    """Look at each meter; one whose driver hangs holds up nobody but itself."""
+    for name, one in house.meters.items():
+        one.modelled.energy_j()  # the integral of such looks
+        if one.measured is None:
+            continue
+        reading = house.readings.get(name)
+        if reading is None:
+            reading = house.readings[name] = asyncio.create_task(asyncio.to_thread(one.read))
+        await asyncio.wait([reading], timeout=READ_S)
+        if reading.done():
+            del house.readings[name]
+            reading.result()
+        else:
+            one.failed("its driver does not answer")
 
 
 async def meter(house: House) -> None:
@@ -66,27 +99,30 @@ async def meter(house: House) -> None:
     from baseload.serve.energy import reconcile_site
     from baseload.serve.rows import ReconcileRow
 
-    start_ns = time.time_ns()
+    start_ns, faults = time.time_ns(), dict[str, str]()
     while True:
-        for _ in range(int(METER_S)):  # a modelled meter is the integral of its looks
-            await asyncio.sleep(1.0)
-            seen = {name: one.energy_j() for name, one in house.meters.items()}
+        for _ in range(int(METER_S)):
+            await asyncio.sleep(LOOK_S)
+            await _look(house)
         end_ns = time.time_ns()
         idle_kw = {
             site.name: power.idle_kw
             for site, power in zip(house.rows.tables.sites, house.keeper.metered(), strict=True)
         }
-        for name, joules in seen.items():
-            metered_mj = max(0, round((joules - house.metered_j[name]) * 1000.0))
+        for name, one in house.meters.items():
+            joules, method, fault = one.since()
+            if fault and not faults.get(name):
+                house.keeper.say(f"warning: {name}: serve.meter: {fault}; until it counts again its energy is modelled")
+            faults[name] = fault
+            metered_mj = max(0, round(joules * 1000.0))
             told, house.requests_mj[name] = house.requests_mj[name], []
             idle_mj = round(idle_kw[name] * 1e6 * (end_ns - start_ns) / 1e9)
             shares = reconcile_site(metered_mj, told, min(idle_mj, metered_mj))
-            house.metered_j[name] = joules
             house.owner.record(
                 ReconcileRow(
                     at_ns=end_ns, site=name, start_ns=start_ns, end_ns=end_ns, metered_mj=metered_mj,
                     requests_mj=sum(shares.requests_mj), idle_mj=shares.idle_mj, n_requests=len(told),
-                    method=house.meters[name].method,
+                    method=method,
                 )
             )  # fmt: skip
         start_ns = end_ns

@@ -99,7 +99,7 @@ class PowerHold:
         row = self.keeper.tables.replicas[r]
         if self.keeper.tables.deployments[row.deployment_i].kind == "emulated":
             return row.deployment_i in self.draws
-        return self.limiter is not None and row.site_i == HOST_SITE_I
+        return self.limiter is not None and not self.fault and row.site_i == HOST_SITE_I
 
     def left(self, r: int) -> float:
         """Return the share of its power above idle that a replica is held to; 1 where nothing holds it."""
