@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from baseload.app.web.guard import Attempts, require_safe_bind
+from baseload.app.web.guard import Attempts, refusal, require_safe_bind
 from baseload.app.web.view import MadeKey, NewKey
 from baseload.errors import InputError
 from tests.app.control_client import Listener, listening
@@ -73,6 +73,14 @@ def test_no_other_origin_may_ask_with_any_method(one_for_many: Listener, origin:
     got = listener.ask(method, path, headers=headers)
 
     assert got.status == 403 and listener.owner.asked == []
+
+
+@pytest.mark.parametrize(("scheme", "turned"), [("http", False), ("https", True)])
+def test_a_page_without_tls_may_not_ask_where_there_is_tls(scheme: str, turned: bool):
+    """Who can put a page on the wire at our own name and port, but without TLS, cannot act with a session."""
+    headers = [(b"host", b"control.example:8081"), (b"origin", b"http://control.example:8081")]
+    scope = {"type": "http", "method": "POST", "scheme": scheme, "headers": headers}
+    assert (refusal(scope, frozenset({"control.example:8081"})) is not None) == turned
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
@@ -217,6 +225,56 @@ def test_a_slow_sender_of_headers_is_dropped():
                 assert sock.recv(65536) == b"" and time.monotonic() - begun_s < 2.0
     finally:
         PatientProtocol.header_s = kept
+
+
+def test_who_sends_on_or_reads_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch):
+    """Neither dripping a body behind its answer nor asking for more than one reads keeps a place."""
+    from baseload.app.web import server
+
+    monkeypatch.setattr(server.PatientProtocol, "rest_s", 0.1)
+    monkeypatch.setattr(server.PatientProtocol, "send_s", 0.1)
+    monkeypatch.setattr(server, "LOOK_S", 0.05)
+    lost, end = threading.Event(), server.PatientProtocol.connection_lost
+    monkeypatch.setattr(server.PatientProtocol, "connection_lost", lambda self, exc: (end(self, exc), lost.set()))
+    with listening() as listener, socket.create_connection(("127.0.0.1", listener.port), timeout=5.0) as drips:
+        host = f"Host: {listener.host}\r\n".encode()
+        drips.sendall(b"POST /login HTTP/1.1\r\n" + host + b"Content-Length: 1000000\r\n\r\n")
+        assert drips.recv(65_536).startswith(b"HTTP/1.1 403")
+        with pytest.raises(OSError):
+            for _ in range(100):
+                time.sleep(0.05)
+                drips.sendall(b"x")
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(5.0)
+            assert lost.wait(5.0)
+            lost.clear()
+            deaf.connect(("127.0.0.1", listener.port))
+            deaf.sendall((b"GET /static/uPlot.min.js HTTP/1.1\r\n" + host + b"\r\n") * 200)
+            assert lost.wait(5.0), "it is still there"
+
+
+def test_a_crowd_that_asks_nothing_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch):
+    """Where all places are taken, who has waited longest without a request makes room; a request under way stays."""
+    from baseload.app.web.server import PatientProtocol
+
+    monkeypatch.setattr(PatientProtocol, "most", 8)
+    with listening() as listener:
+        stream = b"GET /api/events HTTP/1.1\r\nHost: %b\r\nAuthorization: Bearer %b\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", listener.port), timeout=5.0) as reads:
+            reads.sendall(stream % (listener.host.encode(), TOKENS["viewer"].encode()))
+            assert reads.recv(4096).startswith(b"HTTP/1.1 200")
+            crowd = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(30)]
+            assert listener.ask("GET", "/healthz").status == 200
+            assert reads.recv(65_536), "the page that was open goes on"
+            for one in crowd:
+                one.close()
+
+
+def test_a_form_of_many_fields_is_refused(listener: Listener):
+    """It is the sender's fault, not ours."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": listener.origin}
+    assert listener.ask("POST", "/login", b"&".join([b"a=1"] * 20), headers=form).status == 422
 
 
 def test_huge_headers_are_refused(listener: Listener):

@@ -83,10 +83,11 @@ async def _look(house: House) -> None:
         one.modelled.energy_j()  # the integral of such looks
         if one.measured is None:
             continue
-        reading = house.readings.get(name)
+        wait_s, reading = 0.0, house.readings.get(name)  # it is waited for once
         if reading is None:
-            reading = house.readings[name] = asyncio.create_task(asyncio.to_thread(one.read))
-        await asyncio.wait([reading], timeout=READ_S)
+            wait_s, reading = READ_S, asyncio.create_task(asyncio.to_thread(one.read))
+            house.readings[name] = reading
+        await asyncio.wait([reading], timeout=wait_s)
         if reading.done():
             del house.readings[name]
             reading.result()

@@ -221,8 +221,12 @@ async def login(control: Control, request: Request, caller: Caller | None) -> Re
         return problem(403, "wrong_origin", "log in with the form at /login; programs send the token as Bearer")
     if not control.gate.attempts.take(client_host(request.scope), control.gate.clock()):
         return _html(control.pages.login("Too many attempts. Wait a minute, then try again."), 429)
-    fields = parse_qsl((await _bytes(request)).decode("utf-8", "replace"), max_num_fields=8)
-    secret = dict(fields).get("token", "").strip()
+    form = await _bytes(request)
+    try:
+        fields = dict(parse_qsl(form.decode("utf-8", "replace"), max_num_fields=8))
+    except ValueError:
+        raise InputError("the form: it holds more than a token") from None
+    secret = fields.get("token", "").strip()
     digest, staff = control.gate.by_secret(secret)
     if staff is None:
         return _html(control.pages.login("This token is not known, or no longer valid."), 401)

@@ -121,7 +121,9 @@ def refusal(scope: Scope, hosts: frozenset[str]) -> Turned | None:
     if host not in hosts:
         return Turned(421, "wrong_host", "this Host is not served here; ask at the address that serve.control names")
     origin = header(scope, b"origin")
-    if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+    # Where TLS ends here, a page that came without it may be anybody's; behind a proxy only the proxy knows.
+    schemes = ("https",) if scope.get("scheme") == "https" else ("http", "https")
+    if origin is not None and origin.lower() not in [f"{scheme}://{host}" for scheme in schemes]:
         return Turned(403, "wrong_origin", "a page of another origin may not ask here")
     if (header(scope, b"sec-fetch-site") or "none") not in ("none", "same-origin"):
         # A link on another page may open ours (without its cookie: SameSite=Strict); nothing else may.

@@ -1,7 +1,8 @@
 """The control listener's server: uvicorn inside the owner's loop, with limits of time and size, and without its habits.
 
-uvicorn alone takes the process's signals, trusts proxy headers from loopback, logs every request line, and waits for a
-slow sender of headers for ever. None of that here.
+uvicorn alone takes the process's signals, trusts proxy headers from loopback, logs every request line, and waits for ever for
+who sends headers slowly, sends on behind an answer, or reads none of it. None of that here. Where all places are taken, who has
+waited longest without a request makes room, so that a crowd of strangers keeps nobody out.
 """
 
 from __future__ import annotations
@@ -24,17 +25,28 @@ CONNECTIONS_MAX = 256
 HEADER_S = 10.0
 HEADER_BYTES_MAX = 32_768
 KEEP_ALIVE_S = 30
+REST_S = 2.0  # that a body may take which nobody reads any more
+SEND_S = 10.0  # that a reader may take for nothing of what waits for it
+LOOK_S = 1.0
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that waits HEADER_S for a request's headers, and no longer."""
+    """HTTP/1.1 that waits so long for a request's headers, for the rest of its body and for its reader, and no longer."""
 
-    header_s = HEADER_S
+    header_s, rest_s, send_s, most = HEADER_S, REST_S, SEND_S, CONNECTIONS_MAX
     _late: asyncio.TimerHandle | None = None
+    _rest: asyncio.TimerHandle | None = None
+    _unsent = 0
+    _since_s = _begun_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
+        """Begin to wait, in the place of who waited longest where all are taken."""
         super().connection_made(transport)
+        self._begun_s = self.loop.time()
+        others: Any = self.connections
+        if len(others) > self.most:
+            idle = [one for one in others if one.conn.their_state is h11.IDLE and not one.transport.is_closing()]
+            min(idle, key=lambda one: one._begun_s).transport.abort()  # it may be this one
         self._late = self.loop.call_later(self.header_s, self._too_late)
 
     def data_received(self, data: bytes) -> None:
@@ -51,7 +63,27 @@ class PatientProtocol(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+        if self._rest is not None:
+            self._rest.cancel()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Let go of who still sends what was answered already."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._rest = self.loop.call_later(self.rest_s, self._no_rest)
+
+    def _no_rest(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
+            self.transport.close()
+
+    def look(self, now_s: float) -> None:
+        """Let go of who takes nothing of what waits for it, be it closed already."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent:
+            self._unsent, self._since_s = unsent, now_s
+        elif now_s - self._since_s >= self.send_s:
+            self.transport.abort()
 
     def _too_late(self) -> None:
         self._late = None
@@ -65,7 +97,7 @@ class ControlServer(uvicorn.Server):
     def __init__(self, app: Starlette, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app, http=PatientProtocol, ws="none", lifespan="off", loop="none", access_log=False, log_config=None,
-            proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS_MAX, backlog=128,
+            proxy_headers=False, server_header=False, limit_concurrency=2 * CONNECTIONS_MAX, backlog=128,
             timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=3, h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         )  # fmt: skip
         config.load()
@@ -74,6 +106,7 @@ class ControlServer(uvicorn.Server):
         self.sock = sock
         self.app = app
         self._task: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -88,6 +121,14 @@ class ControlServer(uvicorn.Server):
                 self._task.result()
                 raise OSError("the control listener did not start")
             await asyncio.sleep(0.01)
+        self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, PatientProtocol):
+                    connection.look(asyncio.get_running_loop().time())
 
     async def stop(self) -> None:
         """End all streams, let short requests finish, close."""
@@ -96,6 +137,8 @@ class ControlServer(uvicorn.Server):
         self.should_exit = True
         if self._task is not None:
             await self._task
+        if self._looking is not None:
+            self._looking.cancel()
 
 
 __all__ = ["ControlServer", "PatientProtocol", "bound_socket", "tls_of"]
