@@ -178,6 +178,7 @@ def test_what_cannot_be_held_is_reckoned_as_it_is(tmp_path: Path) -> None:
     assert keeper.metered()[0].power_kw == pytest.approx(0.6)
     asyncio.run(hold.apply())
     asyncio.run(hold.apply())
+    assert keeper.metered()[0].power_kw == pytest.approx(1.0), "what is not held is not reckoned as held"
     assert len(said) == 1 and "may exceed its limit" in said[0], "said once, not each second"
 
 

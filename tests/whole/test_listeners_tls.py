@@ -68,6 +68,7 @@ def test_both_listeners_speak_tls_with_a_pair_each(tmp_path: Path) -> None:
         fleet_text([engine.url], [engine.url.replace("127.0.0.1", "localhost")], workers=1, serve_more=pems)
     )
     gateway = Gateway(fleet, state).start()
+    silent = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
     try:
         assert gateway.ready["gateway"].startswith("https://") and gateway.ready["control"].startswith("https://")
         key, admin = gateway.key("acme"), (state / "admin.token").read_text().strip()
@@ -83,7 +84,9 @@ def test_both_listeners_speak_tls_with_a_pair_each(tmp_path: Path) -> None:
                 plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert not plain.recv(100).startswith(b"HTTP/1.1 200")
         assert "Secure" in log_in(gateway.control_port, control[0], admin)
+        assert silent.recv(1) == b"", "a handshake that does not begin is waited for no longer than headers"
     finally:
+        silent.close()
         gateway.stop()
         engine.kill()
 

@@ -275,7 +275,7 @@ class Scanner:
                     return b""
             else:
                 self._runs(found.output_tokens, len(event))
-                if self.hide:
+                if self.hide and (self._strip or not self.finished):  # an engine may tell its last count with the end
                     return _without_usage(text)
         return event if self.splice is None else bytes(self.splice(event))
 

@@ -133,7 +133,10 @@ async def _listen(config: Config, gateway: Gateway) -> asyncio.Server:
         tls.load_cert_chain(config.tls_cert, config.tls_key)
         tls.set_alpn_protocols(["http/1.1"])
     made: Any = lambda: Client(gateway)  # noqa: E731
-    return await asyncio.get_running_loop().create_server(made, sock=sock, ssl=tls, backlog=BACKLOG)
+    return await asyncio.get_running_loop().create_server(
+        made, sock=sock, ssl=tls, backlog=BACKLOG,
+        ssl_handshake_timeout=gateway.limits.header_s if tls else None,  # nobody is counted, or timed, before it is over
+    )  # fmt: skip
 
 
 async def _drain(gateway: Gateway, server: asyncio.Server, drain_s: float) -> None:

@@ -113,6 +113,16 @@ class ControlServer(uvicorn.Server):
         """Leave them alone."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, as uvicorn does, but wait no longer for a TLS handshake than for headers."""
+        await self.lifespan.startup()
+        made: Any = lambda: PatientProtocol(self.config, self.server_state, self.lifespan.state)  # noqa: E731
+        server = await asyncio.get_running_loop().create_server(
+            made, sock=self.sock, ssl=self.config.ssl, backlog=self.config.backlog,
+            ssl_handshake_timeout=PatientProtocol.header_s if self.config.ssl else None,
+        )  # fmt: skip
+        self.servers, self.started = [server], True
+
     async def start(self) -> None:
         """Listen; returns once connections are taken. Raises what kept it from it."""
         self._task = asyncio.create_task(self.serve(sockets=[self.sock]))
