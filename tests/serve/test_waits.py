@@ -162,3 +162,10 @@ def test_each_choice_of_an_event_is_a_token(tmp_path: Path) -> None:
     three = ASK.replace(b'"stream":', b'"n":3,"stream":')
     wire, row = asked(tmp_path, three, [HEAD + event(3) * 9], step=6, deadline_s=0.05)
     assert wire.count(b'"content"') == row.output_tokens == 6
+
+
+def test_an_answer_as_long_as_its_money_is_whole(tmp_path: Path) -> None:
+    """What came with the last token that a budget pays for, and brings no other, is told: it may be the end."""
+    wire, row = asked(tmp_path, ASK, [HEAD + event() * 6 + END], step=6)
+    assert wire.count(b'"content"') == 6 and b"[DONE]" in wire and b'"error"' not in wire
+    assert row.status == SERVED and row.output_tokens == 6

@@ -353,7 +353,7 @@ def scan(kind: int, parts: list[bytes], *, strip: bool, step: int = NO_BOUND, wa
 
 def _lines(out: bytes) -> bytes:
     """Return events with one blank line behind each: which of several goes with which event depends on the pieces."""
-    return re.sub(rb"\n\n+", b"\n\n", out)
+    return re.sub(rb"(?:\r?\n){2,}", b"\n\n", out)
 
 
 def sse(seed: int) -> str:

@@ -162,7 +162,7 @@ class Scanner:
         return self._some(events)
 
     def _some(self, events: list[bytes]) -> bytes:
-        """Take events, the last of the list first, until `most` tokens were among them; the others wait."""
+        """Take events, the last of the list first, until `most` tokens were among them; from the next token on they wait."""
         whole: list[bytes] = []
         self._waiting = events
         while events:
@@ -176,8 +176,8 @@ class Scanner:
             if self.ended or self.error is not None:  # the last word: what stands behind it is nobody's
                 self._tail, self._late = b"", b""
                 events.clear()
-            elif self.tokens >= self.most:
-                break
+            elif self.tokens >= self.most and events and PIECE.search(events[-1]) is not None:
+                break  # what brings no token goes with the last one that does, its end above all
         return b"".join(whole)
 
     def keep(self, data: bytes) -> None:
