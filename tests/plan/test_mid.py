@@ -54,7 +54,7 @@ def test_a_plan_handed_in_is_a_beginning() -> None:
     """The answer is no dearer than a plan with the same phases, hosting and racks that was handed in."""
     problem = instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True)
     best = solve_small(problem, gap=1e-4)
-    answer = solve_mid(problem, gap=0.01, cpu_limit_s=10.0, warm=best)
+    answer = solve_mid(problem, gap=0.01, cpu_limit_s=3.0, warm=best)
     assert check(problem, answer) == []
     assert answer.cost <= best.cost * (1.0 + 1e-6)
 

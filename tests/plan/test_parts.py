@@ -6,43 +6,46 @@ import numpy as np
 
 from baseload.plan import build as building
 from baseload.plan.generate import instance
-from baseload.plan.parts import parts_of
+from baseload.plan.parts import parts_of, windows_of
 
 
 def test_parts_cover_all_whole_columns_and_the_most_saved_a_second_comes_first() -> None:
-    """Racks come first; then what was looked at and promises most; what did not come true is not promised again."""
+    """All are looked at, sites and single periods first; then what promises most comes, and less of it once it was tried."""
     problem = instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True)
     model = building.build(problem, building.first_halls(problem))
     numbers = np.flatnonzero(model.program.whole)
     parts = parts_of(model, numbers)
     assert np.any([part.free for part in parts.parts], axis=0).all()
-    racks = parts.next(1.0)
-    assert racks is not None
-    assert racks.kind == "racks"
-    parts.looked(racks, 10.0)
-    parts.told(racks, 8.0, 1.0)
-    for site in range(4):
-        part = parts.next(1.0)
-        assert part is not None
-        assert part.members == (site,)
-        parts.looked(part, 100.0 if site == 2 else 20.0)
+    seen = []
+    while (part := parts.next(1.0)) is not None and not part.seen:
+        parts.looked(part, 100.0 if part.members == (2,) else 1.5)
+        seen.append(part.kind)
+    assert seen.count("site") == 4
     best = parts.next(1.0)
     assert best is not None
-    assert best.members[0] == 2 or 2 in best.members
+    assert best.members == (2,)
+    parts.told(best, 0.0, 1.0)
+    assert best.stuck > 0.0
+    assert best.exact
     assert parts.next(1e9) is None
 
 
-def test_racks_of_which_little_came_true_are_tried_once_more() -> None:
-    """Where branch and bound was cut short over all racks, it goes on from what it had; a second time it does not."""
-    problem = instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True)
+def test_a_window_frees_its_periods_and_holds_the_racks_at_its_end() -> None:
+    """One period frees hosting there alone; longer ones also racks and phases that come then, up to the first period after."""
+    problem = instance(4, 2, 2, 5, 6, seed=1, hosting=True, whole=True)
     model = building.build(problem, building.first_halls(problem))
-    parts = parts_of(model, np.flatnonzero(model.program.whole))
-    for promise, saved in ((10.0, 1.0), (9.0, 1.0)):
-        racks = parts.next(1.0)
-        assert racks is not None
-        assert racks.kind == "racks"
-        parts.looked(racks, promise)
-        parts.told(racks, saved, 1.0)
-    after = parts.next(1.0)
-    assert after is not None
-    assert after.kind != "racks"
+    at = model.columns
+    windows = windows_of(model, np.arange(len(model.program.cost)))
+    assert [part.kind for part in windows].count("hosts") == 6
+    hosts = windows[2]
+    assert set(np.flatnonzero(hosts.free)) == set(at["host"][..., 2][at["host"][..., 2] >= 0])
+    window = next(part for part in windows if part.kind == "window")
+    assert window.loose is not None
+    own = at["own"]
+    assert window.loose[own[..., :2][own[..., :2] >= 0]].all()
+    assert not window.loose[own[..., 2:][own[..., 2:] >= 0]].any()
+    for a, lead in enumerate(problem.lead):
+        buy = at["buy"][:, a]
+        comes = np.broadcast_to(np.arange(6) + lead, buy.shape)
+        assert window.free[buy[(buy >= 0) & (comes <= 2)]].all()
+        assert not window.free[buy[(buy >= 0) & (comes > 2)]].any()

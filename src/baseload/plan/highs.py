@@ -7,6 +7,7 @@ where the last one ended. `stop` is asked several times a second and ends a solv
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -50,6 +51,18 @@ class Solution:
     cpu_s: float
 
 
+def _calls(lp: Lp) -> Callable[..., None]:
+    """Return what HiGHS calls: it holds no `lp`, which would hold HiGHS in turn, and neither would ever be given back."""
+    held = weakref.ref(lp)
+
+    def called(kind: Any, message: str, out: Any, into: Any, user: Any) -> None:
+        there = held()
+        if there is not None:
+            there._called(kind, message, out, into, user)
+
+    return called
+
+
 class Lp:
     """A programme held by HiGHS."""
 
@@ -64,7 +77,7 @@ class Lp:
         self._stop: Stop | None = None
         self._progress: Progress | None = None
         self._until_s = INF
-        self._highs.setCallback(self._called, None)
+        self._highs.setCallback(_calls(self), None)
         kinds = highspy.cb.HighsCallbackType
         for kind in (kinds.kCallbackMipInterrupt, kinds.kCallbackSimplexInterrupt, kinds.kCallbackIpmInterrupt):
             self._highs.startCallback(kind)

@@ -17,29 +17,26 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import tighten
 from baseload.plan.build import Model
-from baseload.plan.dive import dive
+from baseload.plan.cutout import cut_out
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
 from baseload.plan.nothing import in_order, nothing
-from baseload.plan.parts import parts_of
+from baseload.plan.parts import Part, parts_of
 from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, Status
 from baseload.plan.project import Program
 from baseload.plan.proof import safe_bound, upper_bounds
 from baseload.plan.small import columns_of
+from baseload.plan.staircase import hosted, stepped
 from baseload.plan.tighten import Rows
-from baseload.plan.whole import Box, promised, renewed
+from baseload.plan.whole import Box, promised
 
-_UP_FROM = {"buy": 0.5, "w": 0.4, "host": 0.2}  # parts of racks, phases, hosting from which rounding goes up, in order
-_DIVE = 0.35  # of the time, for the first plan
-_SLOW = 3.0  # times what the relaxation took, where that is more: a dive is some solves as hard
-_DIVE_MOST = 0.6
 _PROVE = 0.25  # for branch and bound, which raises the bound
 _ON_TIME = 0.88  # of what is left for that: it looks at the clock a little late
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
-_ROUNDING_S = 3.0  # CPU seconds after which rounding of a part hurries
 _SUB_S = 5.0  # of branch and bound over a part
-_RACKS_S = 8.0  # of the first, over all racks
+_WINDOW_S = 5.0  # of that over a window
 _NESTED = 1.4  # times that, for the searches within it
-_SUB_GAP = 1e-3  # at which that ends
+_SUB_GAP = 4e-4  # of the whole plan's cost, at which that ends
+_SUB_SHARE = 0.3  # the same of what the part promises, where that is more
 _DIFFERS = 1e-4  # columns whose relaxation is nearer to the plan stay as they are
 _ROUNDS = 4  # of survival rows that a plan which was handed in breaks
 _TINY = 1e-6
@@ -146,7 +143,6 @@ def solve_mid(
 
 def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -> None:
     """Relax, dive, improve, prove; in that order, each within its share of the time."""
-    began_s = time.process_time()
 
     def closed() -> bool:
         search.tell()
@@ -160,18 +156,10 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     quickly(search, root.x)
     if closed():
         return
-    begun, basis = _Dive(search, gap), lp.basis()
-    if basis is not None:
-        begun.lp.set_basis(basis)  # of the same rows
-    took_s = time.process_time() - began_s
     if warm is not None and warm.w.shape == search.model.columns["w"].shape:
         held(search, columns_of(search.model, warm), rounds=_ROUNDS)
     if search.program.whole.any():
-        end_s = began_s + min(_DIVE_MOST * cpu_limit_s, max(_DIVE * cpu_limit_s, _SLOW * took_s))
-        dive(begun, root.x, lambda: end_s - time.process_time(), choose=False)
-        if closed():
-            return
-        improve(search, gap, search.until_s - _PROVE * cpu_limit_s)
+        improve(search, lp, root, gap, search.until_s - _PROVE * cpu_limit_s)
         if closed():
             return
         prove(search, search.left_s())
@@ -256,24 +244,6 @@ def quickly(search: _Search, x: Floats) -> None:
     held(search, to)
 
 
-class _Dive:
-    """The search as `dive.py` wants it: a programme with whole columns, which takes survival rows on the way."""
-
-    def __init__(self, search: _Search, gap: float) -> None:
-        """Load the programme."""
-        self.model, self.gap, self.stop = search.model, gap, search.stop
-        self.lp = Lp(replace(search.program, lower=search.lower, upper=search.upper))
-        self._search = search
-
-    def keep(self, x: Floats) -> None:
-        """Keep a plan, if it is the best."""
-        keep(self._search, x)
-
-    def add_missing(self, x: Floats) -> int:
-        """Add the survival rows that a solution breaks."""
-        return _add_halls(self._search, self.lp, x)
-
-
 def keep(search: _Search, x: Floats) -> bool:
     """Remember the plan that a solution is, if it is the best; return whether it was."""
     model = search.model
@@ -320,47 +290,81 @@ def prove(search: _Search, cpu_s: float) -> None:
     told(found.bound, 0.0)
 
 
-def improve(search: _Search, gap: float, until_s: float) -> None:
-    """Make parts of the plan anew, the most promising first, until the gap is closed, nothing promises more, or time is up."""
-    if search.best_x is None:
-        return
-    lower, upper = search.lower.copy(), search.upper.copy()
-    lp = Lp(replace(search.program, lower=lower, upper=upper), relaxed=True)
+def improve(search: _Search, lp: Lp, root: Solution, gap: float, until_s: float) -> None:
+    """Make the relaxation `root`, held by `lp`, whole, then parts of the plan anew, the most promising first.
+
+    That goes on until the gap is closed, nothing promises more, or time is up.
+    """
     box = Box(
         lp=lp,
-        lower=lower,
-        upper=upper,
+        lower=search.lower.copy(),
+        upper=search.upper.copy(),
         add_rows=lambda x: _add_halls(search, lp, x),
         stop=search.stop,
         until_s=until_s,
     )
-    stages = [(search.numbers(name), up_from) for name, up_from in _UP_FROM.items()]
-    numbers = np.concatenate([columns for columns, _ in stages])
+    numbers = np.concatenate([search.numbers(name) for name in ("buy", "w", "host")])
+    _rounded(search, box, numbers, root)
+    if search.best_x is None:
+        return
     parts = parts_of(search.model, numbers)
     while not box.over() and search.best.cost - search.bound > gap * abs(search.best.cost):
         part = parts.next(_LEAST * abs(search.best.cost))
         if part is None:
             break
         began_s, before = time.process_time(), search.best.cost
-        found = promised(box, numbers, part.free, search.best_x)
-        if found is not None and found.x is not None and _add_hosting(search, lp, found.x):
-            found = box.solve(2)
+        found = _looked(search, box, numbers, part)
         if found is None or found.x is None:
             break
-        first = part.kind == "racks" and not part.seen
-        if not parts.looked(part, before - found.cost) and not first:
+        if not parts.looked(part, before - found.cost):
             continue  # another may promise more
-        if part.exact:
+        if part.loose is not None:
+            _branched(search, box, part, numbers, part.free, _WINDOW_S, near=True)
+        elif part.exact:
             differs = part.free & (np.abs(found.x[numbers] - search.best_x[numbers]) > _DIFFERS)
-            _branched(search, box, numbers, differs, _RACKS_S if first else _SUB_S, near=first)
+            _branched(search, box, part, numbers, differs, _SUB_S, near=part.kind == "racks")
         else:
-            made = renewed(box, found, before, stages=stages, cpu_s=_ROUNDING_S)
-            if made is not None:
-                keep(search, made[0])
+            _rounded(search, box, numbers[part.free], found)
         parts.told(part, before - search.best.cost, time.process_time() - began_s)
 
 
-def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: float, *, near: bool) -> None:
+def _rounded(search: _Search, box: Box, free: Ints, found: Solution) -> None:
+    """Make a part of the plan whole that is relaxed in `found`: phases and racks by steps, then hosting."""
+    made, hosts = stepped(box, search.model, free, found), np.intersect1d(free, search.numbers("host"))
+    if made is not None and made.x is not None and len(hosts):
+        made = hosted(box, search.model, hosts, made)
+    if made is not None and made.x is not None:
+        keep(search, made.x)
+
+
+def _looked(search: _Search, box: Box, numbers: Ints, part: Part) -> Solution | None:
+    """Return the plan with a part of it relaxed, None where there is no time.
+
+    The box stays that wide; a window is solved on its own, and its solution has only its columns.
+    """
+    assert search.best_x is not None
+    if part.loose is not None:
+        alone, held = _alone(search, box, numbers, part, part.free)
+        seen = Lp(alone, relaxed=True).solve(cpu_limit_s=max(0.1, box.until_s - time.process_time()), stop=search.stop)
+        return replace(seen, cost=seen.cost + held if seen.state == "optimal" else search.best.cost)
+    found = promised(box, numbers, part.free, search.best_x)
+    if found is not None and found.x is not None and _add_hosting(search, box.lp, found.x):
+        found = box.solve(2)
+    return found
+
+
+def _alone(search: _Search, box: Box, numbers: Ints, part: Part, free: Bools) -> tuple[Program, float]:
+    """Return the programme with only `free` of the whole columns, and what a window leaves loose; and what the others cost."""
+    assert search.best_x is not None
+    x = search.best_x.copy()
+    x[numbers] = np.round(x[numbers])
+    ours = np.ones(len(x), bool) if part.loose is None else part.loose.copy()
+    ours[numbers] = free
+    whole = replace(search.program, lower=box.widest[0], upper=box.widest[1])
+    return cut_out(whole, x, ours), float(whole.cost[~ours] @ x[~ours])
+
+
+def _branched(search: _Search, box: Box, part: Part, numbers: Ints, free: Bools, most_s: float, *, near: bool) -> None:
     """Branch and bound over some whole columns, the others as in the plan; with `near` also near the best so far.
 
     That makes whole racks out of ones rounded down, where without it nothing is found; on parts of a good plan it takes longer
@@ -372,22 +376,24 @@ def _branched(search: _Search, box: Box, numbers: Ints, free: Bools, most_s: flo
         box.until_s = 0.0
         return
     cpu_s = min(most_s, 0.6 * left_s)
-    lower, upper, held = box.widest[0].copy(), box.widest[1].copy(), np.round(search.best_x[numbers])
-    lower[numbers], upper[numbers] = np.where(free, lower[numbers], held), np.where(free, upper[numbers], held)
-    found = Lp(replace(search.program, lower=lower, upper=upper)).solve(
-        gap=_SUB_GAP,
+    alone, held = _alone(search, box, numbers, part, free)
+    ours = np.ones(len(search.best_x), bool) if part.loose is None else part.loose.copy()
+    ours[numbers] = free
+    found = Lp(alone).solve(
         cpu_limit_s=cpu_s,
-        start=search.best_x,
+        start=search.best_x[ours],
         stop=search.stop,
         options={
+            "mip_abs_gap": max(_SUB_GAP * search.best.cost, _SUB_SHARE * part.promise),
             "mip_heuristic_run_rins": near,
             "mip_heuristic_run_root_reduced_cost": near,
             "time_limit": _NESTED * cpu_s * search.slowness(),
         },
     )
-    if found.x is None or found.cost >= search.best.cost * (1.0 - _TINY):
+    if found.x is None or found.cost + held >= search.best.cost * (1.0 - _TINY):
         return
-    exact = np.round(found.x[numbers])
+    exact, at = np.round(search.best_x[numbers]), np.cumsum(ours)[numbers[free]] - 1
+    exact[free] = np.round(found.x[at])
     box.narrow(numbers, exact, exact)
     clean = box.solve()
     if clean is not None and clean.x is not None:

@@ -1,5 +1,9 @@
 """Which part of a plan to make anew: sites, pairs of them, spans of periods, services, racks; the most saved a second first.
 
+A window is a part of its own kind: all that is decided and all that flows in a few periods, with everything before and after
+as it is, racks that are there at its end included. Its programme is as much smaller as it is shorter than the horizon, so that
+branch and bound soon ends: one period decides where services are hosted, a few also when racks and phases come.
+
 What a part promises is what the plan would save were the part divisible, the rest as it is: one warm solve says so. How much of
 that comes true, and how long it takes, is learnt as one goes, for each kind of part and each way of making it whole again.
 """
@@ -17,22 +21,25 @@ from baseload.plan.problem import Bools, Ints
 
 _AXES = {"w": ("site", "period"), "buy": ("site", "kind", "period"), "host": ("site", "service", "period")}
 _FIRST = {  # (part of the promise that comes true, seconds) as first believed, by kind and way
-    ("site", False): (0.4, 2.0),
+    ("site", False): (0.4, 1.5),
     ("site", True): (0.2, 5.0),
-    ("pair", True): (0.2, 6.0),
-    ("racks", True): (0.3, 6.0),
+    ("pair", True): (0.1, 6.0),
+    ("racks", False): (0.5, 1.0),
+    ("racks", True): (0.2, 6.0),
     ("span", False): (0.05, 4.0),
     ("span", True): (0.05, 7.0),
     ("service", False): (0.25, 2.5),
     ("service", True): (0.15, 5.0),
+    ("hosts", True): (0.6, 1.0),
+    ("window", True): (0.35, 3.5),
 }
 _NEAR = 0.6  # of what the next part is believed to save: one that was looked at and saves less gives way to it
 _ENDLESS = 1e300
 _STUCK = 0.95  # of what branch and bound left of a promise, is believed to be there no more
 _STUCK_ROUNDED = 0.5  # the same of rounding
-_RACKS_DONE = 0.65  # of what racks promise at first; where less came true they are tried once more before all else
 _LEARN = 0.3  # how fast belief follows what happened
 _SPAN = 4  # parts of the horizon that are freed together
+_WINDOWS = ((2, 1), (3, 2), (4, 2))  # (periods, from one to the next)
 
 
 @dataclass(kw_only=True)
@@ -46,11 +53,12 @@ class Part:
     seen: bool = False  # whether it was ever solved; until then what it promises is a guess
     stuck: float = 0.0  # of that, what did not come true when it was tried last
     tries: int = 0  # ways tried: rounding first, then branch and bound, where that is the way
+    loose: Bools | None = None  # of a window: which of all columns are free; None: all but the whole ones
 
     @property
     def exact(self) -> bool:
         """Return whether branch and bound is next."""
-        return self.kind in ("pair", "racks") or self.tries > 0
+        return self.kind in ("pair", "hosts", "window") or self.tries > 0
 
 
 @dataclass(kw_only=True)
@@ -62,13 +70,12 @@ class Parts:
 
     def next(self, least: float) -> Part | None:
         """Return the part to look at: the most saved a second by what is believed; None where none promises `least`."""
-        racks = next((part for part in self.parts if part.kind == "racks" and not part.seen), None)
-        if racks is not None:
-            return racks  # a first plan has them rounded down
         alone = {part.members[0]: part.promise for part in self.parts if part.kind == "site"}
         for part in self.parts:
             if not part.seen and part.kind != "site":
-                part.promise = sum(alone[site] for site in part.members) if part.members else max(alone.values())
+                part.promise = (
+                    sum(alone[site] for site in part.members) if part.members else max(alone.values(), default=INF)
+                )
         worth = [part for part in self.parts if part.promise - part.stuck > least]
         return max(worth, key=self._pace, default=None)
 
@@ -87,8 +94,6 @@ class Parts:
         """Take down what trying a part brought."""
         share, took = self.belief[part.kind, part.exact]
         got = saved / max(part.promise, 1e-9)
-        if part.kind == "racks" and part.tries == 0 and got < _RACKS_DONE:
-            part.seen = False
         self.belief[part.kind, part.exact] = (share + _LEARN * (got - share), took + _LEARN * (seconds - took))
         part.stuck = (_STUCK if part.exact else _STUCK_ROUNDED) * (part.promise - saved)
         part.promise -= saved
@@ -117,4 +122,32 @@ def parts_of(model: Model, numbers: Ints) -> Parts:
         parts.append(Part(kind="span", free=(period >= first) & (period < first + long)))
     parts.append(Part(kind="racks", free=racks))
     parts += [Part(kind="service", free=service == m) for m in range(n_services)]
-    return Parts(parts=[part for part in parts if part.free.any()])
+    return Parts(parts=[part for part in parts + windows_of(model, numbers) if part.free.any()])
+
+
+def windows_of(model: Model, numbers: Ints) -> list[Part]:
+    """Return the windows of a model: each period for hosting alone, spans of two to four for all that is decided.
+
+    Racks and phases are of the period in which they come, not of that in which they are ordered or begun.
+    """
+    problem, n = model.problem, len(model.program.cost)
+    n_periods = len(problem.periods)
+    period = np.full(n, -1)
+    for columns in model.columns.values():
+        if columns.size:
+            period[columns[columns >= 0]] = np.broadcast_to(np.arange(n_periods), columns.shape)[columns >= 0]
+    came = period.copy()
+    for name, later in (("buy", problem.lead[None, :, None]), ("w", problem.phase_delay[:, None])):
+        columns = model.columns[name]
+        came[columns[columns >= 0]] += np.broadcast_to(later, columns.shape)[columns >= 0]
+    signed = model.columns["sign"][(model.columns["sign"] >= 0) & (model.columns["sign"] != model.columns["rent"])]
+    host, buy = (np.isin(numbers, model.columns.get(name, np.zeros(0))) for name in ("host", "buy"))
+    found = []
+    for long, step in ((1, 1), *_WINDOWS):
+        for first in range(0, n_periods - long + (long < n_periods), step):
+            loose = (period >= first) & (period < first + long)
+            loose[signed] = True  # what is in force then is held
+            free = (came[numbers] >= first) & (came[numbers] < first + long + buy)
+            kind = "hosts" if long == 1 else "window"
+            found.append(Part(kind=kind, free=free & host if long == 1 else free, loose=loose))
+    return found
