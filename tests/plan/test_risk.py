@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baseload.plan import extensive
+from baseload.plan import extensive, risk
 from baseload.plan.check_answer import check
 from baseload.plan.generate import instance
 from baseload.plan.highs import INF
@@ -106,6 +106,18 @@ def test_scenarios_that_decide_alike_bound_all_of_them_from_below() -> None:
             assert found is not None
             alike = found.bound if share else (number * found.bound + rest.sum()) / len(least)
             assert measured(least, share) - size <= alike <= whole.bound + size
+
+
+def test_groups_alone_bound_the_mean_and_lead_to_a_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each scenario by itself would take too long: what groups say is no more than any decision costs, and near it."""
+    problem = instance(3, 2, 2, 3, 4, seed=3)
+    futures = draw(problem, 4, seed=4)
+    monkeypatch.setattr(risk._Search, "is_long", lambda _: True)
+    found = robust(problem, futures, gap=0.005, cpu_limit_s=20.0)
+    least = [Scene(applied(problem, future), 2).free(float("inf")) for future in futures]
+    assert np.mean([one[0] for one in least if one]) <= found.bound * (1.0 + 1e-6) <= found.value * (1.0 + 1e-6)
+    assert found.value == pytest.approx(evaluate(problem, found.now, futures).mean(), rel=1e-5)
+    assert found.value <= 1.05 * found.bound
 
 
 def test_the_plan_that_goes_on_keeps_what_is_decided_now() -> None:

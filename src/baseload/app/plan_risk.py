@@ -57,18 +57,19 @@ def look(
         kept = keep.keeping(problem, now, bound=answer.bound, cpu_limit_s=KEEP_CPU_S, stop=stop)
     words = "the mean of the worst 5 %" if cvar else "the mean"
     gap = (value - found.bound) / max(_EPS, abs(value))
-    lines = [
-        f"decided now as below, {words} over {n} scenarios costs {_money(value, plan_map)}; no decision of now has less "
-        f"than {_money(found.bound, plan_map)} (gap {percent(gap, 1)})"
-    ]
+    proof = f"no decision of now has less than {_money(found.bound, plan_map)} (gap {percent(gap, 1)})"
+    if not isfinite(found.bound):
+        proof = "how far from the best that is was not found out in the time that there was"
+    lines = [f"decided now as below, {words} over {n} scenarios costs {_money(value, plan_map)}; {proof}"]
     if isfinite(of_plan):
         lines.append(f"the plan for the median future alone costs {_money(of_plan, plan_map)} by the same measure")
     if isfinite(found.of_mean_plan):
         lines.append(
             f"deciding by the mean scenario alone would cost {_money(max(0.0, found.of_mean_plan - value), plan_map)} more "
-            f"(value of the stochastic solution); to know the future would be worth at most "
-            f"{_money(max(0.0, value - found.known), plan_map)}"
+            f"(value of the stochastic solution)"
         )
+    if isfinite(found.known):
+        lines.append(f"to know the future would be worth at most {_money(max(0.0, value - found.known), plan_map)}")
     if not stop():
         lines += _out_of_sample(problem, plan_map, planned, now, n, seed, cvar)
     lines += _now(problem, plan_map, now)

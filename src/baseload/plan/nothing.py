@@ -43,6 +43,27 @@ def in_order(problem: Problem, w: Floats | Bools, lower: Floats, upper: Floats) 
     return chosen
 
 
+def pulled(w: Floats, worth: Floats, may: Bools, *, least: float) -> Floats:
+    """Return phases with those begun earlier, where they `may` be, for which prices promise to save more than `least`.
+
+    `worth` is what a phase that is begun in a period costs more, to begin with. It promises more than a move saves, so that
+    of moves to where a relaxation would have begun to a part most are true, and of others few.
+
+    >>> w, worth = np.array([[0.0, 0.0, 0.0, 1.0]]), np.array([[5.0, -2.0, -1.0, 0.0]])
+    >>> pulled(w, worth, np.array([[True, True, True, True]]), least=0.1).tolist()
+    [[0.0, 1.0, 1.0, 1.0]]
+    >>> pulled(w, worth, np.array([[False, False, True, True]]), least=0.1).tolist()
+    [[0.0, 0.0, 1.0, 1.0]]
+    """
+    found = w.copy()
+    for p in np.flatnonzero(w[:, -1] > 0.5):
+        first = int(np.argmax(w[p]))
+        saved = np.cumsum(worth[p, :first][::-1])  # by periods earlier, less one
+        if first and may[p, first - 1] and saved.min() < -least:
+            found[p, max(first - 1 - int(np.argmin(saved)), int(np.argmax(may[p]))) :] = 1.0
+    return found
+
+
 def live(problem: Problem, w: Floats) -> Floats:
     """Return [P,T]: phases energised, `phase_delay` periods after they are begun."""
     energised = np.zeros_like(w)

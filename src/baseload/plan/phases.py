@@ -24,7 +24,7 @@ from baseload.plan import transport
 from baseload.plan.build import Hall, Model
 from baseload.plan.coarse import Coarse
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop, moved_basis
-from baseload.plan.nothing import Fix, in_order, keeps, nothing
+from baseload.plan.nothing import Fix, in_order, keeps, nothing, pulled
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
 from baseload.plan.settle import settled
@@ -311,27 +311,20 @@ class _Search:
             is_near = first.bound - self.bound <= _NEAR * self.gap * abs(first.bound)
             if self._closed() or self._over() or first.reduced is None or not (is_near or first.x is not None):
                 return
-            pulled = self._earlier(chosen, first.reduced[self.w], root) if is_near and turn < _PULLS - 1 else chosen
-            if pulled.tobytes() in self._tried:
+            chosen_next = (
+                self._earlier(chosen, first.reduced[self.w], root) if is_near and turn < _PULLS - 1 else chosen
+            )
+            if chosen_next.tobytes() in self._tried:
                 if first.x is not None:
                     self._relax(node, rounds=4)
                 return
-            chosen = pulled
+            chosen = chosen_next
 
     def _earlier(self, w: Floats, worth: Floats, root: _Node) -> Floats:
-        """Return phases with those begun earlier that the relaxation begins by then to a part, where prices call it a saving.
-
-        Prices (`worth`, of the phases given) promise more than a move saves: of such moves most are true, of others few.
-        """
+        """Return phases with those begun earlier that the relaxation begins by then to a part, where prices say so."""
         assert root.x is not None
-        pulled, part = w.copy(), self.program_w(root.x)
-        for p in np.flatnonzero(w[:, -1] > 0.5):
-            first = int(np.argmax(w[p]))
-            saved = np.cumsum(worth[p, :first][::-1])  # by periods earlier, less one
-            if first and saved.min() < -_WHOLE * abs(self.bound):
-                to = first - 1 - int(np.argmin(saved))
-                pulled[p, max(to, int(np.argmax(part[p] >= _EARLY))) if part[p, first - 1] >= _EARLY else first :] = 1.0
-        return in_order(self.problem, pulled, root.lower, root.upper)
+        found = pulled(w, worth, self.program_w(root.x) >= _EARLY, least=_WHOLE * abs(self.bound))
+        return in_order(self.problem, found, root.lower, root.upper)
 
     def _choices(self, root: _Node) -> Iterator[Floats | Bools]:
         """Yield phases to try, those that longer periods judge best first."""

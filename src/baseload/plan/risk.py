@@ -3,9 +3,10 @@
 Each scenario is a linear programme of its own that is held and re-solved warm. As if each were known, their least costs are a
 bound on any plan. Where all together are not too large they are solved in one programme, which gives a better bound and
 decisions; where they are, phases come from what scenarios would begin on average, and orders from a few scenarios that stand
-for the others (`orders.py`), and the bound is bettered by scenarios that must decide alike, a few at a time (Sandikci, Kong and
-Schaefer 2013): for the mean all of them, unlike ones in a group, for CVaR those that cost most. Every decision is priced in
-every scenario. Racks and hosting are divisible after what is decided now.
+for the others (`orders.py`), and the bound is bettered by scenarios that must decide alike, a few at a time: for the mean all
+of them, unlike ones in a group (`alike.py`, where even each by itself takes most of the time: at once), for CVaR those that
+cost most. Every decision is priced in every scenario, and phases are begun earlier where the prices say so. Racks and hosting
+are divisible after what is decided now.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from baseload.plan import alike, extensive, orders
 from baseload.plan import build as building
-from baseload.plan import extensive, orders
 from baseload.plan.build import Hall
 from baseload.plan.highs import INF
+from baseload.plan.nothing import pulled
 from baseload.plan.phases import Held
 from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
@@ -33,8 +35,12 @@ _TOGETHER = 8  # times that all scenarios are solved in one programme
 _TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each as if it were known
 _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
 _TIMES_WARM = 2.6  # the same, where each was solved from the end of the mean scenario
-_ALIKE = 3  # scenarios that must decide alike, at a time
 _TIMES_MORE = 1.7  # what three take in times of two, and five of three
+_TIMES_MEAN = 1.5  # what groups and one pricing take at least, in times of planning for the mean of each
+_EARLY = 0.2  # of a phase that scenarios would have begun by then: it may be begun as early
+_PULLS = 2
+_AGAIN = 0.4  # what pricing nearly the same takes, in times of the last pricing
+_FEW = 4  # scenarios that show whether phases begun earlier are worth it
 _MOST_CHOSEN = 5  # an interior point takes more than twice the time for twice as many
 _GUESSES = 4
 _GAIN = 0.05  # of the gap asked for: a guess that betters the last by less is the last
@@ -53,7 +59,7 @@ class RiskPlan:
     bound: float  # no decision has a lower value
     cvar: float | None
     of_mean_plan: float  # value of deciding by the mean scenario; inf where it was not reached
-    known: float  # at least what it would cost if the future were known
+    known: float  # at least what it would cost if the future were known; -inf where that was not asked
     cpu_s: float
 
     @property
@@ -98,6 +104,13 @@ def robust(
     began_s = time.process_time()
     search = _Search(problem, scenarios, first, cvar, began_s + cpu_limit_s, stop, say)
     search.mean_plan(0.15 * cpu_limit_s)
+    if search.is_long():
+        search.alike_alone()
+        search.guess(gap, 1)
+        search.earlier(gap)
+        search.price_mean_plan()
+        search.guess(gap, _GUESSES)
+        return search.answer(began_s)
     search.known()
     if search.fits():
         search.price_mean_plan()
@@ -106,18 +119,9 @@ def robust(
         search.guess(gap, 1)
         search.price_mean_plan()
         search.deciding_alike(gap)
+        search.earlier(gap)
         search.guess(gap, _GUESSES)
-    assert search.best is not None
-    return RiskPlan(
-        now=search.best,
-        costs=search.costs,
-        value=search.value,
-        bound=min(search.bound, search.value),
-        cvar=cvar,
-        of_mean_plan=search.of_mean_plan,
-        known=search.free,
-        cpu_s=time.process_time() - began_s,
-    )
+    return search.answer(began_s)
 
 
 def evaluate(problem: Problem, now: Now, scenarios: Sequence[Scenario], *, cpu_limit_s: float = INF) -> Floats:
@@ -156,7 +160,10 @@ class _Search:
         self.mean = np.zeros(0)  # what scenarios would decide now, on average
         self.tried: set[bytes] = set()
         self.guesses: dict[bytes, orders.Guess] = {}  # by phases
+        self.kept: list[Kept] = []  # the best decision, in each scenario
         self.known_s = INF  # CPU seconds that all scenarios took as if known
+        self.chosen_s = INF  # what one takes among a few that are solved together
+        self.mean_s = self.priced_s = INF  # what the plan for the mean scenario took, and the last pricing
         self.decided: Now | None = None  # by the mean scenario
         self.held: Held | None = None  # where its relaxation ended
 
@@ -170,13 +177,47 @@ class _Search:
         if self.say is not None:
             self.say(f"value {self.value:.6g}, bound {self.bound:.6g}, gap {self.gap():.2%}")
 
+    def answer(self, began_s: float) -> RiskPlan:
+        """Return the best found."""
+        assert self.best is not None
+        return RiskPlan(
+            now=self.best,
+            costs=self.costs,
+            value=self.value,
+            bound=min(self.bound, self.value),
+            cvar=self.cvar,
+            of_mean_plan=self.of_mean_plan,
+            known=self.free,
+            cpu_s=time.process_time() - began_s,
+        )
+
     def mean_plan(self, cpu_limit_s: float) -> None:
         """Decide by the mean scenario, as the first candidate."""
+        began_s = time.process_time()
         answer: Answer = solve(
             applied(self.problem, mean_of(self.scenarios)), gap=0.01, cpu_limit_s=max(1.0, cpu_limit_s), stop=self.stop
         )
         self.held = answer.held if isinstance(answer.held, Held) else None
         self.decided = Now(w=answer.w, buy=answer.buy[..., : self.first], sign=answer.sign[..., : self.first])
+        self.mean_s = time.process_time() - began_s
+
+    def is_long(self) -> bool:
+        """Return whether each scenario by itself would take most of the time, and groups of them are a better use of it."""
+        if self.cvar is not None or self.held is None or len(self.scenarios) <= alike.GROUP:
+            return False
+        all_s = len(self.scenarios) * self.mean_s
+        large = len(self.held.model.program.cost) * len(self.scenarios) > extensive.FEW_COLUMNS
+        fits = _TIMES_KNOWN * _TIMES_WARM / _TIMES_CHOSEN * all_s < 0.6 * self._left_s()
+        return large and not fits and _TIMES_MEAN * all_s < self._left_s()
+
+    def alike_alone(self) -> None:
+        """Solve all scenarios in groups that decide alike: the bound, and about what would be decided now."""
+        assert self.held is not None
+        found = alike.in_groups(
+            self.problem, self.scenarios, self.first, self.held, until_s=self.until_s, stop=self.stop
+        )
+        self.scenes, self.bound, self.chosen_s, self.mean = found.scenes, found.bound, found.chosen_s, found.now
+        self.least = found.costs if np.isfinite(found.bound) else np.full(len(found.costs), -INF)  # about
 
     def known(self) -> None:
         """Solve every scenario as if it were known: a bound."""
@@ -194,6 +235,8 @@ class _Search:
         self.free = self.bound = measured(self.least, self.cvar) if np.isfinite(self.least).all() else -INF
         self.mean = np.array(vectors).mean(axis=0)
         self.known_s = time.process_time() - began_s
+        times = _TIMES_CHOSEN if self.held is None else _TIMES_WARM
+        self.chosen_s = times * self.known_s / len(self.scenes)
 
     def price_mean_plan(self) -> None:
         """Price what deciding by the mean scenario costs, and keep it where it is the best."""
@@ -218,10 +261,9 @@ class _Search:
         assert self.decided is not None
         if not np.isfinite(self.least).all():
             return
-        each_s = self.known_s / len(self.scenes)
         for threshold in _BEGUN:
             w = self._in_order((self._mean_phases() >= threshold).astype(np.float64))
-            n = int(0.25 * self._left_s() / ((_TIMES_CHOSEN if self.held is None else _TIMES_WARM) * each_s))
+            n = int(0.25 * self._left_s() / self.chosen_s)
             n = min(n, _MOST_CHOSEN, len(self.scenes))
             if w.tobytes() not in self.guesses and n > 0:
                 self.guesses[w.tobytes()] = orders.begun(self.scenes, w, self.least, self.cvar, n)
@@ -242,12 +284,23 @@ class _Search:
                 if before - self.value < _GAIN * gap * abs(self.value):  # more of the same would not close it
                     self.tried.add(w.tobytes())
 
+    def earlier(self, gap: float) -> None:
+        """Begin phases earlier where prices over all scenarios call it a saving, and scenarios would have begun to a part."""
+        for _ in range(_PULLS):
+            if not self.kept or self.best is None or self.gap() <= gap or _AGAIN * self.priced_s > self._left_s():
+                return
+            now, part = self.best, self._mean_phases()
+            worth = np.mean([one.slope[: part.size] for one in self.kept], axis=0).reshape(part.shape)
+            w = self._in_order(pulled(now.w, worth, part >= _EARLY, least=_DUST * abs(self.value)))
+            if (w == now.w).all() or self._priced(replace(now, w=w), than=self.costs) is None or self.best is now:
+                return
+
     def deciding_alike(self, gap: float) -> None:
         """Better the bound by scenarios that must decide alike, a few at a time; the mean of what they decide is kept."""
         if not np.isfinite(self.least).all():
             return
         least, vectors = self.least.copy(), []
-        took_s = _ALIKE * self.known_s / len(self.scenes) * (_TIMES_CHOSEN if self.held is None else _TIMES_WARM)
+        took_s = alike.GROUP * self.known_s / len(self.scenes) * (_TIMES_CHOSEN if self.held is None else _TIMES_WARM)
         for group in self._groups():
             if self.cvar is None and took_s > self._left_s():
                 group, took_s = group[:2], took_s / _TIMES_MORE
@@ -271,10 +324,10 @@ class _Search:
         """Return which scenarios are to decide alike: unlike ones for the mean, more and more of the dearest for CVaR."""
         n = len(self.scenes)
         if self.cvar is None:
-            order, number = np.argsort(self.least), -(-n // _ALIKE)
+            order, number = np.argsort(self.least), -(-n // alike.GROUP)
             return [order[i::number].tolist() for i in range(number)]
         order = np.argsort(-np.where(np.isfinite(self.costs), self.costs, self.least))
-        first = min(n, max(_ALIKE, int(np.ceil((1.0 - self.cvar) * n))))
+        first = min(n, max(alike.GROUP, int(np.ceil((1.0 - self.cvar) * n))))
         return [order[:size].tolist() for size in range(first, min(n, 3 * first) + 1, 2)]
 
     def together(self, gap: float) -> None:
@@ -391,17 +444,25 @@ class _Search:
             self.best = now
         return None
 
-    def _priced(self, now: Now) -> list[Kept] | None:
-        """Price a decision in every scenario, keep it where it is the best; None where time did not suffice."""
-        kept = []
-        for scene in self.scenes:
+    def _priced(self, now: Now, than: Floats | None = None) -> list[Kept] | None:
+        """Price a decision in every scenario, keep it where it is the best; None where time did not suffice.
+
+        None also where it costs more in the first few than another one did, costs `than`.
+        """
+        kept, began_s = [], time.process_time()
+        for k, scene in enumerate(self.scenes):
+            if k and not scene.solved:  # the same decision in another future
+                scene.begin_from(self.scenes[k - 1])
             one = scene.kept(now, self.until_s + _GRACE_S, self.stop)
             if one is None:
                 return None
             kept.append(one)
+            if than is not None and k + 1 >= _FEW and sum(each.cost for each in kept) >= than[: k + 1].sum():
+                return None
+        self.priced_s = time.process_time() - began_s
         costs = np.array([one.cost for one in kept])
         value = measured(costs, self.cvar)
         if value < self.value:
-            self.best, self.costs, self.value = now, costs, value
+            self.best, self.costs, self.value, self.kept = now, costs, value, kept
             self._told()
         return kept

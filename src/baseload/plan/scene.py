@@ -21,6 +21,7 @@ from baseload.plan.problem import Bools, Floats, Problem
 from baseload.plan.proof import safe_bound
 
 _ROUNDS = 12
+_MISSED = 1e-4
 _LOOSE = 1e-7  # of a cost that the solver calls best
 
 
@@ -68,6 +69,7 @@ class Scene:
         self.program = self.model.program
         self.lp = Lp(self.program, relaxed=True)
         self.warm = held is not None and held.fits(problem)
+        self.solved = False  # here, not where `held` comes from
         if held is not None and self.warm:
             places = building.carried_over(held.model, held.halls, self.model, self.halls)
             self.lp.set_basis(moved_basis(held.basis, *places))
@@ -89,6 +91,10 @@ class Scene:
             program.cost[slow[slow >= 0]] *= CAPPED
         return extensive.Block(program=program, now=self.columns, lost=self.lost)
 
+    def misses(self, x: Floats) -> bool:
+        """Return whether a solution breaks a limit whose slack is dear."""
+        return any(float(self.model.value(name, x).max(initial=0.0)) > _MISSED for name in SLOW_PRICES)
+
     def vector(self, x: Floats) -> Floats:
         """Return what is decided now in a solution."""
         return np.where(self.there, x[self.columns], 0.0)
@@ -103,7 +109,7 @@ class Scene:
             )
             if found.state != "optimal" or found.x is None:
                 return None
-            self.warm = True
+            self.warm = self.solved = True
             model, x = self.model, found.x
             short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
             halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
@@ -111,6 +117,14 @@ class Scene:
                 return found
             self.add(halls)
         return found
+
+    def begin_from(self, other: Scene) -> None:
+        """Begin the next solve where another scenario's last one ended."""
+        basis = other.lp.basis()
+        if basis is not None:
+            places = building.carried_over(other.model, other.halls, self.model, self.halls)
+            self.lp.set_basis(moved_basis(basis, *places))
+            self.warm = True
 
     def add(self, halls: list[Hall]) -> None:
         """Add survival rows."""
