@@ -167,6 +167,8 @@ class Door:
             for row in tables.tenants
         ]
         self.context = [row.max_context_tokens for row in tables.models]
+        rows = [(tables.deployments[row.deployment_i], tables.sites[row.site_i]) for row in tables.replicas]
+        self.paces = [(row.decode_s_per_token, row.prefill_tokens_per_s, 2.0 * site.one_way_s) for row, site in rows]
 
     def _whole(self, values: list[int]) -> Any:
         if not self.compiled:
@@ -424,10 +426,9 @@ class Door:
 
         So the replica's limit follows what it shows; time that the request waited at the gateway does not count.
         """
-        row = self.tables.deployments[self.tables.replicas[replica].deployment_i]
-        site = self.tables.sites[self.tables.replicas[replica].site_i]
-        steps_s = max(1.0, output_tokens) * row.decode_s_per_token
-        expected_s = input_tokens / row.prefill_tokens_per_s + steps_s + 2.0 * site.one_way_s
+        decode_s_per_token, prefill_tokens_per_s, there_and_back_s = self.paces[replica]
+        steps_s = max(1.0, output_tokens) * decode_s_per_token
+        expected_s = input_tokens / prefill_tokens_per_s + steps_s + there_and_back_s
         self.limits.answered(replica, int(self.outstanding[replica]), seconds / expected_s)
 
     def may_retry(self, now_s: float) -> bool:

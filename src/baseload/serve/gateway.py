@@ -56,6 +56,9 @@ class Gateway:
         self.tables, self.limits = tables, tables.limits
         self.models = {row.name: i for i, row in enumerate(tables.models)}
         self.regions = [row.region_i for row in tables.tenants]
+        self.served = [tables.deployments[row.deployment_i].served_model for row in tables.replicas]
+        self.contexts = [row.max_context_tokens for row in tables.models]
+        self.serves = [[any(pools) for pools in models] for models in tables.may]  # (tenant, model)
         self.route_name, self.policy_name = tables.policy.route, f"{tables.policy.route}/{tables.version}"
         self.currency = tables.currency.encode()
         old = {i: queue for i, queue in enumerate(self.waiting)}
@@ -132,7 +135,7 @@ class Gateway:
 
     def served_model(self, replica: int) -> str:
         """Return the engine's own name of its model, '' where it is the one that tenants call."""
-        return self.tables.deployments[self.tables.replicas[replica].deployment_i].served_model
+        return self.served[replica]
 
     def replica_lines(self, replica: int) -> bytes:
         """Return the header lines that name a replica."""

@@ -408,15 +408,18 @@ class Purse:
         pocket = opened._pocket
         row.request_id = opened.request_id
         row.tenant, row.key = pocket.view.tenant_pseudonym, pocket.view.key
-        price_nano = row.price_nano = min(max(0, row.price_nano), _MOST_NANO)
-        row.input_tokens = min(max(0, row.input_tokens), _MOST_TOKENS)
-        row.cached_tokens = min(max(0, row.cached_tokens), row.input_tokens)
-        row.output_tokens = min(max(0, row.output_tokens), _MOST_TOKENS)
+        price_nano, given = row.price_nano, row.input_tokens
+        cached, output = row.cached_tokens, row.output_tokens
+        if not (0 <= cached <= given <= _MOST_TOKENS and 0 <= output <= _MOST_TOKENS and 0 <= price_nano <= _MOST_NANO):
+            price_nano = row.price_nano = min(max(0, price_nano), _MOST_NANO)
+            given = row.input_tokens = min(max(0, given), _MOST_TOKENS)
+            cached = row.cached_tokens = min(max(0, cached), given)
+            output = row.output_tokens = min(max(0, output), _MOST_TOKENS)
         self.marks.settle(
-            opened.mark, opened.request_id, price_nano=price_nano, input_tokens=row.input_tokens,
-            cached_tokens=row.cached_tokens, output_tokens=row.output_tokens, status=row.status & 3,
+            opened.mark, opened.request_id, price_nano=price_nano, input_tokens=given, cached_tokens=cached,
+            output_tokens=output, status=row.status & 3,
         )  # fmt: skip
-        overdrawn = pocket.give(opened.reserved_nano, price_nano, opened._tokens - row.input_tokens - row.output_tokens)
+        overdrawn = pocket.give(opened.reserved_nano, price_nano, opened._tokens - given - output)
         del self._open[opened.request_id]
         if opened._wished:
             pocket.wishes = deque(wish for wish in pocket.wishes if wish.item is not opened)

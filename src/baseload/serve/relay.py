@@ -79,7 +79,7 @@ class Relay(RelayState):
         """Ask the purse; everything follows from its answer."""
         self.model_i = model_i
         peek = self.peek
-        most = self.gateway.tables.models[model_i].max_context_tokens
+        most = self.gateway.contexts[model_i]
         bound = 0 if self.endpoint == EMBEDDINGS else min(peek.max_tokens, most) if peek.max_tokens else most
         self.gateway.purse.open(
             bearer, model_i=model_i, input_tokens=min(peek.input_tokens_max, most), max_output_tokens=bound,
@@ -100,8 +100,8 @@ class Relay(RelayState):
         found.on_stop, found.on_more = self._stopped, self._more
         view = found.key
         self.tenant_i = view.tenant_i
-        tables = self.gateway.tables
-        if self.model_i >= len(tables.models) or self.tenant_i < 0 or not any(tables.may[self.tenant_i][self.model_i]):
+        serves = self.gateway.serves
+        if self.tenant_i < 0 or self.model_i >= len(serves[self.tenant_i]) or not serves[self.tenant_i][self.model_i]:
             self.gateway.purse.cancel(found)
             self.state = OVER
             self.client.answer(self, self.gateway.no_such_model(self.peek.model))
@@ -119,7 +119,7 @@ class Relay(RelayState):
         blocks = min(len(self.prefix), KEY_BLOCKS)
         replica = gateway.door.decide(
             now_s, tenant_i=self.tenant_i, model_i=self.model_i, region_i=gateway.regions[self.tenant_i],
-            input_tokens=min(peek.input_tokens, gateway.tables.models[self.model_i].max_context_tokens - 1),
+            input_tokens=min(peek.input_tokens, gateway.contexts[self.model_i] - 1),
             max_tokens=peek.max_tokens,  # that a prompt is too long is the engine's to say: here it is an estimate
             prefix_key=self.prefix[blocks - 1] if blocks else 0, prefix_blocks=blocks * BLOCK_TOKENS,
             budget_left=NEVER_S, tried=self.tried, first=first,

@@ -167,10 +167,13 @@ class RelayState:
         if self.first_s:
             row.first_token_ns = arrival_ns + int((self.first_s - self.arrival_s) * 1e9)
         row.finish_ns = arrival_ns + int(seconds * 1e9)
-        row.streamed = peek.stream
-        row.output_tokens = tokens
-        row.status, row.reason, row.n_tries = status, reason, self.tries
-        row.why, row.prefix = self.why, self.prefix
+        if peek.stream:
+            row.streamed = True
+        row.output_tokens, row.n_tries, row.why = tokens, self.tries, self.why
+        if status or reason:
+            row.status, row.reason = status, reason
+        if self.prefix:
+            row.prefix = self.prefix
         row.endpoint, row.client_status = ENDPOINT_NAMES[self.endpoint], client_status
         gateway.fill(row, self.replica, self.prices, seconds)
         return row
