@@ -29,12 +29,14 @@ from baseload.plan.staircase import hosted, stepped
 from baseload.plan.tighten import Rows
 from baseload.plan.whole import Box, promised
 
+_SOON = 0.15  # of the time: where a relaxation took longer, a plan is made quickly first
 _PROVE = 0.25  # for branch and bound, which raises the bound
 _ON_TIME = 0.88  # of what is left for that: it looks at the clock a little late
+_PATIENCE = 1.5  # times that, by the clock on the wall, which another program may have for itself meanwhile
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
 _SUB_S = 5.0  # of branch and bound over a part
-_WINDOW_S = 5.0  # of that over a window
-_NESTED = 1.4  # times that, for the searches within it
+_WINDOW_S = 4.0  # of that over a window
+_NESTED = 1.1  # times that, for the searches within it
 _SUB_GAP = 4e-4  # of the whole plan's cost, at which that ends
 _SUB_SHARE = 0.3  # the same of what the part promises, where that is more
 _DIFFERS = 1e-4  # columns whose relaxation is nearer to the plan stay as they are
@@ -142,7 +144,8 @@ def solve_mid(
 
 
 def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -> None:
-    """Relax, dive, improve, prove; in that order, each within its share of the time."""
+    """Relax, improve, prove; in that order, each within its share of the time."""
+    began_s = time.process_time()
 
     def closed() -> bool:
         search.tell()
@@ -153,7 +156,8 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     if root is None or root.x is None:
         return
     _raise_bound(search, root)
-    quickly(search, root.x)
+    if time.process_time() - began_s > _SOON * cpu_limit_s or not search.program.whole.any():
+        quickly(search, root.x)  # the plan that comes first otherwise may take as long again
     if closed():
         return
     if warm is not None and warm.w.shape == search.model.columns["w"].shape:
@@ -284,7 +288,7 @@ def prove(search: _Search, cpu_s: float) -> None:
             "mip_heuristic_run_rens": False,
             "mip_heuristic_run_root_reduced_cost": False,
             "mip_heuristic_run_feasibility_jump": False,
-            "time_limit": cpu_s * search.slowness(),
+            "time_limit": _PATIENCE * cpu_s * search.slowness(),
         },
     )
     told(found.bound, 0.0)
@@ -304,7 +308,10 @@ def improve(search: _Search, lp: Lp, root: Solution, gap: float, until_s: float)
         until_s=until_s,
     )
     numbers = np.concatenate([search.numbers(name) for name in ("buy", "w", "host")])
+    assert root.x is not None
     _rounded(search, box, numbers, root)
+    if search.best_x is None:
+        quickly(search, root.x)
     if search.best_x is None:
         return
     parts = parts_of(search.model, numbers)
