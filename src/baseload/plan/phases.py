@@ -297,9 +297,13 @@ class _Search:
     def _try(self, w: Floats | Bools, root: _Node, *, unless_hopeless: bool = False) -> None:
         """Solve for given phases, made to keep their order and bounds, and keep the plan if it is the best.
 
-        `unless_hopeless` gives up where the first relaxation shows that the gap will not be closed so.
+        `unless_hopeless` gives up where prices, or the first relaxation, show that the gap will not be closed so.
         """
         chosen = in_order(self.problem, w, root.lower, root.upper)
+        if unless_hopeless and root.reduced is not None and root.x is not None:
+            least = root.bound + float((root.reduced[self.w] * (chosen - self.program_w(root.x))).sum())
+            if least - self.bound > _NEAR * self.gap * abs(least):
+                return
         for turn in range(_PULLS):
             if chosen.tobytes() in self._tried or (chosen > root.upper).any():
                 return
