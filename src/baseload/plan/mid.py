@@ -1,10 +1,10 @@
-"""Middle-sized problems with hosting or whole racks: dive to a plan, raise the bound, try parts of the plan anew.
+"""Middle-sized problems with hosting or whole racks: round to a plan, make parts of it anew, raise the bound.
 
 The relaxation is solved with its survival rows and with those that whole hosting implies (`tighten.py`), which make its bound a
-good one. Diving (`dive.py`) gives a plan whose racks are rounded down. Then parts of it are made anew (`parts.py`): all racks
-first, by branch and bound over those that a relaxation would change, then sites, pairs of them, spans, services, each by
-rounding (`whole.py`) or by such a branch and bound, the rest of the plan held. The last of the time goes to branch and bound
-over all whole columns, which without looking for plans raises the bound further.
+good one. It is rounded (`staircase.py`): phases, racks along the sum of what has come, then hosting where enough is carried.
+Then parts of the plan are made anew (`parts.py`): sites, services, spans, all racks, by such a rounding, later by branch and
+bound; windows of a few periods, with everything before and after as it is, and pairs of sites by branch and bound alone. The
+last of the time goes to branch and bound over all whole columns, which without looking for plans raises the bound further.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from baseload.plan.whole import Box, promised
 _SOON = 0.15  # of the time: where a relaxation took longer, a plan is made quickly first
 _PROVE = 0.25  # for branch and bound, which raises the bound
 _ON_TIME = 0.88  # of what is left for that: it looks at the clock a little late
-_PATIENCE = 1.5  # times that, by the clock on the wall, which another program may have for itself meanwhile
+_PATIENCE = 10.0  # times that, by the clock on the wall: the process may have been halted meanwhile
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
 _SUB_S = 5.0  # of branch and bound over a part
 _WINDOW_S = 4.0  # of that over a window
@@ -374,8 +374,7 @@ def _alone(search: _Search, box: Box, numbers: Ints, part: Part, free: Bools) ->
 def _branched(search: _Search, box: Box, part: Part, numbers: Ints, free: Bools, most_s: float, *, near: bool) -> None:
     """Branch and bound over some whole columns, the others as in the plan; with `near` also near the best so far.
 
-    That makes whole racks out of ones rounded down, where without it nothing is found; on parts of a good plan it takes longer
-    for no more.
+    That pays in windows and over all racks; on sites it takes longer for no more.
     """
     assert search.best_x is not None
     left_s = box.until_s - time.process_time()
