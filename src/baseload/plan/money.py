@@ -21,7 +21,17 @@ from baseload.units import HOURS_PER_YEAR, S_PER_HOUR, TOKENS_PER_MTOK
 Floats = NDArray[np.float64]
 SECONDS_PER_QUARTER = HOURS_PER_YEAR / 4.0 * S_PER_HOUR
 CAPEX = ("racks", "buildings", "grid")
-RUNNING = ("rent", "energy", "demand charge", "space", "upkeep", "water", "carbon", "grid and colocation", "people and other")
+RUNNING = (
+    "rent",
+    "energy",
+    "demand charge",
+    "space",
+    "upkeep",
+    "water",
+    "carbon",
+    "grid and colocation",
+    "people and other",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
