@@ -1,6 +1,6 @@
 """Speed of the gateway beside haproxy, vllm-router and LiteLLM, in CPU time per request: `make bench-serve [QUICK=1]`.
 
-    python -m bench.serve.run [--quick] [--only plain,stream,idle] [--no-setup]
+    python -m bench.serve.run [--quick] [--only plain,stream,idle] [--no-setup] [--together]
 
 All servers run at once, one process each, and are measured in turns, round by round, so that the noise of a shared machine
 falls on all alike; the figure is the median of the rounds. On two CPUs or more the servers have the first half of them, load
@@ -125,10 +125,10 @@ def rss_bytes(pid: int) -> int:
 class Rig:
     """Everything that runs during a benchmark; `end` stops it by process id."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, apart: bool) -> None:
         self.folder = folder
         cpus = sorted(os.sched_getaffinity(0))
-        half = len(cpus) // 2
+        half = len(cpus) // 2 if apart else 0
         self.cpus = (cpus[:half], cpus[half:]) if half else (cpus, cpus)  # of the servers; of load and upstream
         self.processes: list[subprocess.Popen[bytes]] = []
         self.gateways: list[Gateway] = []
@@ -482,6 +482,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", default="plain,stream,litellm,idle")
     p.add_argument("--idle", type=int, default=10_000)
     p.add_argument("--no-setup", action="store_true", help="do not install what is missing in .bench")
+    p.add_argument("--together", action="store_true", help="leave servers, load and upstream to the scheduler")
     p.add_argument("--json", type=Path)
     options = p.parse_args(argv)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -490,7 +491,7 @@ def main(argv: list[str] | None = None) -> int:
         setup()
     only, found, rss = options.only.split(","), {}, {}
     with tempfile.TemporaryDirectory(prefix="baseload-bench-", ignore_cleanup_errors=True) as folder:
-        rig = Rig(Path(folder))
+        rig = Rig(Path(folder), apart=not options.together)
         try:
             rig.serve_here()
             servers = [s for s in (rig.direct(), rig.haproxy(), rig.vllm_router(), rig.baseload()) if s is not None]
