@@ -16,7 +16,7 @@ from baseload.plan.small import solve_small
 def test_large_plans_are_whole_and_their_bound_holds(seed: int) -> None:
     """Every row is kept, the bound is below what branch and bound finds, and the plan is not below that bound."""
     problem = instance(4, 3, 3, 8, 5, seed=seed)
-    exact = solve_small(problem, gap=1e-3, cpu_limit_s=20.0)
+    exact = solve_small(problem, gap=1e-4, cpu_limit_s=20.0)
     found = solve_large(problem, gap=0.005, cpu_limit_s=10.0)
     assert check(problem, found) == []
     assert found.bound <= exact.cost * (1.0 + 1e-6)
@@ -36,7 +36,7 @@ def test_given_phases_are_kept() -> None:
 def test_middle_sized_plans_are_whole_and_their_bound_holds() -> None:
     """With hosting and whole racks too, every row is kept and the bound is below the exact cost."""
     problem = instance(3, 2, 2, 5, 4, seed=1, hosting=True, whole=True)
-    exact = solve_small(problem, gap=1e-3, cpu_limit_s=20.0)
+    exact = solve_small(problem, gap=1e-4, cpu_limit_s=20.0)
     found = solve_mid(problem, gap=0.01, cpu_limit_s=10.0)
     assert check(problem, found) == []
     assert found.bound <= exact.cost * (1.0 + 1e-6)

@@ -14,7 +14,7 @@ from baseload.plan.mid import solve_mid
 from baseload.plan.small import columns_of, solve_small
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(4))
 def test_rows_of_whole_hosting_hold_for_the_best_plan_and_raise_the_bound(seed: int) -> None:
     """The best plan, found without them, breaks none of the rows; the relaxation does, and costs more with them."""
     problem = instance(3, 2, 2, 5, 4, seed=seed, hosting=True, whole=True)
@@ -35,7 +35,7 @@ def test_rows_of_whole_hosting_hold_for_the_best_plan_and_raise_the_bound(seed: 
             assert (got >= least - 1e-5 * np.maximum(1.0, np.abs(least))).all()
             lp.add_rows(least, np.full(len(least), INF), start, index, value)
         found = lp.solve()
-    assert before.cost * (1.0 + (1e-4 if seed == 1 else 0.0)) <= found.cost <= best.cost * (1.0 + 1e-6)
+    assert before.cost * (1.0 + (1e-4 if seed in (1, 2) else 0.0)) <= found.cost <= best.cost * (1.0 + 1e-6)
 
 
 def test_rows_that_wait_come_once_each_when_a_solution_breaks_them() -> None:

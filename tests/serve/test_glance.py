@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sysconfig
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import ModuleType
 
 import msgspec
@@ -13,28 +10,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from baseload.app.native_build import compile_c
-from baseload.errors import InputError
 from baseload.serve import body as bodies
-from baseload.serve import glance, sse
+from baseload.serve import sse
 from baseload.serve.body import CHAT, COMPLETIONS, EMBEDDINGS, MAX_DEPTH, MESSAGES, PROMPT_KEYS, RESPONSES, Peek
-
-CHECKS = ("-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-unused-parameter")
+from baseload.serve.quick import FORBIDDEN
+from tests.serve.written_in_c import built
 
 
 @pytest.fixture(scope="module")
 def c(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The module in C, built for this run with every check that the compiler can put in."""
-    library = tmp_path_factory.mktemp("glance") / f"glance_c{sysconfig.get_config_var('EXT_SUFFIX')}"
-    try:
-        compile_c(Path(glance.__file__).with_name("glance.c"), library, [*CHECKS, "-Werror"])
-    except InputError as error:
-        pytest.skip(f"no C compiler here: {error}")
-    spec = spec_from_file_location("glance_c", library)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return built("glance", tmp_path_factory.mktemp("glance"))
 
 
 def closely(endpoint: int, body: bytes, monkeypatch: pytest.MonkeyPatch) -> Peek | str:
@@ -137,6 +123,13 @@ def test_the_usual_body_is_seen_at_a_glance(c: ModuleType) -> None:
     assert c.seen_of(USUAL, b"messages", 1, 100) == ("m", False, False, False, 7, USUAL[24 : USUAL.index(b',"max')])
     for more in (b'"model":"m",', b'"mod\\u0065l":"x",', b'"api_base":"x",', b'"n":2,', b'"x":"a url",', b'"x":01,'):
         assert c.seen_of(USUAL.replace(b'"max', more + b'"max'), b"messages", 1, 100) is None
+
+
+def test_no_name_that_is_forbidden_passes_a_glance(c: ModuleType) -> None:
+    """Each name with which a body could choose its upstream, and each judged name in other letters, is looked at closer."""
+    for name in (*FORBIDDEN, *(name.upper() for name in FORBIDDEN), "best_of", "Model", "STREAM", "N", "Max_Tokens"):
+        body = USUAL.replace(b'"max', b'"%b":null,"max' % name.encode(), 1)
+        assert c.seen_of(body, b"messages", 1, 100) is None, name
 
 
 COUNTS = st.one_of(

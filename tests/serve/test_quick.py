@@ -7,9 +7,7 @@ import math
 import struct
 import subprocess
 import sys
-import sysconfig
 from hashlib import blake2b
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,6 +19,7 @@ from hypothesis import strategies as st
 from baseload.app.native_build import compile_c
 from baseload.errors import InputError
 from baseload.serve import quick
+from tests.serve.written_in_c import built, library_of, source_of
 
 python = SimpleNamespace(**quick.PYTHON)
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="quick.c is for little-endian machines")
@@ -29,25 +28,7 @@ pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="quick.c is fo
 @pytest.fixture(scope="module")
 def c(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The module in C, built for this run with every check that the compiler can put in."""
-    library = tmp_path_factory.mktemp("quick") / f"quick_c{sysconfig.get_config_var('EXT_SUFFIX')}"
-    checks = [
-        "-O1",
-        "-g",
-        "-fsanitize=undefined",
-        "-fno-sanitize-recover=all",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-parameter",
-    ]
-    try:
-        compile_c(Path(quick.__file__).with_name("quick.c"), library, [*checks, "-Werror"])
-    except InputError as error:
-        pytest.skip(f"no C compiler here: {error}")
-    spec = spec_from_file_location("quick_c", library)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return built("quick", tmp_path_factory.mktemp("quick"))
 
 
 def said(function: Any, *given: Any) -> Any:
@@ -273,8 +254,7 @@ def test_no_address_is_wrong(tmp_path: Path) -> None:
     """Under AddressSanitizer, thousands of random askings of each function touch no byte that is not theirs."""
     try:
         for name in ("quick", "glance"):
-            library = tmp_path / f"{name}_c{sysconfig.get_config_var('EXT_SUFFIX')}"
-            compile_c(Path(quick.__file__).with_name(f"{name}.c"), library, ["-O1", "-g", "-fsanitize=address"])
+            compile_c(source_of(name), library_of(name, tmp_path), ["-O1", "-g", "-fsanitize=address"])
     except InputError as error:
         pytest.skip(f"no C compiler with AddressSanitizer here: {error}")
     runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()

@@ -251,7 +251,7 @@ def each_call(shim: Path, tmp_path: Path, how: str, step: int, n: int = 7) -> in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "step"), [("io", 47), ("full", 53), ("kill", 59), ("power", 43)])
+@pytest.mark.parametrize(("how", "step"), [("io", 29), ("full", 31), ("kill", 37), ("power", 23)])
 def test_whichever_call_of_the_system_fails_the_ledger_recovers_to_a_prefix(
     shim: Path, tmp_path: Path, how: str, step: int
 ):

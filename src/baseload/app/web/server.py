@@ -116,7 +116,10 @@ class ControlServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, as uvicorn does, but wait no longer for a TLS handshake than for headers."""
         await self.lifespan.startup()
-        made: Any = lambda: PatientProtocol(self.config, self.server_state, self.lifespan.state)  # noqa: E731
+
+        def made() -> PatientProtocol:
+            return PatientProtocol(self.config, self.server_state, self.lifespan.state)
+
         server = await asyncio.get_running_loop().create_server(
             made, sock=self.sock, ssl=self.config.ssl, backlog=self.config.backlog,
             ssl_handshake_timeout=PatientProtocol.header_s if self.config.ssl else None,
