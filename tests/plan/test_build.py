@@ -102,7 +102,7 @@ def test_a_survival_row_found_is_broken_by_what_it_was_found_in() -> None:
     )
     assert halls
     for hall in halls:
-        index, value, least = building.hall_row(problem, model.columns, hall)
+        (least,), _, index, value = building.rows_of(model, [hall])
         assert value @ found.x[index] < least
 
 

@@ -55,13 +55,10 @@ def build(problem: Problem, halls: Iterable[Hall] = ()) -> Model:
     project._power_rows(problem, sheet, at)
     project._policy_rows(problem, sheet, at)
     families = tuple(sheet.families)
-    for hall in halls:
-        index, value, lower = hall_row(problem, at, hall)
-        row = sheet.rows(np.ones(1, bool), lower, INF)
-        sheet.cells(np.broadcast_to(row, index.shape), index, value)
     columns = {name: number for name, number in at.items() if not name.endswith(" row")}
     rows |= {name.removesuffix(" row"): number for name, number in at.items() if name.endswith(" row")}
-    return Model(problem=problem, program=sheet.program(), columns=columns, rows=rows, families=families)
+    model = Model(problem=problem, program=sheet.program(), columns=columns, rows=rows, families=families)
+    return _with_rows(model, *rows_of(model, halls))
 
 
 def carried_over(was: Model, halls: Sequence[Hall], now: Model, halls_now: Sequence[Hall]) -> tuple[Ints, Ints]:
@@ -104,17 +101,6 @@ def _flow_rows(problem: Problem, sheet: Sheet, at: Columns) -> Columns:
     sheet.cells(carry[None], at["flow"], 1.0)
     sheet.cells(carry, at["carry"], -1.0)
     return {"serve": serve, "carry": carry}
-
-
-def hall_row(problem: Problem, at: Columns, hall: Hall) -> tuple[Ints, Floats, float]:
-    """Return (columns, values, least) of a survival row."""
-    ratio, m, t = float(problem.survive_ratio[hall.m]), hall.m, hall.t
-    short = np.atleast_1d(at["short_survive"][m, t])
-    unserved, carry = at["unserved"][hall.clients, m, t], at["carry"][hall.sites, m, t]
-    index = np.concatenate([short, unserved, carry])
-    value = np.concatenate([[1.0], np.full(len(unserved), ratio), np.ones(len(carry))])
-    keep = index >= 0
-    return index[keep], value[keep], ratio * float(problem.demand[hall.clients, m, t].sum())
 
 
 def first_halls(problem: Problem) -> list[Hall]:
@@ -176,7 +162,11 @@ def add_halls(model: Model, lp: _Grows, halls: list[Hall]) -> Model:
         return model
     least, start, index, value = rows_of(model, halls)
     lp.add_rows(least, np.full(len(least), INF), start, index, value)
-    return replace(model, program=model.program.with_rows(least, start, index, value))
+    return _with_rows(model, least, start, index, value)
+
+
+def _with_rows(model: Model, least: Floats, start: Ints, index: Ints, value: Floats) -> Model:
+    return replace(model, program=model.program.with_rows(least, start, index, value)) if len(least) else model
 
 
 def broken(model: Model, x: Floats, tolerance: float = 1e-7) -> list[Hall]:
@@ -196,14 +186,31 @@ def lawful(problem: Problem, halls: Iterable[Hall]) -> list[Hall]:
 
     They are as many and in the same order; one that speaks of nobody any longer asks for nothing.
     """
-    multi, asked = problem.allowed.sum(axis=1) >= 2, problem.demand > 0.0
-    found = []
-    for hall in halls:
-        outside = ~hall.sites
-        outside[hall.lost] = False
-        way_round = problem.allowed[:, outside, hall.m].any(axis=1)
-        found.append(replace(hall, clients=multi[:, hall.m] & asked[:, hall.m, hall.t] & ~way_round))
-    return found
+    every = list(halls)
+    if not every:
+        return []
+    lost, m, t = _places(every)
+    outside = ~np.array([hall.sites for hall in every])
+    outside[np.arange(len(every)), lost] = False
+    allowed = problem.allowed.transpose(2, 0, 1)  # [M,R,S]
+    clients = (
+        ~(allowed[m] & outside[:, None]).any(axis=2) & (allowed.sum(axis=2) >= 2)[m] & (problem.demand > 0.0)[:, m, t].T
+    )
+    return [
+        Hall(lost=hall.lost, m=hall.m, t=hall.t, clients=clients[i], sites=hall.sites) for i, hall in enumerate(every)
+    ]
+
+
+def _places(halls: Sequence[Hall]) -> tuple[Ints, Ints, Ints]:
+    """Return the lost sites, services and periods of survival rows."""
+    found = np.array([(hall.lost, hall.m, hall.t) for hall in halls], dtype=np.int64)
+    return found[:, 0], found[:, 1], found[:, 2]
+
+
+def all_of(halls: list[Hall], more: Iterable[Hall]) -> list[Hall]:
+    """Return survival rows with those of others that speak of other sites, services or periods."""
+    found = {(hall.m, hall.t, hall.sites.tobytes()) for hall in halls}
+    return halls + [hall for hall in more if (hall.m, hall.t, hall.sites.tobytes()) not in found]
 
 
 def in_all_periods(problem: Problem, halls: Iterable[Hall]) -> list[Hall]:
@@ -215,11 +222,21 @@ def in_all_periods(problem: Problem, halls: Iterable[Hall]) -> list[Hall]:
 
 def rows_of(model: Model, halls: Iterable[Hall]) -> tuple[Floats, Ints, Ints, Floats]:
     """Return (least, start, column, value) of survival rows, to be added to a programme that is held already."""
-    parts = [hall_row(model.problem, model.columns, hall) for hall in halls]
-    start = np.concatenate([[0], np.cumsum([len(index) for index, _, _ in parts])]).astype(np.int64)
-    index = np.concatenate([index for index, _, _ in parts]) if parts else np.zeros(0, dtype=np.int64)
-    value = np.concatenate([value for _, value, _ in parts]) if parts else np.zeros(0)
-    return np.array([least for _, _, least in parts]), start, index, value
+    every, problem, at = list(halls), model.problem, model.columns
+    if not every:
+        return np.zeros(0), np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
+    _, m, t = _places(every)
+    clients, ratio = np.array([hall.clients for hall in every]), problem.survive_ratio[m]
+    column = np.concatenate(
+        [at["short_survive"][m, t][:, None], at["unserved"][:, m, t].T, at["carry"][:, m, t].T], axis=1
+    )
+    value = np.ones(column.shape)
+    value[:, 1 : 1 + clients.shape[1]] = ratio[:, None]
+    keep = np.concatenate([np.ones((len(every), 1), bool), clients, np.array([hall.sites for hall in every])], axis=1)
+    keep &= (column >= 0) & (value != 0.0)
+    start = np.concatenate([[0], np.cumsum(keep.sum(axis=1))]).astype(np.int64)
+    least = ratio * (clients * problem.demand[:, m, t].T).sum(axis=1)
+    return least, start, column[keep], value[keep]
 
 
 def carried(model: Model, x: Floats) -> Floats:

@@ -8,14 +8,14 @@ over a longer period, so that phases keep their own dates.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from baseload.plan import build as building
 from baseload.plan.build import Hall
-from baseload.plan.highs import INF, Lp, Stop
+from baseload.plan.highs import INF, Lp, Method, Stop
 from baseload.plan.nothing import live
 from baseload.plan.problem import Floats, Ints, Problem, spans
 
@@ -68,28 +68,44 @@ def coarser(problem: Problem, n: int) -> Problem:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The survival rows that a relaxation over longer periods needed, and where it ended."""
+
+    halls: tuple[Hall, ...]
+    basis: object | None
+
+
 class Coarse:
     """A problem over periods `n` times as long, held for re-solves."""
 
-    def __init__(self, problem: Problem, n: int, *, until_s: float, stop: Stop | None = None) -> None:
-        """Build it; nothing is solved yet."""
+    def __init__(
+        self, problem: Problem, n: int, *, until_s: float, stop: Stop | None = None, was: Held | None = None
+    ) -> None:
+        """Build it; nothing is solved yet. `was` is what another one of the same shape held."""
         self.problem, self.n, self.until_s, self.stop = problem, n, until_s, stop
-        self._known: list[Hall] = []
-        self._model = building.build(coarser(problem, n))
+        longer = coarser(problem, n)
+        self._known: list[Hall] = [] if was is None else building.lawful(longer, was.halls)
+        self._model = building.build(longer, self._known)
         self._lp = Lp(self._model.program, relaxed=True)
-        self._rows = self._model.program.row_lower, self._model.program.row_upper
+        self._is_warm = was is not None and was.basis is not None and self._lp.set_basis(was.basis)
+        self.held: Held | None = None
+        own = building.first_hall_row(self._model)
+        self._rows = self._model.program.row_lower[:own], self._model.program.row_upper[:own]
         self._given = False  # whether power is given, and phases are not to be chosen
 
     def halls(self) -> list[Hall]:
         """Return the survival rows that a plan over longer periods needs, in all periods of the problem."""
         for turn in range(_ROUNDS):
-            found = self._lp.solve(method="simplex" if turn else "ipm", cpu_limit_s=self._left_s(), stop=self.stop)
+            method: Method = "simplex" if turn or self._is_warm else "ipm"
+            found = self._lp.solve(method=method, cpu_limit_s=self._left_s(), stop=self.stop)
             if found.state != "optimal" or found.x is None:
                 break
             self._model, more = building.add_broken(self._model, self._lp, found.x)
             if not more:
                 break
             self._known += more
+        self.held = Held(halls=tuple(self._known), basis=self._lp.basis())
         return building.in_all_periods(self.problem, self._known)
 
     def cost(self, w: Floats) -> float:

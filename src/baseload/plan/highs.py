@@ -165,12 +165,13 @@ class Lp:
         basis = self._highs.getBasis()
         return basis if basis.valid else None
 
-    def set_basis(self, basis: object) -> None:
-        """Begin the next solve from another programme's end; one of another size is left out."""
+    def set_basis(self, basis: object) -> bool:
+        """Begin the next solve from another programme's end; one of another size is left out. Return whether it was taken."""
         assert isinstance(basis, highspy.HighsBasis)
         lp = self._highs.getLp()
-        if (len(basis.col_status), len(basis.row_status)) == (lp.num_col_, lp.num_row_):
-            self._highs.setBasis(basis)
+        if (len(basis.col_status), len(basis.row_status)) != (lp.num_col_, lp.num_row_):
+            return False
+        return bool(self._highs.setBasis(basis) != highspy.HighsStatus.kError)
 
     # ---- solving -------------------------------------------------------------------------------------------------
     def solve(

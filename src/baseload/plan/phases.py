@@ -20,7 +20,7 @@ import numpy as np
 
 from baseload.errors import PlanError
 from baseload.plan import build as building
-from baseload.plan import transport
+from baseload.plan import coarse, transport
 from baseload.plan.build import Hall, Model
 from baseload.plan.coarse import Coarse
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop, moved_basis
@@ -38,7 +38,7 @@ SLOW_PRICES = ("short_power", "short_floor", "over_share")  # far above what kee
 CAPPED = 0.1  # of such a price while the interior point runs: a lower price is a bound all the same
 _ROUNDS = 30
 _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
-_FEW = 100  # survival rows: so many missing change the bound of a large change little
+_FEW = 200  # survival rows: so many missing change the bound of a large change little
 _PULLS = 3  # times that phases are tried, begun earlier each time where prices say so
 _MANY = 10**9
 _EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begun as early
@@ -53,6 +53,7 @@ class Held:
     basis: object
     halls: tuple[Hall, ...]
     model: Model
+    longer: coarse.Held | None = None  # the same, over longer periods
 
     def fits(self, problem: Problem) -> bool:
         """Return whether a problem has the same names, so that all that is held means something there."""
@@ -89,15 +90,19 @@ def solve_phases(
     began_s = time.process_time()
     held = warm.held if warm is not None and isinstance(warm.held, Held) and warm.held.fits(problem) else None
     until_s, longer = began_s + cpu_limit_s, None
+    more_survives = held is not None and bool((problem.survive_ratio > held.model.problem.survive_ratio).any())
     if held is not None:
         halls = building.lawful(problem, held.halls)
+        if more_survives and held.longer is not None:  # other rows bind then
+            longer = Coarse(problem, _LONGER, until_s=until_s, stop=stop, was=held.longer)
+            halls = building.all_of(halls, longer.halls())
     elif _is_large(problem):
         longer = Coarse(problem, _LONGER, until_s=until_s, stop=stop)
         halls = longer.halls()
     else:
         halls = building.first_halls(problem)
     search = _Search(problem, halls, fix=fix or {}, gap=gap, until_s=until_s, progress=progress, stop=stop)
-    search.longer = longer
+    search.longer, search.more_survives = longer, more_survives
     status = search.run(held, warm)
     spent_s = time.process_time() - began_s
     bound = min(search.bound, search.best_cost)
@@ -147,6 +152,7 @@ class _Search:
         self.best: Floats | Answer | None = None  # a solution of the programme, or an answer settled from one
         self.longer: Coarse | None = None
         self.is_fresh = True  # not a re-solve, which has seconds
+        self.more_survives = False  # than in the plan that it began with: rent alone will not do it
         self.of = transport.blocks(problem)
         self.settle_s = 1e-5 * len(self.program.cost)  # CPU seconds that settling a plan last took, about
         idle = nothing(problem, fix)
@@ -170,10 +176,10 @@ class _Search:
             is_other = abs(root.bound - warm.bound) > self.gap * abs(warm.bound)  # a large change wants other phases
             if is_other and (further := self._relax(root, few=_FEW)).x is not None:
                 root, self.bound = further, max(self.bound, further.bound)
-            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model)
+            self.held = self._hold(held)
             assert root.x is not None
             nearest = self.program_w(root.x) >= _THRESHOLDS[0]
-            for choices in (iter([warm.w]), self._choices(root) if is_other else iter([nearest])):
+            for choices in (iter([warm.w]), self._choices(root, held) if is_other else iter([nearest])):
                 self._try(next(choices), root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
@@ -187,17 +193,22 @@ class _Search:
                 )
             return self._ended()
         if self.held is None:
-            self.held = Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model)
+            self.held = self._hold(held)
         if held is None and warm is not None and warm.w.shape == lower.shape:
             self._try(warm.w, root)
         if not self._closed():
             self._round_up(root.x)
-        choices = self._choices(root)
+        choices = self._choices(root, held)
         while not self._closed() and not self._over() and (chosen := next(choices, None)) is not None:
             self._try(chosen, root)
         if not self._closed() and not self._over():
             self._branch(root)
         return "optimal" if self._closed() else self._ended()
+
+    def _hold(self, before: Held | None) -> Held:
+        """Return what a re-solve may begin with; `before` is what this one began with."""
+        longer = self.longer.held if self.longer is not None else None if before is None else before.longer
+        return Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model, longer=longer)
 
     def program_w(self, x: Floats) -> Floats:
         """Return the phases of a solution."""
@@ -236,11 +247,19 @@ class _Search:
                 self._tell()
             if held is None and first and turn == 0:
                 self._round_up(found.x)
-            if (node.lower == node.upper).all():
-                self._keep(found.x, settle=turn == rounds - 1 or found.cpu_s > _SETTLE_WHEN * self.settle_s)
+            is_given = bool((node.lower == node.upper).all())
+            if turn == rounds - 1 and not is_given:
+                break
+            halls, short = self._missing(found.x)
+            if is_given:
+                is_worth = found.cpu_s > _SETTLE_WHEN * self.settle_s and not self.more_survives
+                self._keep(found.x, short, settle=turn == rounds - 1 or is_worth)
                 if self._closed() or found.cost >= self.best_cost:
                     break
-            if turn == rounds - 1 or self._add_missing(found.x) <= few:
+            if turn == rounds - 1:
+                break
+            self._add(halls)
+            if len(halls) <= few:
                 break
             found = self._solve("simplex")
         return replace(node, bound=bound, x=found.x, reduced=found.reduced_cost)
@@ -281,17 +300,19 @@ class _Search:
         bound = safe_bound(self.program, prices, lower, upper)
         return bound if np.isfinite(bound) or found.state != "optimal" else found.cost * (1.0 - 1e-6)
 
-    def _add_missing(self, x: Floats) -> int:
-        """Add the survival rows that a solution breaks; return how many."""
-        model = self.model
-        short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
-        halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
+    def _missing(self, x: Floats) -> tuple[list[Hall], Floats]:
+        """Return the survival rows that a solution breaks, and what is short in all."""
+        get = self.model.value
+        short, unserved = np.maximum(0.0, get("short_survive", x)), np.maximum(0.0, get("unserved", x))
+        return building.missing_halls(self.problem, building.carried(self.model, x), unserved, short)
+
+    def _add(self, halls: list[Hall]) -> None:
+        """Add survival rows."""
         if halls:
-            least, start, index, value = building.rows_of(model, halls)
+            least, start, index, value = building.rows_of(self.model, halls)
             self.lp.add_rows(least, np.full(len(least), INF), start, index, value)
             self.program = self.program.with_rows(least, start, index, value)
             self.halls.extend(halls)
-        return len(halls)
 
     # ---- plans ---------------------------------------------------------------------------------------------------
     def _try(self, w: Floats | Bools, root: _Node, *, unless_hopeless: bool = False) -> None:
@@ -312,7 +333,10 @@ class _Search:
             first = self._relax(node, rounds=2, few=_MANY, unless_hopeless=unless_hopeless)
             if first.x is None and unless_hopeless:
                 self._tried.discard(chosen.tobytes())
-            is_near = first.bound - self.bound <= _NEAR * self.gap * abs(first.bound)
+            lacks = (first.bound - self.bound) / abs(first.bound)
+            if first.x is not None and lacks <= self.gap and not self.is_fresh:  # what lacks is survival rows
+                self._relax(node, rounds=4)
+            is_near = lacks <= _NEAR * self.gap
             if self._closed() or self._over() or first.reduced is None or not (is_near or first.x is not None):
                 return
             chosen_next = (
@@ -330,12 +354,13 @@ class _Search:
         found = pulled(w, worth, self.program_w(root.x) >= _EARLY, least=_WHOLE * abs(self.bound))
         return in_order(self.problem, found, root.lower, root.upper)
 
-    def _choices(self, root: _Node) -> Iterator[Floats | Bools]:
+    def _choices(self, root: _Node, held: Held | None) -> Iterator[Floats | Bools]:
         """Yield phases to try, those that longer periods judge best first."""
         assert root.x is not None
         w = self.program_w(root.x)
         if self.longer is None and _is_large(self.problem):
-            self.longer = Coarse(self.problem, _LONGER, until_s=self.until_s, stop=self.stop)
+            was = None if held is None else held.longer
+            self.longer = Coarse(self.problem, _LONGER, until_s=self.until_s, stop=self.stop, was=was)
             self.longer.halls()
         if self.longer is None:
             yield from (w >= threshold for threshold in _THRESHOLDS)
@@ -382,11 +407,8 @@ class _Search:
             self.best, self.best_cost = found, found.cost
             self._tell()
 
-    def _keep(self, x: Floats, *, settle: bool = True) -> None:
-        """Remember a plan with its true cost, if it is the best so far; as it is, or settled."""
-        unserved = np.maximum(0.0, self.model.value("unserved", x))
-        none = np.zeros(self.problem.demand.shape[1:])
-        _, short = building.missing_halls(self.problem, building.carried(self.model, x), unserved, none)
+    def _keep(self, x: Floats, short: Floats, *, settle: bool = True) -> None:
+        """Remember a plan with its true cost, with what is `short`, if it is the best so far; as it is, or settled."""
         cost = building.true_cost(self.model, x, short)
         if cost < self.best_cost:
             self.best, self.best_cost = x, cost
@@ -417,7 +439,7 @@ class _Search:
                 if solved.x is None or solved.bound >= self.best_cost:
                     continue
                 if self._is_whole(solved.x):
-                    self._keep(solved.x)
+                    self._keep(solved.x, self._missing(solved.x)[1])
                     dropped = min(dropped, solved.bound)
                     continue
                 if number % 4 == 0 or number < 8:
