@@ -1,13 +1,14 @@
-"""Speed and proof of `baseload plan`: `make bench-plan [QUICK=1] [SEEDS=5] [PARTS=check,large,mid,coarse,peer]`.
+"""Speed and proof of `baseload plan`: `make bench-plan [QUICK=1] [SEEDS=5] [PARTS=check,large,mid,...]`.
 
     python -m bench.plan.run [--quick] [--seeds 5] [--first-seed 0] [--parts check,large,mid] [--json FILE] [--resume]
 
 Each (case, seed) is solved in a process of its own, one thread, at low priority; the figures are CPU seconds of that process
 over all its threads, its peak memory, the certified gap, and whether the independent checker finds the plan whole on the full
-problem. `peer` is the same instances written in linopy and solved by HiGHS with its defaults for the same CPU seconds, in an
-environment of its own (`peer_linopy.py`); its plans are priced by the same checker, with what truly cannot survive. `check`
-shows on small instances that both are the same model: the same least cost, with survival written out as flows. Figures are
-kept in a file as they come (`.bench/plan.json`); `--resume` goes on where the last run stopped.
+problem. `whatif`, `conflict` and `risk` are what is asked after the plan (`questions.py`). `peer` is the same instances
+written in linopy and solved by HiGHS with its defaults for the same CPU seconds, in an environment of its own
+(`peer_linopy.py`); its plans are priced by the same checker, with what truly cannot survive. `check` shows on small instances
+that both are the same model: the same least cost, with survival written out as flows. Figures are kept in a file as they come
+(`.bench/plan.json`); `--resume` goes on where the last run stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 HOME = ROOT / ".bench"
 PEER_PYTHON = HOME / "linopy" / "bin" / "python"
 PEER_PACKAGES = ("linopy==0.10.1", "pandas", "xarray")  # and the project's own numpy and highspy
-PARTS = ("check", "large", "mid", "coarse", "peer")
+QUESTIONS = ("whatif", "conflict", "risk")
+PARTS = ("check", "large", "mid", "coarse", *QUESTIONS, "peer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +125,23 @@ def priced(case: str, seed: int, decisions: Path, bound: float | None) -> dict[s
     return {"cost": cost, "gap": answer.gap, "broken_rows": len(check(problem, answer, tol=1e-5))}
 
 
+def question(part: str, seed: int, *, quick: bool) -> dict[str, Any]:
+    """Return the figures of what is asked of one instance after its plan."""
+    from bench.plan import questions
+
+    asked: dict[str, Callable[..., dict[str, Any]]] = {
+        "whatif": questions.whatif,
+        "conflict": questions.conflict,
+        "risk": partial(questions.risk, scenarios=6) if quick else questions.risk,
+    }
+    return asked[part](seed, questions.QUICK if quick else questions.COARSE)
+
+
 # ---- processes ------------------------------------------------------------------------------------------------------
 def _run(command: list[str]) -> dict[str, Any]:
     """Run a process of one thread at low priority; return the JSON in its last line."""
     environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    environment["PYTHONPATH"] = str(ROOT / "src")
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, preexec_fn=lambda: os.nice(5)
     )
@@ -224,6 +240,18 @@ def measure(table: Table, case: str, seeds: range) -> None:
           flush=True)  # fmt: skip
 
 
+def ask(table: Table, part: str, seeds: range, *, quick: bool) -> None:
+    """Ask what comes after the plan; print each seed and how the goal stands."""
+    from bench.plan import questions
+
+    rows, size = [], "quick" if quick else "coarse"
+    for seed in seeds:
+        row = table.get(part, size, seed, lambda s=seed: _own("question", part, s, int(quick)))
+        rows.append(row)
+        print(f"{part} seed {seed}: {questions.told(part, row)}", flush=True)
+    print(questions.verdict(part, rows), flush=True)
+
+
 def beside(table: Table, case: str, seeds: range) -> None:
     """Solve instances by the peer, for the same CPU seconds."""
     for seed in seeds:
@@ -240,6 +268,8 @@ def one(words: list[str]) -> dict[str, Any]:
         return ours(words[1], int(words[2]))
     if words[0] == "least":
         return least(int(words[1]), words[2] == "1")
+    if words[0] == "question":
+        return question(words[1], int(words[2]), quick=words[3] == "1")
     return priced(words[1], int(words[2]), Path(words[3]), None if words[4] == "none" else float(words[4]))
 
 
@@ -264,12 +294,16 @@ def main() -> None:
     file = given.json or HOME / ("plan-quick.json" if given.quick else "plan.json")
     table = Table(file, resume=given.resume)
     first = given.first_seed
-    cases = [part for part in parts if part in CASES] if not given.quick else ["quick"]
+    cases = [part for part in parts if part in CASES]
+    if given.quick and (cases or "peer" in parts):
+        cases = ["quick"]
     has_peer = bool({"check", "peer"} & set(parts)) and setup_peer()
     if "check" in parts and has_peer:
         check_same(table, range(first, first + (1 if given.quick else 3)))
     for case in cases:
         measure(table, case, range(first, first + (2 if given.quick else given.seeds)))
+    for part in (part for part in QUESTIONS if part in parts):
+        ask(table, part, range(first, first + (1 if given.quick else given.seeds)), quick=given.quick)
     if not cases:
         cases = ["large", "mid", "coarse"]
     for case in cases if "peer" in parts and has_peer else []:

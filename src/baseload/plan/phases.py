@@ -333,10 +333,10 @@ class _Search:
             first = self._relax(node, rounds=2, few=_MANY, unless_hopeless=unless_hopeless)
             if first.x is None and unless_hopeless:
                 self._tried.discard(chosen.tobytes())
-            lacks = (first.bound - self.bound) / abs(first.bound)
-            if first.x is not None and lacks <= self.gap and not self.is_fresh:  # what lacks is survival rows
+            lacks, may = first.bound - self.bound, self.gap * abs(first.bound)
+            if first.x is not None and lacks <= may and not self.is_fresh:  # what lacks is survival rows
                 self._relax(node, rounds=4)
-            is_near = lacks <= _NEAR * self.gap
+            is_near = lacks <= _NEAR * may
             if self._closed() or self._over() or first.reduced is None or not (is_near or first.x is not None):
                 return
             chosen_next = (
