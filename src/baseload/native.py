@@ -26,8 +26,8 @@ MODULES = (
     *(
         f"baseload.serve.{name}"
         for name in (
-            "bearers", "board", "body", "client", "door", "energy", "gateway", "inbound", "marks", "opened", "outbox",
-            "pocket", "purse", "relay", "relay_state", "reply", "sse", "upstream", "waiting",
+            "bearers", "board", "body", "client", "door", "energy", "gateway", "inbound", "lookups", "marks", "opened",
+            "outbox", "pocket", "purse", "relay", "relay_state", "reply", "sse", "turn", "upstream", "waiting",
         )
     ),
     "baseload.policies.eject",

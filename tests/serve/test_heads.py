@@ -44,8 +44,10 @@ def say(folder: Path, pieces: Sequence[bytes]) -> tuple[list[int], int, int]:
         for piece in pieces:
             if not pipe.closed:
                 client.data_received(piece)
+                bench.gateway.turn.end()
             while done < len(bench.asked):
                 bench.asked[done].protocol.data_received(answer(done))
+                bench.gateway.turn.end()
                 done += 1
         pipe.end()
         wire = bytes(pipe.written)

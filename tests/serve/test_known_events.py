@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from baseload.serve.body import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from baseload.serve.sse import Broken, Scanner
+from baseload.serve.turn import Turn
 from baseload.serve.upstream import Connection, Place
 
 HEADS = (
@@ -194,7 +195,7 @@ def test_a_chunk_taken_at_sight_is_what_the_parser_would_have_read(
     if not by_chunk:
         places = [0, *sorted({cut % (len(stream) + 1) for cut in cuts}), len(stream)]
         pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
-    connection, taker = Connection(Place("http://127.0.0.1:9", "")), Taker()
+    connection, taker = Connection(Place("http://127.0.0.1:9", "", Turn())), Taker()
     connection.connection_made(Pipe())  # type: ignore[arg-type]
     connection.send(taker, b"")
     connection.place.idle = [connection] * 256  # so that it is not kept
@@ -209,7 +210,7 @@ def test_a_chunk_taken_at_sight_is_what_the_parser_would_have_read(
 
 def test_chunks_one_by_one_pass_the_parser_by() -> None:
     """Chunks that come one at a time are framed at sight, all but the first, which comes with the head's judgement."""
-    connection, taker = Connection(Place("http://127.0.0.1:9", "")), Taker()
+    connection, taker = Connection(Place("http://127.0.0.1:9", "", Turn())), Taker()
     connection.connection_made(Pipe())  # type: ignore[arg-type]
     connection.send(taker, b"")
     connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")

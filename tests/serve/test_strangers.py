@@ -33,6 +33,7 @@ def say(folder: Path, pieces: list[bytes]) -> tuple[bytes, bool, fuzz.Bench]:
         for asked in bench.asked:
             length = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(ANSWER)}\r\n\r\n"
             asked.protocol.data_received(length.encode() + ANSWER)
+        bench.gateway.turn.end()
         return bytes(pipe.written), pipe.closed, bench
 
     return asyncio.run(go())

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from baseload.serve import upstream
+from baseload.serve.turn import Turn
 from baseload.serve.upstream import Connection, Place, Pool
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -160,7 +161,7 @@ def test_a_host_that_is_none_is_an_engine_that_nobody_reaches() -> None:
 
     async def run() -> None:
         pool, made = Pool([""]), asyncio.get_running_loop().create_future()
-        pool.connect(Place("http://" + "a" * 70 + ".example:80", ""), made.set_result)
+        pool.connect(Place("http://" + "a" * 70 + ".example:80", "", Turn()), made.set_result)
         assert await asyncio.wait_for(made, 2.0) is None
 
     asyncio.run(run())

@@ -228,6 +228,8 @@ class Bench:
             if pipe.closed:
                 break
             client.data_received(piece)
+            if dice.random() < 0.7:  # else what comes next comes in the same turn of the loop
+                self.gateway.turn.end()
             answers = self.answer(seed, answers)
         for _ in range(8):  # retries ask again
             before = answers
@@ -241,7 +243,8 @@ class Bench:
         pipe.end(ConnectionResetError() if dice.random() < 0.3 else None)
         for other in self.asked:
             other.end()
-            one_request(bytes(other.written))
+            if other.written:  # else its client was gone in the same turn
+                one_request(bytes(other.written))
         await asyncio.sleep(0)
         self.check(bytes(pipe.written))
         statuses = cases.split_answers(bytes(pipe.written))
@@ -273,6 +276,7 @@ class Bench:
         """Let every engine that was asked and has not answered yet say something hostile."""
         for pipe in self.asked[n:]:
             n += 1
+            self.gateway.turn.end()
             streamed = b'"stream":true' in pipe.written or b'"stream": true' in pipe.written
             for piece in mutations.answer(seed * 31 + n, streamed=streamed):
                 if pipe.closed:
@@ -280,6 +284,8 @@ class Bench:
                 pipe.protocol.data_received(piece)
                 if (seed + n) % 2:
                     self.purse.more()
+                if (seed + n) % 4:
+                    self.gateway.turn.end()
             if (seed + n) % 3 == 0 or pipe.closed:
                 pipe.end()
         while self.purse.held and seed % 5:

@@ -17,7 +17,7 @@ import httptools
 
 from baseload.records import REASON_LOST
 from baseload.serve import body as bodies
-from baseload.serve import reply
+from baseload.serve import lookups, reply
 from baseload.serve.bearers import Refusal, digest_of
 from baseload.serve.body import BodyError, peek
 from baseload.serve.inbound import (
@@ -25,7 +25,6 @@ from baseload.serve.inbound import (
     DRAINING,
     LARGE,
     LONG_HEAD,
-    MANY_RECEIPTS,
     NO_KEY,
     NOT_SO,
     NOWHERE,
@@ -39,6 +38,7 @@ from baseload.serve.inbound import (
 )
 from baseload.serve.relay import Relay
 from baseload.serve.reply import Problem
+from baseload.serve.turn import Outgoing
 from baseload.serve.wire import KeyView
 
 if TYPE_CHECKING:
@@ -63,18 +63,18 @@ _ALLOW: Final = b"allow: %b\r\n"
 _OK: Final = b"HTTP/1.1 200 OK\r\n"
 
 
-class Client:
+class Client(Outgoing):
     """One connection of a client."""
 
     __slots__ = (
         "_full", "_head_bytes", "_in_head", "_known", "_line_bytes", "_n_headers", "_parser", "_queue", "_read", "_reading",
         "_shape", "_unlike", "_unsent", "chunked", "closing", "current", "due_s", "gateway", "half_s", "heard", "relay",
-        "settling", "transport",
+        "settling",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
+        super().__init__(gateway.turn)
         self.gateway = gateway
-        self.transport: Any = None
         self.relay: Relay | Pending | None = None
         self.settling: deque[Relay] = deque()  # told to the end, and not yet wholly taken by the socket
         self.current: Inbound | None = None  # being read
@@ -116,6 +116,7 @@ class Client:
         """The client is gone, and so is what it asked for."""
         self.gateway.clients.discard(self)
         self.transport, self.closing = None, True
+        self.forget()
         self._queue.clear()
         settling, self.settling = self.settling, deque()
         for relay in settling:
@@ -126,6 +127,7 @@ class Client:
 
     def eof_received(self) -> bool:
         """The client has said all it will: it still gets its answers."""
+        self.push()
         if self.relay is None and not self._queue:
             return False
         self.closing = True
@@ -170,7 +172,7 @@ class Client:
         except httptools.HttpParserUpgrade:  # it was answered as an ordinary request; what follows is none of ours
             self.closing = True
             if self.relay is None and not self._queue and self.transport is not None:
-                self.transport.close()
+                self._close()
             return
         except httptools.HttpParserError as error:
             context = error.__context__
@@ -290,7 +292,7 @@ class Client:
             if request.refused is not None:
                 raise Refused(request.refused)
         if request.expects and request.refused is None and self.relay is None and not self._queue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _judged(self, request: Inbound, found: KeyView | Refusal, at_once: list[bool]) -> None:
         """Read no more of a large body whose sender has no key."""
@@ -335,8 +337,8 @@ class Client:
         if self.transport is None:
             return
         if self.relay is None and not self._queue:
-            self.transport.write(reply.whole(problem, bodies.CHAT, close=True))
-            self.transport.close()
+            self.write(reply.whole(problem, bodies.CHAT, close=True))
+            self._close()
         else:
             bad = Inbound()
             bad.refused, bad.close = problem, True
@@ -349,32 +351,32 @@ class Client:
             self.closing = True
         if request.refused is not None:
             self.closing = True
-            self._say(request.refused, bodies.CHAT)
+            self.say(request.refused, bodies.CHAT)
             return
         path = request.path.partition(b"?")[0]
         endpoint = bodies.ENDPOINTS.get(path)
         if endpoint is not None:
             if request.method != b"POST":
-                self._say(NOT_SO, endpoint, lines=_ALLOW % b"POST")
+                self.say(NOT_SO, endpoint, lines=_ALLOW % b"POST")
                 return
             self._post(request, endpoint)
         elif request.method not in (b"GET", b"HEAD"):
             known = path in _ROUTES_GET or path.startswith((b"/v1/models/", b"/v1/receipts/"))
-            self._say(NOT_SO if known else NOWHERE, bodies.CHAT, lines=_ALLOW % b"GET" if known else b"")
+            self.say(NOT_SO if known else NOWHERE, bodies.CHAT, lines=_ALLOW % b"GET" if known else b"")
         else:
-            self._get(request, path)
+            lookups.get(self, request, path)
 
     def _post(self, request: Inbound, endpoint: int) -> None:
         gateway = self.gateway
         if not request.bearer:
-            self._say(NO_KEY, endpoint)
+            self.say(NO_KEY, endpoint)
             return
         if gateway.draining:
             self.closing = True
-            self._say(DRAINING, endpoint)
+            self.say(DRAINING, endpoint)
             return
         if request.encoding not in (b"", b"identity"):
-            self._say(Problem(415, "unsupported_encoding", "send the body without content-encoding"), endpoint)
+            self.say(Problem(415, "unsupported_encoding", "send the body without content-encoding"), endpoint)
             return
         body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
         try:
@@ -403,89 +405,23 @@ class Client:
                 return
             told = as_problem(found) if isinstance(found, Refusal) else problem
             self.relay = None
-            self._say(told, endpoint)
+            self.say(told, endpoint)
 
         self.gateway.purse.who(request.bearer, then)
-
-    def _get(self, request: Inbound, path: bytes) -> None:
-        head_only = request.method == b"HEAD"
-        if path == b"/health":
-            status = 503 if self.gateway.draining else 200
-            self._write(status, b'{"status":"%b"}' % (b"draining" if status == 503 else b"ok"), head_only)
-            return
-        if path != b"/v1/models" and not path.startswith((b"/v1/models/", b"/v1/receipts/")):
-            self._say(NOWHERE, bodies.CHAT)
-            return
-        if not request.bearer:
-            self._say(NO_KEY, bodies.CHAT)
-            return
-        stand_in = Pending()
-        self.relay = stand_in
-
-        def then(found: KeyView | Refusal) -> None:
-            if self.relay is not stand_in:
-                return
-            self.relay = None
-            if isinstance(found, Refusal):
-                self._say(as_problem(found), bodies.CHAT)
-            elif path.startswith(b"/v1/receipts/"):
-                self._receipt(found, path[13:], head_only)
-            else:
-                self._models(found, path[11:], head_only)
-
-        self.gateway.purse.who(request.bearer, then)
-
-    def _models(self, view: KeyView, name: bytes, head_only: bool) -> None:
-        tables = self.gateway.tables
-        if view.tenant_i < 0:
-            self._say(Problem(403, "tenant_not_served", "the tenant of this API key is not served"), bodies.CHAT)
-            return
-        mine = [row.name for i, row in enumerate(tables.models) if any(tables.may[view.tenant_i][i])]
-        if not name:
-            self._write(200, reply.models(mine), head_only)
-            return
-        shown = name.decode("utf-8", "replace")
-        if shown in mine:
-            self._write(200, reply.model(shown), head_only)
-        else:
-            self._say(self.gateway.no_such_model(shown), bodies.CHAT)
-
-    def _receipt(self, view: KeyView, name: bytes, head_only: bool) -> None:
-        stand_in = Pending()
-        self.relay = stand_in
-
-        def then(blob: bytes | None) -> None:
-            if self.relay is not stand_in:
-                return
-            self.relay = None
-            if blob is None:
-                self._say(Problem(404, "receipt_not_found", "no receipt of such a request of yours (yet)"), bodies.CHAT)
-            else:
-                self._write(200, blob, head_only)
-
-        try:
-            number = int(name.removeprefix(b"req-").decode("ascii"), 16) if len(name) <= 20 else 0
-        except (ValueError, UnicodeDecodeError):
-            number = 0
-        if not 0 < number < 1 << 63:
-            then(None)
-            return
-        if not self.gateway.purse.receipt(view, number, then):
-            self.relay = None
-            self._say(MANY_RECEIPTS, bodies.CHAT)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
-    def _say(self, problem: Problem, endpoint: int, *, lines: bytes = b"") -> None:
+    def say(self, problem: Problem, endpoint: int, *, lines: bytes = b"") -> None:
         """Answer with an error of the gateway's own, outside any relay."""
         if self.transport is not None:
-            self.transport.write(reply.whole(problem, endpoint, close=self.closing, lines=lines))
+            self.write(reply.whole(problem, endpoint, close=self.closing, lines=lines))
         self._next()
 
-    def _write(self, status: int, body: bytes, head_only: bool = False) -> None:
+    def tell(self, status: int, body: bytes, head_only: bool = False) -> None:
+        """Answer with JSON of the gateway's own."""
         if self.transport is not None:
             head = reply.head(status, b"", len(body), close=self.closing)
-            self.transport.write(head if head_only else head + body)
+            self.write(head if head_only else head + body)
         self._next()
 
     def answer(self, relay: Relay, problem: Problem) -> None:
@@ -493,7 +429,7 @@ class Client:
         if self.relay is not relay:
             return
         if self.transport is not None:
-            self.transport.write(reply.whole(problem, relay.endpoint, close=self.closing, lines=relay.lines()))
+            self.write(reply.whole(problem, relay.endpoint, close=self.closing, lines=relay.lines()))
         self.relay = None
         self._next()
 
@@ -506,7 +442,7 @@ class Client:
             if retry_after and len(retry_after) < 40 and retry_after.isascii():
                 lines += b"retry-after: " + retry_after + b"\r\n"
             kind = content_type if content_type and len(content_type) < 200 else b"application/json"
-            self.transport.write(
+            self.write(
                 b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
                 % (
                     _OK if status == 200 else b"HTTP/1.1 %d %b\r\n" % (status, reply.phrase(status).encode()), kind,
@@ -527,16 +463,28 @@ class Client:
             self._next()
 
     def deliver(self, relay: Relay) -> None:
-        """Settle a finished stream as soon as the socket has taken it."""
+        """Settle a finished stream as soon as the socket has taken it, a whole answer once it was handed to it."""
         self.settling.append(relay)
-        asyncio.get_running_loop().call_soon(self._settle)
+        if not self.n_out:
+            self.turn.add(self)
 
-    def _settle(self) -> None:
-        if self.settling and self.transport is not None and not self.transport.get_write_buffer_size():
-            while self.settling:
+    def pushed(self) -> None:
+        """Settle what is out now."""
+        if self.settling and self.transport is not None and not self.n_out:
+            taken = not self.transport.get_write_buffer_size()
+            while self.settling and (taken or self.settling[0].row is not None):
                 self.settling.popleft().delivered()
+            if self.settling:
+                return
             if self.relay is None and self.current is None and not self.closing:
                 self.due_s = monotonic() + self.gateway.limits.idle_s
+
+    def _close(self) -> None:
+        """Close behind what was written."""
+        self.push()
+        self.pushed()
+        if self.transport is not None:
+            self.transport.close()
 
     def _next(self) -> None:
         """Take the next request that was read ahead, or read on, or close."""
@@ -551,7 +499,7 @@ class Client:
             return
         if self.closing:
             self.due_s = monotonic() + self.gateway.limits.token_s  # which it has to take the rest
-            self.transport.close()
+            self._close()
             return
         limits = self.gateway.limits
         self.due_s = monotonic() + (limits.token_s if self.settling else limits.idle_s)
@@ -570,7 +518,7 @@ class Client:
     def late(self, now_s: float) -> None:
         """Some time limit has passed."""
         if self.settling:
-            self._settle()
+            self.pushed()
         if now_s >= self.half_s:
             self._still_there(now_s)
         if self.relay is not None:
@@ -579,7 +527,7 @@ class Client:
             return
         if now_s < self.due_s or self.transport is None:
             return
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self.unsent()
         if unsent:  # it takes the last of its answers, or nothing any more
             if unsent == self._unsent:
                 self.transport.abort()
@@ -588,8 +536,8 @@ class Client:
         self.due_s = NEVER_S
         if self.current is not None:
             self.closing = True
-            self.transport.write(reply.whole(SLOW, bodies.CHAT, close=True))
-        self.transport.close()
+            self.write(reply.whole(SLOW, bodies.CHAT, close=True))
+        self._close()
 
     def _still_there(self, now_s: float) -> None:
         """Let go of a client that ended its side, unless it has taken something since: then it only ended its side."""
@@ -609,10 +557,10 @@ class Client:
             self.closing = True
             self.relay.stop(problem, REASON_LOST)
         elif self.transport is not None and not self.settling:
-            self.transport.close()
+            self._close()
 
     def close_if_idle(self) -> None:
         """Drain: close where nothing runs; what runs ends with its answer."""
         self.closing = True
         if self.relay is None and not self._queue and self.transport is not None and self.current is None:
-            self.transport.close()
+            self._close()

@@ -21,6 +21,7 @@ from baseload.serve.reply import Problem
 from baseload.serve.rows import SettleRow
 from baseload.serve.shapes import Endpoints
 from baseload.serve.tables import Tables
+from baseload.serve.turn import Turn
 from baseload.serve.upstream import Pool
 from baseload.serve.waiting import Waiting
 
@@ -42,7 +43,8 @@ class Gateway:
         self.folder, self.board, self.purse, self.worker = folder, board, purse, worker
         self.counters = board.counters[worker]
         self.door = Door(tables, board, worker, rules=rules)
-        self.pool = Pool([tables.deployments[row.deployment_i].key_env for row in tables.replicas])
+        self.turn = Turn()
+        self.pool = Pool([tables.deployments[row.deployment_i].key_env for row in tables.replicas], self.turn)
         self.clients: set[Client] = set()
         self.waiting: list[Waiting] = []
         self.draining = False
@@ -239,5 +241,5 @@ class Gateway:
             "connections": float(len(self.clients)),
             "streams": float(sum(1 for client in self.clients if client.relay is not None)),
             "waiting": float(sum(len(queue) for queue in self.waiting)),
-            "faults": float(self.faults),
+            "faults": float(self.faults + self.turn.faults),
         }

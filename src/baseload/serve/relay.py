@@ -293,9 +293,9 @@ class Relay(RelayState):
             return
         scanner.tokens += n
         now_s = monotonic()
-        if not client.transport.get_write_buffer_size():
+        if not client.unsent():
             purse.delivered(opened, self.sent_tokens)
-        client.transport.write(data)
+        client.write(data)
         self.sent_tokens = scanner.tokens
         self.told_bytes += n_bytes
         self.due_s = now_s + self.gateway.limits.token_s
@@ -305,18 +305,17 @@ class Relay(RelayState):
     def _pass_on(self, out: bytes) -> None:
         """Write whole events to the client."""
         client, scanner = self.client, self.scanner
-        transport = client.transport
         now_s = monotonic()
         if not self.begun:
             self._begin(now_s)
         assert scanner is not None
-        if self.sent_tokens and not transport.get_write_buffer_size():
+        if self.sent_tokens and not client.unsent():
             assert self.opened is not None
             self.gateway.purse.delivered(self.opened, self.sent_tokens)
         if scanner.tokens and not self.first_s:
             self.first_s = now_s
             self.gateway.door.answered(self.replica, now_s - self.sent_s, self.peek.input_tokens)
-        transport.write(b"%x\r\n%b\r\n" % (len(out), out) if client.chunked else out)
+        client.write(b"%x\r\n%b\r\n" % (len(out), out) if client.chunked else out)
         self.sent_tokens = scanner.tokens
         self.told_bytes += len(out)
         self.due_s = now_s + self.gateway.limits.token_s
@@ -325,9 +324,7 @@ class Relay(RelayState):
         """Tell the client that an answer comes."""
         self.begun = True
         self.state = STREAMING
-        self.client.transport.write(
-            _STREAM_HEAD % (_CHUNKED if self.client.chunked else b"connection: close\r\n", self.lines())
-        )
+        self.client.write(_STREAM_HEAD % (_CHUNKED if self.client.chunked else b"connection: close\r\n", self.lines()))
 
     def _more(self, opened: Opened) -> None:
         """The purse has more: pass on what waits, and read on."""
@@ -417,11 +414,10 @@ class Relay(RelayState):
     def _end_stream(self, problem: Problem) -> None:
         """Tell an error inside the stream, and end it without a word that says it is whole."""
         event = reply.error_event(problem, self.endpoint)
-        transport = self.client.transport
         if self.client.chunked:
             event = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
-        if transport is not None:
-            transport.write(event)
+        if self.client.transport is not None:
+            self.client.write(event)
 
     # ---- trying elsewhere ------------------------------------------------------------------------------------------
 
@@ -504,8 +500,9 @@ class Relay(RelayState):
             body = with_members(body, self.gateway.members(row, self.tenant_i), end)
         self._left(OK, tokens)
         self.gateway.door.answered(self.replica, self.first_s - self.sent_s, self.peek.input_tokens, tokens)
+        self.row, self.state = row, OVER
         self.client.pass_on(self, 200, self.content_type or b"application/json", body, b"", done=False)
-        self._settle_row(row)
+        self.client.deliver(self)
         self.client.done(self)
 
     def _finish(self) -> None:
@@ -515,7 +512,7 @@ class Relay(RelayState):
         if not self.begun:
             self._begin(monotonic())
         if client.chunked and client.transport is not None:
-            client.transport.write(b"0\r\n\r\n")
+            client.write(b"0\r\n\r\n")
         connection, self.up = self.up, None
         if connection is not None:
             connection.taker = DRAIN
@@ -530,7 +527,10 @@ class Relay(RelayState):
         client.done(self, close=not client.chunked)
 
     def delivered(self) -> None:
-        """All of a finished stream was taken by the client's socket: settle it."""
+        """All of a finished stream was taken by the client's socket, or a whole answer handed to it: settle it."""
+        if self.row is not None:
+            self._settle_row(self.row)
+            return
         scanner = self.scanner
         assert scanner is not None
         tokens = self._tokens(scanner.usage, scanner.tokens)
@@ -539,7 +539,7 @@ class Relay(RelayState):
     def gone(self) -> None:
         """The client left: whatever is computed for it is for nobody, and it pays what it has."""
         if self.state == OVER:
-            if self.opened is not None and self.scanner is not None:  # finished, and not wholly taken
+            if self.opened is not None and (self.row is not None or self.scanner is not None):  # not wholly taken
                 self._settle(FAILED, REASON_LOST, CLIENT_GONE)
             return
         self.gateway.count("client_gone")

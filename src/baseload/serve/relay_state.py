@@ -41,7 +41,7 @@ class RelayState:
         "answer", "answer_bytes", "arrival_ns", "arrival_s", "attempts", "begun", "body", "client", "client_id", "content_type",
         "cut_why", "deadline_s", "due_s", "endpoint", "extra", "first_s", "fresh", "gateway", "held", "last", "model_i", "more",
         "name", "opened", "paused", "peek", "place", "prefix", "prices", "problem", "replica", "request_id", "retry_after",
-        "scanner", "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up",
+        "row", "scanner", "sent_s", "sent_tokens", "state", "status", "strip", "tenant_i", "told_bytes", "tried", "tries", "up",
         "version", "why", "wish", "work",
     )  # fmt: skip
 
@@ -71,6 +71,7 @@ class RelayState:
         self.content_type = self.retry_after = b""
         self.answer: list[bytes] = []
         self.answer_bytes = 0
+        self.row: SettleRow | None = None  # of a whole answer, until it is settled
         self.first_s = self.sent_s = 0.0
         self.sent_tokens = self.told_bytes = 0
         self.held = self.paused = False
@@ -118,8 +119,9 @@ class RelayState:
 
     def _confirm(self) -> None:
         """Count what the client's socket has taken by now."""
-        transport, opened = self.client.transport, self.opened
-        if self.begun and opened is not None and transport is not None and not transport.get_write_buffer_size():
+        client, opened = self.client, self.opened
+        client.push()
+        if self.begun and opened is not None and client.transport is not None and not client.unsent():
             self.gateway.purse.delivered(opened, self.sent_tokens)
 
     def _tokens(self, usage: Usage | None, counted: int) -> int:

@@ -20,6 +20,7 @@ import httptools
 
 from baseload.serve import quick
 from baseload.serve.inbound import HeadShape, head_shape
+from baseload.serve.turn import Outgoing, Turn
 
 chunks_of: Final = quick.chunks_of
 
@@ -88,12 +89,12 @@ class Place:
 
     __slots__ = (
         "base", "counts_along", "gone", "head", "host", "idle", "known", "live", "more", "more_known", "port", "shape", "tls",
-        "url",
+        "turn", "url",
     )  # fmt: skip
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, turn: Turn) -> None:
         parts = urlsplit(url)
-        self.url = url
+        self.url, self.turn = url, turn
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.tls = _trust() if parts.scheme == "https" else None
@@ -125,18 +126,18 @@ class Place:
             self.more_known = True
 
 
-class Connection:
+class Connection(Outgoing):
     """One connection to an engine."""
 
     __slots__ = (
         "_begun", "_between", "_chunked", "_close", "_content_type", "_contradicts", "_extra", "_head_bytes", "_in_head",
         "_keep", "_length", "_parser", "_pieces", "_retry_after", "_status", "_told", "_whole", "idle_since_s", "place",
-        "rest_s", "reused", "taker", "transport",
+        "rest_s", "reused", "taker",
     )  # fmt: skip
 
     def __init__(self, place: Place) -> None:
+        super().__init__(place.turn)
         self.place = place
-        self.transport: Any = None
         self.taker: Taker | None = None
         self.reused = False
         self.rest_s = 0.0  # since when nobody waits for what still comes; 0: somebody does
@@ -165,6 +166,7 @@ class Connection:
     def connection_lost(self, exc: Exception | None) -> None:
         """Gone: an answer that has no length of its own is whole now, any other is not."""
         taker, self.transport = self.taker, None
+        self.forget()
         self.place.live.discard(self)
         if taker is None:
             if self in self.place.idle:
@@ -273,16 +275,18 @@ class Connection:
         self._head_bytes, self._length, self._status = 0, None, 0
         self._pieces = []
         self._content_type = self._retry_after = b""
-        self.transport.write(data)
+        self.write(data)
 
     def drop(self) -> None:
         """End the connection at once: what the engine computes for it is for nobody."""
         self.taker = None
+        self.forget()
         if self.transport is not None:
             self.transport.abort()
 
     def _fail(self, why: str) -> None:
         taker, self.taker = self.taker, None
+        self.forget()
         if self.transport is not None:
             self.transport.abort()
         if taker is not None:
@@ -364,7 +368,8 @@ class Connection:
 class Pool:
     """The replicas' places, and connections to them."""
 
-    def __init__(self, keys: Sequence[str], *, connect_s: float = CONNECT_S) -> None:
+    def __init__(self, keys: Sequence[str], turn: Turn | None = None, *, connect_s: float = CONNECT_S) -> None:
+        self.turn = turn or Turn()
         self.places: list[Place | None] = [None] * len(keys)
         self.keys = [os.environ.get(name, "") if name else "" for name in keys]  # values of environment variables
         self.connect_s = connect_s
@@ -382,7 +387,7 @@ class Pool:
                 place.gone = True
                 self._left.append(place)
                 self._close_idle(place)
-            self.places[r] = None if url is None else Place(url, self.keys[r])
+            self.places[r] = None if url is None else Place(url, self.keys[r], self.turn)
 
     def take(self, place: Place) -> Connection | None:
         """Return a kept connection, the newest first; None where there is none."""
