@@ -24,7 +24,7 @@ FILE_BYTES_MAX = 10_000_000
 
 # file under src/baseload: (lines allowed, why)
 LONG_MODULES = {
-    "ports.py": (515, "what crosses between rooms stands in one place"),
+    "ports.py": (525, "what crosses between rooms stands in one place"),
     "simulate/kernel.py": (900, "one event loop: its state and its steps are read together, and compile together"),
     "serve/relay.py": (605, "one state machine of callbacks: every way a request may end is read together"),
     "serve/client.py": (585, "one connection: its parser's callbacks and its answers share every field"),

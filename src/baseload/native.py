@@ -37,6 +37,8 @@ MODULES = (
 WRITTEN = {  # in C; what it does, and where it is taken: the file of Python beside it
     "baseload.serve.quick_c": "serve/quick.c",
     "baseload.serve.glance_c": "serve/glance.c",
+    "baseload.serve.settled_c": "serve/settled.c",
+    "baseload.adapters.leaves_c": "adapters/leaves.c",
 }
 SWITCH = "BASELOAD_NATIVE"
 PYTHON = f"{sysconfig.get_config_var('SOABI')}"

@@ -322,6 +322,15 @@ class RowIn(NamedTuple):
     said: Any = None  # what `body` was made from, by who made it: its fields need not be read from there again
 
 
+class SettledIn(NamedTuple):
+    """Settle rows handed in at once, by who read the other columns from their bodies."""
+
+    ids: list[int]
+    bodies: list[bytes]
+    closes: dict[int, int]  # lease -> which of its ids, as a mask: all of `ids`, each once
+    sums: list[tuple[int, str, str, tuple[int, ...]]]  # at_ns, tenant, key, then the sums of such rows
+
+
 class RowOut(NamedTuple):
     """A row of the ledger; `seq` is its leaf's index in the Merkle tree of the file, from 0."""
 
@@ -384,7 +393,7 @@ class Ledger(Protocol):
     def origin(self) -> str:
         """Return the name of this log: one file, one tree."""
 
-    def append(self, rows: Sequence[RowIn]) -> int:
+    def append(self, rows: Sequence[RowIn | SettledIn]) -> int:
         """Store the rows in their order in one transaction; return the new number of rows."""
 
     def flush(self) -> None:

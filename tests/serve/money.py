@@ -14,6 +14,7 @@ from baseload.serve.keys import Keyring, Made, Peppers
 from baseload.serve.owner import Owner
 from baseload.serve.purse import Opened, Purse, Refusal
 from baseload.serve.rows import SettleRow, decode
+from baseload.serve.settled import Batch, alike_of
 from baseload.serve.tables import Tables
 from tests.serve.fleet import tables as make_tables
 
@@ -48,7 +49,7 @@ class Till:
 
     async def owner(self, ledger: Any = None, **more: Any) -> Owner:
         """Start an owner."""
-        owner = Owner(self.run, ledger or self.ledger(), self.keyring, self.tables, on_rows=self.stored.extend, **more)
+        owner = Owner(self.run, ledger or self.ledger(), self.keyring, self.tables, on_rows=self._take, **more)
         await owner.start()
         return owner
 
@@ -58,6 +59,11 @@ class Till:
         await purse.start()
         await until(lambda: purse.connected)
         return purse
+
+    def _take(self, batch: Batch) -> None:
+        assert [row.request_id for row in batch.rows()] == batch.ids
+        assert batch.alike == alike_of(batch.rows())
+        self.stored += batch.rows()
 
     def rows(self) -> list[Any]:
         """Return every row of the ledger."""

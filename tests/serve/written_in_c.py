@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from baseload import native
 from baseload.app.native_build import compile_c
 from baseload.errors import InputError
-from baseload.serve import quick
 
 CHECKS = ("-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
@@ -22,8 +22,9 @@ def library_of(name: str, folder: Path) -> Path:
 
 
 def source_of(name: str) -> Path:
-    """Return a file in C of the gateway."""
-    return Path(quick.__file__).with_name(f"{name}.c")
+    """Return a file in C of the package."""
+    (file,) = (file for file in native.WRITTEN.values() if Path(file).stem == name)
+    return native.PACKAGE / file
 
 
 def built(name: str, folder: Path) -> ModuleType:

@@ -13,14 +13,13 @@ from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
 import msgspec
 
-from baseload.adapters import merkle
+from baseload.adapters import leaves, merkle
 from baseload.adapters.signing import SigningKey
-from baseload.ports import KINDS, LEDGER_FORMAT, Checkpoint, OpenLease, RowIn, Total
+from baseload.ports import KINDS, LEDGER_FORMAT, Checkpoint, OpenLease, RowIn, SettledIn, Total
 
 BLOCK_LEVEL = 6  # subtrees of 64 rows and more are stored; smaller ones are folded from the rows' own hashes
 BLOCK = 1 << BLOCK_LEVEL
@@ -150,11 +149,20 @@ class Plan:
 
     def add(self, kind: int, request_id: int, body: bytes) -> None:
         """Put a row at the end of the log."""
-        leaf = sha256(b"\x00" + body).digest()
-        self.rows.append((self.frontier.size, kind, request_id, leaf, body))
-        for level, i, node in self.frontier.append(leaf):
-            if level >= BLOCK_LEVEL:
-                self.nodes.append((level, i, node))
+        self.add_all(kind, [request_id], [body])
+
+    def add_all(self, kind: int, ids: list[int], bodies: list[bytes]) -> None:
+        """Put rows at the end of the log."""
+        edge = self.frontier
+        rows, nodes, edge.peaks = leaves.grow(edge.size, edge.peaks, kind, ids, bodies, BLOCK_LEVEL)
+        edge.size += len(rows)
+        self.rows += rows
+        self.nodes += nodes
+
+    def add_up(self, account: Account, sums: Sequence[int]) -> None:
+        """Add to the sums of an account."""
+        before = self.totals.get(account)
+        self.totals[account] = list(sums) if before is None else [a + b for a, b in zip(before, sums, strict=True)]
 
 
 _MONTHS: dict[int, str] = {}
@@ -223,10 +231,14 @@ class Book:
             end = lease_id + lease.n_ids
         assert end <= self.next_id
 
-    def plan(self, rows: Sequence[RowIn], ask: Lookups) -> Plan:
+    def plan(self, rows: Sequence[RowIn | SettledIn], ask: Lookups) -> Plan:
         """Return what storing these rows changes; raises ValueError for rows that no honest caller hands in."""
         plan = Plan(self.frontier.copy(), self.next_id)
-        for kind, request_id, body, said in rows:
+        for row in rows:
+            if isinstance(row, SettledIn):
+                self._settle_all(plan, row, ask)
+                continue
+            kind, request_id, body, said = row
             if said is not None and kind == "settle" and 0 < request_id == said.request_id <= MAX_ID:
                 self._settle(plan, said, body, ask)
                 continue
@@ -258,6 +270,24 @@ class Book:
         lease = plan.leases.get(lease_id) or self.leases[lease_id]
         return lease if request_id < lease_id + lease.n_ids else None
 
+    def _settle_all(self, plan: Plan, rows: SettledIn, ask: Lookups) -> None:
+        """Settle rows at once where each closes an open id of a lease, and one by one where that is not so."""
+        masks: dict[int, int] = {}
+        for lease_id, mask in rows.closes.items():
+            lease = plan.leases.get(lease_id) or self.leases.get(lease_id)
+            closed = 0 if lease is None else plan.masks.get(lease_id, lease.closed)
+            if lease is None or mask & closed or mask > lease.full:
+                break
+            masks[lease_id] = closed | mask
+        if len(masks) < len(rows.closes) or sum(mask.bit_count() for mask in rows.closes.values()) != len(rows.ids):
+            for body in rows.bodies:
+                self._settle(plan, _HEAD.decode(body), body, ask)
+            return
+        plan.masks.update(masks)
+        plan.add_all(SETTLE, rows.ids, rows.bodies)
+        for at_ns, tenant, key, sums in rows.sums:
+            plan.add_up((month_of(at_ns), tenant, key), sums)
+
     def _settle(self, plan: Plan, head: Any, body: bytes, ask: Lookups) -> None:
         lease = self._open_lease(plan, head.request_id)
         if lease is None:
@@ -272,18 +302,11 @@ class Book:
             return
         plan.masks[lease.lease_id] = closed | bit
         plan.add(SETTLE, head.request_id, body)
-        account = (month_of(head.at_ns), head.tenant, head.key)
-        sums = plan.totals.get(account)
-        if sums is None:
-            sums = plan.totals[account] = [0] * len(SUMS)
-        sums[0] += 1
-        sums[1] += head.input_tokens
-        sums[2] += head.cached_tokens
-        sums[3] += head.output_tokens
-        sums[4] += head.price_nano
-        sums[5] += head.cost_nano
-        sums[6] += head.energy_mj
-        sums[7] += head.carbon_ug
+        sums = (
+            1, head.input_tokens, head.cached_tokens, head.output_tokens, head.price_nano, head.cost_nano, head.energy_mj,
+            head.carbon_ug,
+        )  # fmt: skip
+        plan.add_up((month_of(head.at_ns), head.tenant, head.key), sums)
 
     def _lease(self, plan: Plan, head: Head, body: bytes, ask: Lookups) -> None:
         first, n_ids = head.request_id, head.n_ids

@@ -27,7 +27,7 @@ from baseload.adapters.ledger_book import (
 )
 from baseload.adapters.signing import SigningKey, Witness, prepare_successor, put_successor
 from baseload.errors import LedgerError, LedgerUnavailable
-from baseload.ports import KINDS, Checkpoint, OpenLease, RowIn, RowOut, Total
+from baseload.ports import KINDS, Checkpoint, OpenLease, RowIn, RowOut, SettledIn, Total
 
 
 class Stale(Exception):
@@ -105,7 +105,7 @@ class MerkleLedger(Lookups):
     def _now_ns(self, book: Book) -> int:
         return max(book.time_ns, self._clock_ns())
 
-    def append(self, rows: Sequence[RowIn]) -> int:
+    def append(self, rows: Sequence[RowIn | SettledIn]) -> int:
         """Store rows with a signed checkpoint in one transaction; return the new number of rows."""
         if self._signer is None:
             raise LedgerUnavailable("this ledger was opened for reading")

@@ -34,8 +34,9 @@ CREATE TABLE totals (
     price_nano INTEGER NOT NULL, cost_nano INTEGER NOT NULL, energy_mj INTEGER NOT NULL, carbon_ug INTEGER NOT NULL,
     PRIMARY KEY (month, tenant, key)
 ) WITHOUT ROWID;
-CREATE TRIGGER rows_in_order BEFORE INSERT ON rows WHEN NEW.seq <> (SELECT ifnull(max(seq), -1) + 1 FROM rows)
-    BEGIN SELECT RAISE(ABORT, 'the ledger only grows at its end'); END;
+CREATE TRIGGER rows_in_order BEFORE INSERT ON rows
+    WHEN NEW.seq <> ifnull((SELECT seq FROM rows ORDER BY seq DESC LIMIT 1), -1) + 1
+    BEGIN SELECT RAISE(ROLLBACK, 'the ledger only grows at its end'); END;
 CREATE TRIGGER rows_kept BEFORE UPDATE ON rows BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER rows_stay BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER nodes_kept BEFORE UPDATE ON nodes BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
@@ -57,7 +58,8 @@ PUT_TOTAL = """INSERT INTO totals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CO
 def insert_plan(connection: sqlite3.Connection, plan: Plan, signer: SigningKey, *, known_key: bool) -> None:
     """Put a plan into the open transaction; `known_key`: the ledger has this signer's public key already."""
     assert plan.checkpoint is not None
-    connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", plan.rows)
+    # A statement that could be undone alone copies each page it changes: what is refused undoes all, as it did before.
+    connection.executemany("INSERT OR ROLLBACK INTO rows VALUES (?, ?, ?, ?, ?)", plan.rows)
     if plan.nodes:
         connection.executemany("INSERT INTO nodes VALUES (?, ?, ?)", plan.nodes)
     if plan.leases:

@@ -39,6 +39,7 @@ from baseload.adapters.signing import SigningKey, Witness, checkpoint_of, sync_f
 from baseload.errors import LedgerError, LedgerUnavailable
 from baseload.ports import KIND_NAMES, KINDS, LEDGER_FORMAT, Checkpoint, RowOut, Total
 
+PAGE_BYTES = 8192  # ten rows a page: fewer to write, and to move out of the WAL
 WAL_BYTES_MAX = 4 * 1024 * 1024  # then the WAL is moved into the file
 BUSY_S = 5.0
 FSYNC_CODES = {1034, 1290}  # SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC
@@ -125,6 +126,7 @@ class SqliteLedger(MerkleLedger):
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
             if write:
+                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is made now
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from baseload.app.web.view import SERIES_S, TPOT_EDGES_S, TTFT_EDGES_S
 from baseload.records import FAILED, REASON_BUDGET, REASON_NAMES, REFUSED, SERVED
 from baseload.serve.rows import SettleRow
+from baseload.serve.settled import Alike, alike_of
 from baseload.serve.tables import Tables
 
 SAMPLES_MAX = 2000  # latencies kept of a second and scope, for percentiles
@@ -79,7 +80,7 @@ class Scope:
         return [one for one in self.seconds if now_s - window_s <= one.at_s < now_s]
 
 
-def outcome_of(row: SettleRow) -> str:
+def outcome_of(row: SettleRow | Alike) -> str:
     """Return how a request ended, in a word: served, refused, failed, or cancelled by its client."""
     if row.client_status == CLIENT_GONE:
         return CANCELLED
@@ -128,31 +129,25 @@ class Tally:
         return found
 
     def see(self, rows: Iterable[SettleRow]) -> None:
-        """Count rows that are in the ledger now; those that ended alike are added up once."""
-        alike: dict[tuple[str, str, int, int, int, bool], list[SettleRow]] = {}
+        """Count rows that are in the ledger now."""
+        by_second: dict[int, list[SettleRow]] = {}
         for row in rows:
-            gone = row.client_status == CLIENT_GONE
-            kind = (row.tenant, row.site, row.at_ns // 1_000_000_000, row.status, row.reason, gone)
-            group = alike.get(kind)
-            if group is None:
-                alike[kind] = [row]
-            else:
-                group.append(row)
-        for kind, group in alike.items():
-            self._see(group, kind[2])
+            by_second.setdefault(row.at_ns // 1_000_000_000, []).append(row)
+        for at_s, some in by_second.items():
+            for alike in alike_of(some):
+                self.count(alike, [some[place] for place in alike.places], at_s)
 
-    def _see(self, rows: list[SettleRow], at_s: int) -> None:
-        """Count rows of one tenant, site, second and outcome."""
-        first = rows[0]
-        tenant = self.names.get(first.tenant, first.tenant)
+    def count(self, alike: Alike, streams: Sequence[SettleRow], at_s: int) -> None:
+        """Count rows of one second that ended alike; those that were streamed tell how long they took."""
+        tenant = self.names.get(alike.whose.tenant, alike.whose.tenant)
         scopes = [self.scopes[""], self.scope(f"tenant/{tenant}")]
-        if first.site:
-            scopes.append(self.scope(f"site/{first.site}"))
-        outcome = outcome_of(first)
-        reason = REASON_NAMES[first.reason] if 0 <= first.reason < len(REASON_NAMES) else ""
-        sums = _sums(rows)
-        times = [latencies(row) for row in rows if row.streamed]
-        n_whole = len(rows) - len(times)  # answers in one piece: no latency of their own
+        if alike.site:
+            scopes.append(self.scope(f"site/{alike.site}"))
+        outcome = outcome_of(alike)
+        reason = REASON_NAMES[alike.reason] if 0 <= alike.reason < len(REASON_NAMES) else ""
+        sums = _Sums(*alike.sums)
+        times = [latencies(row) for row in streams]
+        n_whole = sums.requests - len(times)  # answers in one piece: no latency of their own
         whole_met = self._met(tenant, outcome, None, None)
         met = [found for ttft_s, tpot_s in times if (found := self._met(tenant, outcome, ttft_s, tpot_s)) is not None]
         n_slo = 0 if whole_met is None else n_whole + len(met)
@@ -167,7 +162,7 @@ class Tally:
             for ttft_s, tpot_s in times:
                 _add_latencies(scope, second, ttft_s, tpot_s)
         if outcome in ("refused", "failed"):
-            self.errors.extend([(at_s, outcome, reason or "upstream", tenant, first.site or "gateway")] * len(rows))
+            self.errors.extend([(at_s, outcome, reason or "upstream", tenant, alike.site or "gateway")] * sums.requests)
 
     def _met(self, tenant: str, outcome: str, ttft_s: float | None, tpot_s: float | None) -> bool | None:
         """Say whether the promise was kept; None where the request does not count (its client went, or overspent)."""
@@ -180,7 +175,7 @@ class Tally:
 
 
 class _Sums(NamedTuple):
-    """What rows that ended alike come to."""
+    """What rows that ended alike come to, in the order of the ledger's sums."""
 
     requests: int
     input_tokens: int
@@ -190,19 +185,6 @@ class _Sums(NamedTuple):
     cost_nano: int
     energy_mj: int
     carbon_ug: int
-
-
-def _sums(rows: list[SettleRow]) -> _Sums:
-    return _Sums(
-        len(rows),
-        sum([row.input_tokens for row in rows]),
-        sum([row.cached_tokens for row in rows]),
-        sum([row.output_tokens for row in rows]),
-        sum([row.price_nano for row in rows]),
-        sum([row.cost_nano for row in rows]),
-        sum([row.energy_mj for row in rows]),
-        sum([row.carbon_ug for row in rows]),
-    )
 
 
 def _add(scope: Scope, second: Second, sums: _Sums, outcome: str, reason: str) -> None:

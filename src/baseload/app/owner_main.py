@@ -24,11 +24,13 @@ from typing import Any
 
 import msgspec
 
+from baseload import native
 from baseload.app import owner_reload
 from baseload.errors import BaseloadError, FleetError
 
 PR_SET_PDEATHSIG = 1
 GC_AFTER = 20_000  # objects made and not freed, before the collector looks
+ENERGY = 6  # place in the sums of settled rows
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
 ADMIN = "admin.token"
 EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
@@ -48,6 +50,8 @@ def main(arguments: list[str]) -> int:
     """Run until told to stop; return the exit code."""
     from baseload.app.serve_config import ServeConfig
 
+    if __name__ == "__main__":
+        native.use(written_alone=True)  # before what it would replace
     die_with_parent()
     gc.disable()  # while it starts: nothing of what is made then goes
     if arguments[-1:] == ["--wait"]:  # started before the supervisor knew of what: it says so in a line, or is gone
@@ -153,7 +157,7 @@ class House:
         self.limiter: Any = None  # of this host's accelerators' power, where the fleet file names one
         self.meters: dict[str, Any] = {}
         self.readings: dict[str, asyncio.Task[None]] = {}  # of meters, under way
-        self.requests_mj: dict[str, list[int]] = {}  # of requests since the last division, by site
+        self.requests_mj: dict[str, tuple[int, int]] = {}  # requests since the last division, and their energy, by site
 
     # ---- up --------------------------------------------------------------------------------------------------------
 
@@ -342,15 +346,22 @@ class House:
 
     # ---- on ----------------------------------------------------------------------------------------------------------
 
-    def _rows(self, rows: list[Any]) -> None:
-        if any(row.tenant not in self.tally.names for row in rows):
+    def _rows(self, batch: Any) -> None:
+        if any(alike.whose.tenant not in self.tally.names for alike in batch.alike):
             self.tally.names = dict(self.accounts.tenants())
-        self.tally.see(rows)
+        for alike in batch.alike:
+            streams = batch.rows(alike.places)
+            self.tally.count(alike, streams, batch.at_ns // 1_000_000_000)
+            if alike.site in self.requests_mj:
+                n, mj = self.requests_mj[alike.site]
+                self.requests_mj[alike.site] = (n + alike.sums[0], mj + alike.sums[ENERGY])
+            self._tell_drift(streams)
+
+    def _tell_drift(self, streams: list[Any]) -> None:
+        """Only streams tell of drift."""
         now_s = time.monotonic()
-        for row in rows:
-            if row.site in self.requests_mj:
-                self.requests_mj[row.site].append(row.energy_mj)
-            if row.streamed and 0 <= row.replica_i < self.board.n_replicas:  # only streams tell of drift
+        for row in streams:
+            if 0 <= row.replica_i < self.board.n_replicas:
                 running, waiting = self.board.running[row.replica_i], self.board.waiting[row.replica_i]
                 deployment_i = self.rows.tables.replicas[row.replica_i].deployment_i
                 self.drift.settled(now_s, row, running=running, waiting=waiting, deployment_i=deployment_i)

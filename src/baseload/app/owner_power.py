@@ -71,7 +71,7 @@ def more_meters(house: House) -> None:
     for i, site in enumerate(house.rows.tables.sites):
         if site.name not in house.meters:
             house.meters[site.name] = meters.meter("modelled", power_w(i))
-            house.requests_mj[site.name] = []
+            house.requests_mj[site.name] = (0, 0)
             if i == HOST_SITE_I and kind != "modelled":
                 with _only_told_after_a_crash(house, "its energy is modelled"):
                     house.meters[site.name] = meters.meter(kind, power_w(i))
@@ -116,13 +116,13 @@ async def meter(house: House) -> None:
                 house.keeper.say(f"warning: {name}: serve.meter: {fault}; until it counts again its energy is modelled")
             faults[name] = fault
             metered_mj = max(0, round(joules * 1000.0))
-            told, house.requests_mj[name] = house.requests_mj[name], []
+            (n_told, told_mj), house.requests_mj[name] = house.requests_mj[name], (0, 0)
             idle_mj = round(idle_kw[name] * 1e6 * (end_ns - start_ns) / 1e9)
-            shares = reconcile_site(metered_mj, told, min(idle_mj, metered_mj))
+            shares = reconcile_site(metered_mj, [told_mj], min(idle_mj, metered_mj))
             house.owner.record(
                 ReconcileRow(
                     at_ns=end_ns, site=name, start_ns=start_ns, end_ns=end_ns, metered_mj=metered_mj,
-                    requests_mj=sum(shares.requests_mj), idle_mj=shares.idle_mj, n_requests=len(told),
+                    requests_mj=sum(shares.requests_mj), idle_mj=shares.idle_mj, n_requests=n_told,
                     method=method,
                 )
             )  # fmt: skip

@@ -138,8 +138,7 @@ class View:
         )
 
     def _recent(self) -> list[view.RecentRequest]:
-        newest = list(self.house.owner.recent)[-view.RECENT_MAX :]
-        return [self._request(row) for row in reversed(newest)]
+        return [self._request(row) for row in self.house.owner.recent(view.RECENT_MAX)]
 
     def _request(self, row: SettleRow) -> view.RecentRequest:
         tables = self.house.rows.tables

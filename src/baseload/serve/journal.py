@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from baseload.errors import LedgerUnavailable
-from baseload.ports import Ledger, RowIn
+from baseload.ports import Ledger, RowIn, SettledIn
 
 GATHER_S = 0.02  # settled rows wait so long for company (marks hold them meanwhile); a lease waits for nobody
 BUSY_S = 0.18  # and so much longer where many come: a commit costs as much as fifty rows
@@ -27,10 +27,10 @@ Done = Callable[
 
 
 class _Item:
-    __slots__ = ("done", "rows", "told", "urgent")
+    __slots__ = ("done", "n_rows", "rows", "told", "urgent")
 
-    def __init__(self, rows: Sequence[RowIn], done: Done | None, urgent: bool) -> None:
-        self.rows, self.done, self.urgent, self.told = rows, done, urgent, False
+    def __init__(self, rows: Sequence[RowIn | SettledIn], done: Done | None, urgent: bool, n_rows: int) -> None:
+        self.rows, self.done, self.urgent, self.told, self.n_rows = rows, done, urgent, False, n_rows
 
 
 class Journal:
@@ -60,10 +60,17 @@ class Journal:
         """Begin to write."""
         self._thread.start()
 
-    def put(self, rows: Sequence[RowIn], done: Done | None = None, *, urgent: bool = False) -> None:
-        """Queue rows; `done` is called on the loop once they are durable."""
+    def put(
+        self,
+        rows: Sequence[RowIn | SettledIn],
+        done: Done | None = None,
+        *,
+        urgent: bool = False,
+        n_rows: int | None = None,
+    ) -> None:
+        """Queue rows, `n_rows` in all (None: as many as there are); `done` is called on the loop once they are durable."""
         with self._wake:
-            self._queue.append(_Item(rows, done, urgent))
+            self._queue.append(_Item(rows, done, urgent, len(rows) if n_rows is None else n_rows))
             self._n_urgent += urgent
             if urgent or len(self._queue) == 1:  # else the thread is awake, or gathers
                 self._wake.notify()
@@ -72,7 +79,7 @@ class Journal:
     def n_waiting(self) -> int:
         """Return how many rows wait."""
         with self._wake:
-            return sum(len(item.rows) for item in self._queue)
+            return sum(item.n_rows for item in self._queue)
 
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Write what waits and end; False where that did not work in time."""
@@ -126,13 +133,13 @@ class Journal:
                 return None if self._stopping else []
             if not pause_s:
                 self._wake.wait_for(self._no_waiting, GATHER_S)
-                if sum(len(item.rows) for item in self._queue) >= BUSY_ROWS:
+                if sum(item.n_rows for item in self._queue) >= BUSY_ROWS:
                     self._wake.wait_for(self._no_waiting, BUSY_S)
             batch: list[_Item] = []
             n_rows = 0
             while self._queue and n_rows < GROUP_MOST:
                 batch.append(self._queue.popleft())
-                n_rows += len(batch[-1].rows)
+                n_rows += batch[-1].n_rows
             self._n_urgent -= sum(item.urgent for item in batch)
             return batch
 
@@ -152,7 +159,7 @@ class Journal:
 
     def _told(self, batch: list[_Item]) -> None:
         self.n_commits += 1
-        self.n_rows += sum(len(item.rows) for item in batch)
+        self.n_rows += sum(item.n_rows for item in batch)
         self._tell([item for item in batch if not item.told], True)
 
     def _tell(self, items: list[_Item], ok: bool) -> None:

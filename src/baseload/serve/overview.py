@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,12 @@ def receipt_of(ledger: Ledger, request_id: int, tenant: str) -> bytes | None:
     if not tenant or not isinstance(row, SettleRow) or row.tenant != tenant:
         return None
     return ledger.receipt(request_id)
+
+
+def newest(bodies: Sequence[bytes], n: int) -> list[SettleRow]:
+    """Return the last `n` settled rows of bodies, the newest first."""
+    last = list(bodies)[-n:] if n else []
+    return [row for body in reversed(last) if isinstance(row := decode(body), SettleRow)]
 
 
 def overview(owner: Owner) -> dict[str, Any]:

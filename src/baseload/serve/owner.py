@@ -21,16 +21,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from baseload.ports import Ledger, RowIn
+import msgspec
+
+from baseload.ports import Ledger
 from baseload.serve import marks as marks_files
 from baseload.serve import recovery, wire
 from baseload.serve.bank import Bank, Change
+from baseload.serve.booking import book
 from baseload.serve.clientele import Clientele
 from baseload.serve.journal import Journal
 from baseload.serve.keys import Keyring
-from baseload.serve.overview import Holder, month_of, overview, receipt_of
+from baseload.serve.overview import Holder, month_of, newest, overview, receipt_of
 from baseload.serve.recovery import Leased
-from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, encode, row_in
+from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, row_in
+from baseload.serve.settled import Batch, batch_of
 from baseload.serve.tables import Tables
 from baseload.serve.wire import Wire
 
@@ -52,7 +56,7 @@ class Owner:
         keyring: Keyring,
         tables: Tables,
         *,
-        on_rows: Callable[[list[SettleRow]], None] | None = None,  # told of settled rows once they are durable
+        on_rows: Callable[[Batch], None] | None = None,  # told of settled rows once they are durable
         on_fatal: Callable[[str], None] | None = None,  # told when this process must end
         clock_s: Callable[[], float] = time.monotonic,
         utc_ns: Callable[[], int] = time.time_ns,
@@ -63,7 +67,7 @@ class Owner:
         self._last_ns = 0
         self.bank = Bank()
         self.clientele = Clientele(self.bank, keyring, tables, self._do, clock_s=clock_s, utc_ns=self.now_ns)
-        self.recent: deque[SettleRow] = deque(maxlen=RECENT)
+        self._recent: deque[bytes] = deque(maxlen=RECENT)
         self.faults: deque[str] = deque(maxlen=50)  # what ought not to have happened, for the operator
         self.counts = {"recovered": 0, "voided": 0, "repeated": 0, "dropped_connections": 0, "bugs": 0}
         self.leases: dict[int, Leased] = {}
@@ -204,7 +208,8 @@ class Owner:
         found = {mark.request_id: mark for path in dead for mark in marks_files.read(path).marks}
         numbers = {holder.number for holder in gone}
         leases = orphans + [x for x in self.leases.values() if x.holder in numbers]
-        rows = recovery.close(leases, found, self.tables, self.now_ns())
+        now_ns = self.now_ns()
+        rows = recovery.close(leases, found, self.tables, now_ns)
         key_i = {lease.key: lease.key_i for lease in leases}
         settled = [row for row in rows if isinstance(row, SettleRow)]
         for row in settled:
@@ -218,7 +223,7 @@ class Owner:
         def stored(ok: bool) -> None:
             for path in dead:
                 path.unlink(missing_ok=True)
-            self._seen(settled)
+            self._seen(batch_of(settled, now_ns))
 
         self._read |= set(dead)  # once; the files stay until the rows are durable, for an owner after us
         self.journal.put([row_in(row) for row in rows], stored)
@@ -267,7 +272,7 @@ class Owner:
         match message:
             case wire.Ask():
                 self._ask(holder, message)
-            case wire.Rows():
+            case wire.Handed():
                 self._rows(holder, message)
             case wire.Return():
                 self._returned(holder, message, now_s)
@@ -334,48 +339,37 @@ class Owner:
         mine = [self.leases[i] for i in back.leases if i in self.leases and self.leases[i].holder == holder.number]
         self._void(mine, "not used")
 
-    def _rows(self, holder: Holder, message: wire.Rows) -> None:
-        if not len(message.rows) == len(message.keys) == len(message.leases):
-            assert holder.connection is not None
-            return holder.connection.drop("rows without keys")
+    def _rows(self, holder: Holder, message: wire.Handed) -> None:
         now_ns = self.now_ns()
         self.bank.turn_month(month_of(now_ns))
-        fresh: list[SettleRow] = []
-        stored: list[RowIn] = []
-        booked: dict[tuple[int, bool], int] = {}  # (key, again) -> nano: the bank hears of a message's rows at once
-        for row, key_i, lease_id in zip(message.rows, message.keys, message.leases, strict=True):
-            lease = self.leases.get(lease_id)
-            known = lease is not None and lease.holder == holder.number and lease.key_i == key_i
-            again = not (known and lease is not None and lease.is_open(row.request_id))
-            row.at_ns = now_ns
-            booked[key_i, again] = booked.get((key_i, again), 0) + row.price_nano
-            if again:
-                self.counts["repeated"] += 1
-            else:
-                assert lease is not None
-                row.tenant, row.key = lease.tenant, lease.key
-                if lease.close(row.request_id):
-                    del self.leases[lease_id]
-                fresh.append(row)
-            stored.append(RowIn("settle", row.request_id, encode(row), row))
-        for (key_i, again), nano in booked.items():
+        try:
+            done = book(message, self.leases, holder.number, now_ns)
+        except (msgspec.MsgspecError, ValueError) as error:
+            assert holder.connection is not None
+            return holder.connection.drop(f"no rows: {error}")
+        self.counts["repeated"] += done.n_repeated
+        for (key_i, again), nano in done.booked.items():
             if key_i in self.bank.keys:
                 self.bank.settled(holder.number, key_i, nano, again=again)
         for key_i, nano in message.overdrawn:
             if key_i in self.bank.keys and nano > 0:
                 self.bank.overdrawn(holder.number, key_i, nano)
 
-        def done(ok: bool) -> None:
+        def stored(ok: bool) -> None:
             if holder.connection is not None:
                 holder.connection.send(wire.Stored(message.batch_i))
-            self._seen(fresh)
+            self._seen(done.fresh)
 
-        self.journal.put(stored, done)
+        self.journal.put(done.store, stored, n_rows=done.n_rows)
 
-    def _seen(self, rows: list[SettleRow]) -> None:
-        self.recent.extend(rows)
-        if self._on_rows is not None and rows:
+    def _seen(self, rows: Batch) -> None:
+        self._recent.extend(rows.bodies[-RECENT:])
+        if self._on_rows is not None and rows.ids:
             self._on_rows(rows)
+
+    def recent(self, n: int = RECENT) -> list[SettleRow]:
+        """Return the last rows that were stored, the newest first."""
+        return newest(self._recent, n)
 
     def _look_up(self, connection: Wire, message: wire.LookUp) -> None:
         record = self.keyring.look_up(message.bearer, self.now_ns())

@@ -9,12 +9,13 @@ in the last 100 ms. Ids without a mark were never forwarded: the lease's void ro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baseload.ports import OpenLease
 from baseload.records import REASON_LOST, REASON_NONE, SERVED, UNFINISHED
 from baseload.serve.marks import Mark
 from baseload.serve.rows import NEVER_NS, Row, SettleRow, VoidRow
+from baseload.serve.settled import Whose, whose
 from baseload.serve.tables import Tables
 
 
@@ -30,6 +31,10 @@ class Leased:
     key_i: int
     holder: int = 0  # number of the process that holds it; 0: of one that has not said hello
     closed: int = 0
+    whose: Whose = field(init=False)  # of `tenant` and `key`
+
+    def __post_init__(self) -> None:
+        self.whose = whose(self.tenant, self.key)
 
     def is_open(self, request_id: int) -> bool:
         """Say whether an id of this lease is still to be closed."""
@@ -39,6 +44,11 @@ class Leased:
     def close(self, request_id: int) -> bool:
         """Close an id; True where it was the last."""
         self.closed |= 1 << (request_id - self.lease_id)
+        return self.closed.bit_count() == self.n_ids
+
+    def close_all(self, mask: int) -> bool:
+        """Close the ids of a mask; True where none is open after it."""
+        self.closed |= mask
         return self.closed.bit_count() == self.n_ids
 
 

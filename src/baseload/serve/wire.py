@@ -141,6 +141,16 @@ class Rows(Message, tag=10):
     overdrawn: list[tuple[int, int]] = []
 
 
+class Handed(Message, tag=10):
+    """`Rows` as the owner takes them: the rows themselves are read all at once, by `settled.py`."""
+
+    batch_i: int
+    rows: msgspec.Raw
+    keys: list[int]
+    leases: list[int]
+    overdrawn: list[tuple[int, int]] = []
+
+
 class Stored(Message, tag=11):
     """A batch of rows is durable."""
 
@@ -205,7 +215,7 @@ class Storage(Message, tag=20):
     ok: bool
 
 
-ToOwner = Hello | LookUp | Ask | Return | Rows | Stats | ReceiptAsk
+ToOwner = Hello | LookUp | Ask | Return | Handed | Stats | ReceiptAsk
 ToWorker = KeyIs | Grant | Refuse | Recall | Stored | Stop | Forget | Reload | Drain | ReceiptIs | Welcome | Storage
 
 _ENCODER = msgspec.msgpack.Encoder()
