@@ -71,24 +71,33 @@ async def _ask(url: str, body: bytes | None, headers: Mapping[str, str], body_by
 async def _read(reader: asyncio.StreamReader, body_bytes_max: int) -> Answer:
     while True:
         head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head[:-4].split(b"\r\n")
-        version, _, rest = first.partition(b" ")
-        if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-            raise HttpProblem("not HTTP")
-        status = int(rest[:3])
+        status, fields = read_head(head[:-4])
         if status >= 200:
             break
-    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
     if b"chunked" in fields.get(b"transfer-encoding", b"").lower():
         return await _read_chunks(reader, status, body_bytes_max)
     length = fields.get(b"content-length")
-    if length is not None and not length.isdigit():
-        raise HttpProblem("a content-length that is no number")
     wanted = body_bytes_max + 1 if length is None or len(length) > 15 else min(int(length), body_bytes_max + 1)
     got = await _read_up_to(reader, wanted)
     if length is not None and len(got) < wanted:
         raise HttpProblem("the answer ends early")
     return Answer(status, got[:body_bytes_max], len(got) <= body_bytes_max)
+
+
+def read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
+    """Return status and fields of an answer's head; raises HttpProblem.
+
+    >>> read_head(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2")
+    (200, {b'content-length': b'2'})
+    """
+    first, *lines = head.split(b"\r\n")
+    version, _, rest = first.partition(b" ")
+    if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+        raise HttpProblem("not HTTP")
+    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+    if not fields.get(b"content-length", b"0").isdigit():
+        raise HttpProblem("a content-length that is no number")
+    return int(rest[:3]), fields
 
 
 async def _read_up_to(reader: asyncio.StreamReader, wanted: int) -> bytes:

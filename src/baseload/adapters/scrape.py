@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from baseload.adapters.http_small import Answer, HttpProblem, ask
+from baseload.adapters.http_line import Line
+from baseload.adapters.http_small import Answer, HttpProblem
 
 UNKNOWN = -1
 METRICS_BYTES_MAX = 4 << 20
@@ -56,6 +57,7 @@ NAMES = {
     ),
     "tgi": Names(("tgi_batch_current_size",), ("tgi_queue_size",)),
 }
+KEPT = ("vllm", "sglang", "tgi")  # llama.cpp gives a kept connection one of its few threads
 MARKS = {"vllm": b"vllm:", "sglang": b"sglang:", "llamacpp": b"llamacpp:", "tgi": b"tgi_"}
 
 
@@ -67,6 +69,7 @@ class Scraper:
         self.kind = kind
         self.timeout_s = timeout_s
         self.headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._line = Line(self.url, self.headers)
         self.health_path = "/health"
         self.looks = 0
         self.was_ill = False
@@ -91,7 +94,12 @@ class Scraper:
         return Seen(True, running, waiting, kv_free, self.kind, "", took_s)
 
     async def _get(self, path: str, bytes_max: int = 65_536) -> Answer:
-        return await ask(self.url + path, headers=self.headers, timeout_s=self.timeout_s, body_bytes_max=bytes_max)
+        keep = self.kind in KEPT
+        return await self._line.get(path, timeout_s=self.timeout_s, body_bytes_max=bytes_max, keep=keep)
+
+    def close(self) -> None:
+        """Let its connection go; it may be asked again."""
+        self._line.close()
 
     async def _health(self) -> str:
         """Return why the engine is not healthy, or ''. A server without /health is asked for its models."""
@@ -141,7 +149,11 @@ class Scraper:
 
 async def scrape(url: str, *, kind: str = "auto", api_key: str = "", timeout_s: float = 2.0) -> Seen:
     """Return how the engine at `url` is, looked at once."""
-    return await Scraper(url, kind=kind, api_key=api_key, timeout_s=timeout_s).look()
+    scraper = Scraper(url, kind=kind, api_key=api_key, timeout_s=timeout_s)
+    try:
+        return await scraper.look()
+    finally:
+        scraper.close()
 
 
 def kind_of(text: bytes) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from baseload.adapters.scrape import Scraper
+from baseload.adapters.scrape import Scraper, scrape
 from baseload.adapters.scrape import Seen as Looked
 from baseload.app import site_power
 from baseload.policies import CAPS_EACH_REPLICA
@@ -29,6 +29,7 @@ from baseload.serve.steer import OFF, STARTING, UP, SitePower, Steer
 from baseload.serve.tables import Tables
 
 LOOP_S = 0.1  # how often what is and what should be are compared
+REST_S = 0.5  # the same, where all engines are run by others
 CALM_S = 60.0  # up for so long: earlier failures are forgotten
 
 
@@ -110,7 +111,7 @@ class Housekeeper:
 
         async def answers(url: str, key_env: str) -> bool:
             key = os.environ.get(key_env, "") if key_env else ""
-            return (await Scraper(url.rstrip("/"), kind="none", api_key=key).look()).healthy
+            return (await scrape(url.rstrip("/"), kind="none", api_key=key)).healthy
 
         each = sorted(new)
         found = await asyncio.gather(*(answers(*one) for one in each))
@@ -290,12 +291,13 @@ class Housekeeper:
             self.act()
             if self.unwritten:
                 self._write_endpoints()
-            await asyncio.sleep(LOOP_S)
+            all_of_others = all(self._is_external(r) for r in range(len(self.places)))
+            await asyncio.sleep(REST_S if all_of_others else LOOP_S)
 
     def act(self) -> None:
         """Begin what is to be done now."""
-        outstanding = self.board.totals("outstanding")
         ours = [r for r in range(len(self.places)) if not self._is_external(r)]
+        outstanding = self.board.totals("outstanding")
         observed = {r: self.places[r].seen._replace(in_flight=outstanding[r]) for r in ours}
         desired = {r: self.wanted(r) for r in ours}
         patience = rc.PATIENCE._replace(drain_s=max(rc.PATIENCE.drain_s, self.tables.limits.request_s))
@@ -353,9 +355,7 @@ class Housekeeper:
     def _came_up(self, r: int) -> None:
         place = self.places[r]
         self._mark(r, rc.UP)
-        if (
-            self.tables.replicas[r].gone and self.steer.state[r] == OFF
-        ):  # it left while it was started: it will be ended
+        if self.tables.replicas[r].gone and self.steer.state[r] == OFF:  # left while it was started: it will be ended
             return
         place.why = ""
         if place.sick:
@@ -433,10 +433,8 @@ class Housekeeper:
         busy = [place.looked is not None and place.looked.running > 0 for place in self.places]
         self.steer.scale(now_s, outstanding=outstanding, asked=asked, busy=busy)
         running, policy = self._running(), self.tables.policy
-        wanted = site_power.wanted_power(
-            self.tables, running, self.limits_kw()
-        )  # as the twin: a cap is no reason to lift it
-        self.steer.cap(wanted)
+        wanted = site_power.wanted_power(self.tables, running, self.limits_kw())
+        self.steer.cap(wanted)  # as the twin: a cap is no reason to lift it
         if policy.cap in CAPS_EACH_REPLICA:
             for i, seen in enumerate(wanted):
                 self.steer.share_out(i, limit_kw=seen.limit_kw, base_kw=self.tables.sites[i].idle_kw)
@@ -476,6 +474,9 @@ class Housekeeper:
     async def close(self) -> None:
         """End all engines."""
         self.closing = True
+        for place in self.places:
+            if place.scraper is not None:
+                place.scraper.close()
         tasks = [place.starting for place in self.places if place.starting is not None]
         for task in tasks:
             task.cancel()

@@ -328,8 +328,9 @@ def _site_ladder(live: Live, fixed: Standing, tally: Tally, facts: Facts, i: int
     if limit is not None and limit / 1000.0 < healthy:
         healthy, why["healthy"] = limit / 1000.0, "power_limit"
     raw["healthy"] = healthy
-    full = sum(_half_load_tokens_per_s(live, tables.replicas[r].deployment_i) * 2.0 for r, _ in here)
-    within = sum(_half_load_tokens_per_s(live, tables.replicas[r].deployment_i) for r in up)
+    half = {one.deployment_i: _half_load_tokens_per_s(live, one.deployment_i) for _, one in here}
+    full = sum(half[one.deployment_i] * 2.0 for _, one in here)
+    within = sum(half[tables.replicas[r].deployment_i] for r in up)
     seconds = tally.scope(f"site/{name}").last(now_s)
     span_s = _span_s(tally.scope(f"site/{name}"), now_s)
     sold = sum(one.input_tokens + one.output_tokens for one in seconds) / span_s

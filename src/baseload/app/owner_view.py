@@ -46,6 +46,11 @@ class View:
         self.since: dict[str, int] = {}  # when an alarm began, by what it is about
         self.alarms_now: list[view.Alarm] = []
         self.checkpoint_ns: int | None = None
+        self.told: tuple[int, int, list[view.RecentRequest]] = (
+            -1,
+            -1,
+            [],
+        )  # rows stored, version; recent requests then
         self.taken = self._take()
 
     async def loop(self) -> None:
@@ -138,7 +143,10 @@ class View:
         )
 
     def _recent(self) -> list[view.RecentRequest]:
-        return [self._request(row) for row in self.house.owner.recent(view.RECENT_MAX)]
+        stands = (self.house.owner.journal.n_rows, self.house.version)
+        if self.told[:2] != stands:
+            self.told = (*stands, [self._request(row) for row in self.house.owner.recent(view.RECENT_MAX)])
+        return self.told[2]
 
     def _request(self, row: SettleRow) -> view.RecentRequest:
         tables = self.house.rows.tables

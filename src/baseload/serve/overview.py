@@ -1,17 +1,16 @@
-"""Workers as the owner knows them, and what there is to see of an owner."""
+"""What there is to see of an owner."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baseload.ports import Ledger
 from baseload.serve.rows import SettleRow, decode
-from baseload.serve.wire import Wire
+from baseload.serve.wire import ReceiptAsk, ReceiptIs, Wire
 
 if TYPE_CHECKING:
     from baseload.serve.owner import Owner
@@ -33,18 +32,6 @@ def _month_of_day(day: int) -> str:
     return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m")
 
 
-class Holder:
-    """A worker process: one life of it, from its marks file's making to its end."""
-
-    def __init__(self, number: int, worker: int, pid: int, path: Path) -> None:
-        self.number, self.worker, self.pid, self.path = number, worker, pid, path
-        self.connection: Wire | None = None
-        self.hellos = 0
-        self.tables_version = 0
-        self.stats: dict[str, float] = {}
-        self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # for fdatasync
-
-
 def receipt_of(ledger: Ledger, request_id: int, tenant: str) -> bytes | None:
     """Return the receipt of a request of a tenant (pseudonym); None where there is none, or it is another's."""
     found = ledger.find(request_id)
@@ -52,6 +39,18 @@ def receipt_of(ledger: Ledger, request_id: int, tenant: str) -> bytes | None:
     if not tenant or not isinstance(row, SettleRow) or row.tenant != tenant:
         return None
     return ledger.receipt(request_id)
+
+
+async def send_receipt(
+    connection: Wire, ledger: Ledger, asked: ReceiptAsk, tenant: str, bug: Callable[[str], None]
+) -> None:
+    """Answer who asks for a receipt; finding it is a thread's work."""
+    try:
+        blob = await asyncio.to_thread(receipt_of, ledger, asked.request_id, tenant)
+    except Exception as error:
+        bug(f"receipt: {error!r}")
+        blob = None
+    connection.send(ReceiptIs(asked.ask_i, blob))
 
 
 def newest(bodies: Sequence[bytes], n: int) -> list[SettleRow]:

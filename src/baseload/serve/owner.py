@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -29,9 +28,10 @@ from baseload.serve import recovery, wire
 from baseload.serve.bank import Bank, Change
 from baseload.serve.booking import book
 from baseload.serve.clientele import Clientele
+from baseload.serve.holders import Holder, MarksFiles, Syncer
 from baseload.serve.journal import Journal
 from baseload.serve.keys import Keyring
-from baseload.serve.overview import Holder, month_of, newest, overview, receipt_of
+from baseload.serve.overview import month_of, newest, overview, send_receipt
 from baseload.serve.recovery import Leased
 from baseload.serve.rows import ControlRow, LeaseRow, ReloadRow, Row, SettleRow, row_in
 from baseload.serve.settled import Batch, batch_of
@@ -41,7 +41,7 @@ from baseload.serve.wire import Wire
 HELLO_S = 2.0  # a new owner waits so long for the workers that live before it grants anything
 WATCH_S = 0.1
 KEYS_S = 0.25  # how often it is looked whether keys changed
-SYNC_S = 0.1  # marks are on the disk at most so late
+SLACK_S = 0.01  # a timer may be early by so much
 RECENT = 200
 _MARKS_NAME = re.compile(r"marks-\d{1,6}-\d{1,10}-[0-9a-f]{8}")
 
@@ -74,6 +74,9 @@ class Owner:
         self.holders: dict[str, Holder] = {}
         self._by_number: dict[int, Holder] = {}
         self._n_holders = 0
+        self._marks = MarksFiles(folder)
+        self._hurry = asyncio.Event()  # what is watched cannot wait for long
+        self._unsettled = True  # a marks file is of no worker that is connected
         self._read: set[Path] = set()  # marks files that are on their way into the ledger
         self._early: list[Callable[[], None]] = []  # asks that wait until living workers have said hello
         self._begun_s = 0.0
@@ -81,8 +84,7 @@ class Owner:
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = threading.Event()
-        self._syncer = threading.Thread(target=self._sync_marks, name="marks", daemon=True)
+        self._syncer = Syncer(self.holders.values)
         self.journal = Journal(ledger, self._on_loop, storage=self._storage_is, fatal=self._fatally, bug=self._bug)
 
     # ---- life ----
@@ -118,8 +120,7 @@ class Owner:
         for holder in self.holders.values():
             if holder.connection is not None:
                 holder.connection.close()
-        self._stopped.set()
-        await asyncio.to_thread(self._syncer.join)
+        await asyncio.to_thread(self._syncer.stop)
         for holder in self.holders.values():
             os.close(holder.handle)
         self.holders.clear()
@@ -160,29 +161,41 @@ class Owner:
     async def _watch(self) -> None:
         keys_s = 0.0
         while True:
-            await asyncio.sleep(WATCH_S)
+            await self._rest()
             now_s = self._clock_s()
             try:
                 self.bank.turn_month(month_of(self.now_ns()))
                 self._do(self.bank.tick(now_s))
                 self._watch_workers()
-                if now_s - keys_s >= KEYS_S:
+                if now_s - keys_s >= KEYS_S - SLACK_S:
                     keys_s = now_s
                     if self.keyring.accounts.changed():
                         self._keys_changed()
             except Exception as error:  # the watch goes on; an operator reads of it
                 self._bug(f"watch: {error!r}")
 
+    async def _rest(self) -> None:
+        """Wait: shortly where something is under way, else until keys are looked at, or a worker is lost."""
+        self._hurry.clear()
+        busy = self._unsettled or self.bank.waiting or not self.granting
+        if busy:
+            return await asyncio.sleep(WATCH_S)
+        handle = asyncio.get_running_loop().call_later(KEYS_S, self._hurry.set)
+        await self._hurry.wait()
+        handle.cancel()
+
     def _watch_workers(self) -> None:
         """Recover what dead workers left; begin to grant when all that live have said hello."""
-        paths = marks_files.files(self.folder)
+        paths = self._marks.now()
         silent: set[int] = set()
         dead: list[Path] = []
+        self._unsettled = False
         strangers: list[Path] = []  # dead before this owner knew them
         for path in paths:
             holder = self.holders.get(path.name)
             if holder is not None and holder.connection is not None:
                 continue
+            self._unsettled = True
             if path in self._read:
                 continue
             if marks_files.is_held(path):
@@ -234,13 +247,6 @@ class Owner:
             os.close(holder.handle)
             self._do(self.bank.leave(holder.number, now_s))
 
-    def _sync_marks(self) -> None:
-        """Put marks on the disk, in a thread: a power loss then costs what came after the last time."""
-        while not self._stopped.wait(SYNC_S):
-            for holder in list(self.holders.values()):
-                with contextlib.suppress(OSError):
-                    os.fdatasync(holder.handle)
-
     # ---- what workers say ----
 
     def _made(self, connection: Wire) -> None:
@@ -254,6 +260,8 @@ class Owner:
         holder: Holder | None = connection.who
         if holder is not None and holder.connection is connection:
             holder.connection = None
+            self._unsettled = True
+            self._hurry.set()
 
     def _heard(self, connection: Wire, message: Any) -> None:
         holder: Holder | None = connection.who
@@ -332,6 +340,8 @@ class Owner:
             self._tell(holder.number, wire.Refuse(ask.key_i, ask.ask_i, "storage", 1.0))
         else:
             self._do(self.bank.ask(holder.number, ask, self._clock_s()))
+            if self.bank.waiting:
+                self._hurry.set()  # a recall is answered in time, or given up
 
     def _returned(self, holder: Holder, back: wire.Return, now_s: float) -> None:
         if back.key_i in self.bank.keys:
@@ -383,17 +393,8 @@ class Owner:
         record = self.clientele.records.get(message.key_i)
         tenant = "" if record is None else record.tenant_pseudonym
 
-        async def answer() -> None:
-            try:
-                blob = await asyncio.get_running_loop().run_in_executor(
-                    None, receipt_of, self.ledger, message.request_id, tenant
-                )
-            except Exception as error:
-                self._bug(f"receipt: {error!r}")
-                blob = None
-            connection.send(wire.ReceiptIs(message.ask_i, blob))
-
-        task = asyncio.get_running_loop().create_task(answer())
+        answer = send_receipt(connection, self.ledger, message, tenant, self._bug)
+        task = asyncio.get_running_loop().create_task(answer)
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
