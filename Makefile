@@ -22,7 +22,7 @@ help:
 	@echo 'make clients            eight client libraries, at an engine and through the gateway'
 	@echo 'make chaos [SEED=1]     kills, faults, partitions over a whole gateway: nothing may be lost, leak or be left over'
 	@echo 'make bench-serve        CPU time a request beside haproxy, vllm-router, LiteLLM (QUICK=1)'
-	@echo 'make bench-plan         gap, CPU seconds and memory of large plans, beside linopy (QUICK=1, SEEDS=5, PARTS=)'
+	@echo 'make bench-plan         gap, CPU seconds, memory of large plans, what-ifs, conflicts, many futures, linopy (QUICK=1, SEEDS=5, PARTS=)'
 	@echo 'make fuzz-serve         a million mutated requests and event streams (STATE=file: go on where it stopped)'
 	@echo 'make plan-examples      plan the examples, and run each plan in the twin at every milestone with each site lost'
 	@echo 'make native             compile the data plane (optional; wants a C compiler): less CPU a request'

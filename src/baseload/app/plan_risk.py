@@ -63,18 +63,27 @@ def look(
     lines = [f"decided now as below, {words} over {n} scenarios costs {_money(value, plan_map)}; {proof}"]
     if isfinite(of_plan):
         lines.append(f"the plan for the median future alone costs {_money(of_plan, plan_map)} by the same measure")
-    if isfinite(found.of_mean_plan):
-        lines.append(
-            f"deciding by the mean scenario alone would cost {_money(max(0.0, found.of_mean_plan - value), plan_map)} more "
-            f"(value of the stochastic solution)"
-        )
-    if isfinite(found.known):
-        lines.append(f"to know the future would be worth at most {_money(max(0.0, value - found.known), plan_map)}")
+    lines += _worth(found, value, plan_map)
     if not stop():
         lines += _out_of_sample(problem, plan_map, planned, now, n, seed, cvar)
     lines += _now(problem, plan_map, now)
     lines.append(_written(problem, plan_map, answer, now is planned, kept))
     return Risk(measure=_named(cvar), scenarios=n, lines=lines, kept=kept is not None), kept
+
+
+def _worth(found: risk.RiskPlan, value: float, plan_map: PlanMap) -> list[str]:
+    """Return what it is worth to have looked at the scenarios, and to know the future; or why that is not known."""
+    vss = "the value of the stochastic solution is not known: no time was left to price deciding by the mean scenario alone"
+    if isfinite(found.of_mean_plan):
+        more = _money(max(0.0, found.of_mean_plan - value), plan_map)
+        vss = f"deciding by the mean scenario alone would cost {more} more (value of the stochastic solution)"
+    evpi = (
+        "what it would be worth to know the future is not known: no time was left to solve each scenario as if it were "
+        "known, since scenarios that must decide alike, a few at a time, say more of how good this decision is"
+    )
+    if isfinite(found.known):
+        evpi = f"to know the future would be worth at most {_money(max(0.0, value - found.known), plan_map)}"
+    return [vss, evpi]
 
 
 def _named(cvar: float | None) -> str:
