@@ -6,9 +6,11 @@ plan is always a beginning. What comes of it is put back into the plan and solve
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from baseload.plan.problem import Bools, Floats
+from baseload.plan.problem import Bools, Floats, Ints
 from baseload.plan.project import Program
 
 
@@ -43,3 +45,33 @@ def cut_out(program: Program, x: Floats, free: Bools) -> Program:
         index=place[program.index[mine]],
         value=program.value[mine],
     )
+
+
+def kept_rows(program: Program, kept: Bools) -> Program:
+    """Return the programme with the rows `kept` alone.
+
+    >>> one = np.ones(2)
+    >>> two = Program(cost=one, lower=0 * one, upper=9 * one, whole=one > 2, row_lower=np.array([3.0, 4.0]), row_upper=9 * one,
+    ...               start=np.array([0, 2, 3]), index=np.array([0, 1, 1]), value=np.ones(3))
+    >>> kept_rows(two, np.array([False, True])).start, rows_at_least(two, np.array([1]))
+    (array([0, 1]), [(array([1]), array([1.]), 4.0)])
+    """
+    cells = np.diff(program.start)
+    mine = np.repeat(kept, cells)
+    return replace(
+        program,
+        row_lower=program.row_lower[kept],
+        row_upper=program.row_upper[kept],
+        start=np.concatenate([[0], np.cumsum(cells[kept])]).astype(np.int64),
+        index=program.index[mine],
+        value=program.value[mine],
+    )
+
+
+def rows_at_least(program: Program, numbers: Ints) -> list[tuple[Ints, Floats, float]]:
+    """Return rows of a programme that have only a lower side, as (columns, values, least)."""
+    start = program.start
+    return [
+        (program.index[start[i] : start[i + 1]], program.value[start[i] : start[i + 1]], float(program.row_lower[i]))
+        for i in numbers
+    ]

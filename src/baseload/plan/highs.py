@@ -23,6 +23,15 @@ State = Literal["optimal", "stopped", "infeasible", "unbounded", "failed"]
 Stop = Callable[[], bool]
 Progress = Callable[[float, float], None]  # (bound, cost of the best found; inf where none)
 
+NO_PLANS: dict[str, Any] = {  # branch and bound that looks for a bound alone
+    "mip_heuristic_effort": 0.0,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_rens": False,
+    "mip_heuristic_run_root_reduced_cost": False,
+    "mip_heuristic_run_feasibility_jump": False,
+}
+_ROOT: dict[str, Any] = {"presolve": "off", "mip_max_nodes": 1, "mip_lp_age_limit": 1}
+
 
 class Arrays(Protocol):
     """A programme by rows: least cost over columns within bounds, rows within bounds."""
@@ -76,6 +85,7 @@ class Lp:
         self._pass(arrays)
         self._stop: Stop | None = None
         self._progress: Progress | None = None
+        self._pool: list[tuple[Any, ...]] | None = None
         self._until_s = INF
         self._highs.setCallback(_calls(self), None)
         kinds = highspy.cb.HighsCallbackType
@@ -112,6 +122,11 @@ class Lp:
 
     def _called(self, kind: Any, message: str, out: Any, into: Any, user: Any) -> None:
         """Report progress and end the solve where asked; called by HiGHS from inside it."""
+        if kind == highspy.cb.HighsCallbackType.kCallbackMipGetCutPool:
+            names = ("lower", "upper", "start", "index", "value")
+            if self._pool is not None and out.cutpool_num_col == self._highs.getNumCol():
+                self._pool.append(tuple(np.array(getattr(out, f"cutpool_{name}")) for name in names))
+            return
         if self._progress is not None and kind == highspy.cb.HighsCallbackType.kCallbackMipInterrupt:
             self._progress(float(out.mip_dual_bound), float(out.mip_primal_bound))
         into.user_interrupt = time.process_time() > self._until_s or (self._stop is not None and self._stop())
@@ -212,6 +227,29 @@ class Lp:
             self._highs.setSolution(given)
         self._highs.run()
         return self._solution(time.process_time() - began_s)
+
+    def root_rows(
+        self, *, cpu_limit_s: float = INF, stop: Stop | None = None
+    ) -> tuple[float, tuple[Floats, Ints, Ints, Floats]]:
+        """Return (bound, (least, start, column, value) of rows that whole columns imply and the relaxation breaks).
+
+        They are those of branch and bound before it branches; none where it did not come to its end.
+        """
+        pool: list[tuple[Any, ...]] = []
+        self._pool = pool
+        kind = highspy.cb.HighsCallbackType.kCallbackMipGetCutPool
+        self._highs.startCallback(kind)
+        found = self.solve(cpu_limit_s=cpu_limit_s, stop=stop, options=_ROOT | NO_PLANS)
+        self._highs.stopCallback(kind)
+        self._pool = None
+        if not pool or not len(pool[-1][0]):
+            return found.bound, (np.zeros(0), np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        lower, upper, start, index, value = pool[-1]
+        turned = ~np.isfinite(lower)
+        sign = np.where(turned, -1.0, 1.0)
+        rows = np.repeat(np.arange(len(lower)), np.diff(start))
+        least = np.where(turned, -upper, lower)
+        return found.bound, (least, start.astype(np.int64), index.astype(np.int64), value * sign[rows])
 
     def _solution(self, cpu_s: float) -> Solution:
         status, info = self._highs.getModelStatus(), self._highs.getInfo()

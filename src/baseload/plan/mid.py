@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from baseload.plan import build as building
-from baseload.plan import tighten
+from baseload.plan import slices, tighten
 from baseload.plan.build import Model
-from baseload.plan.cutout import cut_out
-from baseload.plan.highs import INF, Lp, Progress, Solution, Stop
+from baseload.plan.cutout import cut_out, kept_rows, rows_at_least
+from baseload.plan.highs import INF, NO_PLANS, Lp, Progress, Solution, Stop, moved_basis
 from baseload.plan.nothing import in_order, nothing
 from baseload.plan.parts import Part, parts_of
 from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, Status
@@ -30,18 +30,21 @@ from baseload.plan.tighten import Rows
 from baseload.plan.whole import Box, promised
 
 _SOON = 0.15  # of the time: where a relaxation took longer, a plan is made quickly first
-_PROVE = 0.25  # for branch and bound, which raises the bound
+_PROVE = 0.15  # for branch and bound, which raises the bound
 _ON_TIME = 0.88  # of what is left for that: it looks at the clock a little late
 _PATIENCE = 10.0  # times that, by the clock on the wall: the process may have been halted meanwhile
 _LEAST = 3e-4  # of the cost: a part that promises less is left as it is
+_SLICED = 0.3  # of the time left: rows that periods alone imply
+_WORTH = 2.5e-4  # of the bound, a CPU second: what else is done raises it, or lowers the cost, by as much
 _SUB_S = 5.0  # of branch and bound over a part
-_WINDOW_S = 4.0  # of that over a window
+_WINDOW_S = 3.5  # of that over a window
 _NESTED = 1.1  # times that, for the searches within it
 _SUB_GAP = 4e-4  # of the whole plan's cost, at which that ends
-_SUB_SHARE = 0.3  # the same of what the part promises, where that is more
+_SUB_SHARE = 0.15  # the same of what the part promises, where that is more
 _DIFFERS = 1e-4  # columns whose relaxation is nearer to the plan stay as they are
 _ROUNDS = 4  # of survival rows that a plan which was handed in breaks
 _TINY = 1e-6
+_DUST = 1e-9
 
 
 @dataclass(kw_only=True)
@@ -60,6 +63,7 @@ class _Search:
     upper: Floats
     best: Answer
     best_x: Floats | None = None
+    spare: tighten.Waiting = field(default_factory=lambda: tighten.Waiting([]))
     bound: float = -INF
     began: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
 
@@ -163,6 +167,13 @@ def _run(search: _Search, gap: float, cpu_limit_s: float, warm: Answer | None) -
     if warm is not None and warm.w.shape == search.model.columns["w"].shape:
         held(search, columns_of(search.model, warm), rounds=_ROUNDS)
     if search.program.whole.any():
+        basis, numbers = lp.basis(), np.concatenate([search.numbers(name) for name in ("buy", "w", "host")])
+        _rounded(search, _boxed(search, lp, search.until_s), numbers, root)
+        if closed():
+            return
+        sharp = _sharpened(search, lp, root, basis)
+        if sharp is not None:
+            lp, root = sharp
         improve(search, lp, root, gap, search.until_s - _PROVE * cpu_limit_s)
         if closed():
             return
@@ -204,10 +215,44 @@ def _add_hosting(search: _Search, lp: Lp, x: Floats) -> int:
         return 0
     linked, shielded = tighten.linked(search.model, x), tighten.shielded(search.model, search.sets, x)
     new = 0
-    for rows in (search.waiting.broken(x), linked, shielded):
+    for rows in (search.waiting.broken(x), search.spare.broken(x), linked, shielded):
         search.add(rows, lp)
         new += len(rows[0])
     return new
+
+
+def _sharpened(search: _Search, lp: Lp, root: Solution, basis: object | None) -> tuple[Lp, Solution] | None:
+    """Return a programme with the rows that periods alone imply, and its relaxation; None where there is no time.
+
+    Rows that do not bind wait until a solution breaks them. `basis` is that of `root`, which `lp` may have left since.
+    """
+    assert root.row_dual is not None
+    n, before = len(search.lower), len(root.row_dual)
+    prices = np.zeros(len(search.program.row_lower))
+    prices[:before] = root.row_dual
+    upper = np.minimum(search.upper, upper_bounds(search.model, search.best.cost))
+    tight = replace(search.program, lower=search.lower, upper=upper)
+    until_s = time.process_time() + _SLICED * search.left_s()
+    worth = _WORTH * abs(search.bound)
+    rows = tighten.packed(slices.implied(search.model, tight, prices, worth=worth, until_s=until_s, stop=search.stop))
+    search.add(rows, None)
+    every = np.arange(n)
+    sharp = Lp(replace(search.program, lower=search.lower, upper=search.upper), relaxed=True)
+    if basis is not None:
+        place = np.arange(len(search.program.row_lower))
+        sharp.set_basis(moved_basis(basis, every, np.where(place < before, place, -1)))
+    found = sharp.solve(method="simplex", cpu_limit_s=max(0.1, search.left_s()), stop=search.stop)
+    if found.x is None or found.row_dual is None or found.state != "optimal":
+        return None
+    _raise_bound(search, found)
+    kept = np.abs(found.row_dual) > _DUST
+    kept[: len(search.model.program.row_lower)] = True
+    search.spare = tighten.Waiting(rows_at_least(search.program, np.flatnonzero(~kept)))
+    search.program = kept_rows(search.program, kept)
+    small, basis = Lp(replace(search.program, lower=search.lower, upper=search.upper), relaxed=True), sharp.basis()
+    if basis is not None:
+        small.set_basis(moved_basis(basis, every, np.flatnonzero(kept)))
+    return small, found
 
 
 def _raise_bound(search: _Search, found: Solution) -> None:
@@ -281,25 +326,18 @@ def prove(search: _Search, cpu_s: float) -> None:
         start=search.best_x,
         progress=told,
         stop=search.stop,
-        options={
+        options=NO_PLANS
+        | {
             "mip_lp_solver": "ipm",
-            "mip_heuristic_effort": 0.0,
-            "mip_heuristic_run_rins": False,
-            "mip_heuristic_run_rens": False,
-            "mip_heuristic_run_root_reduced_cost": False,
-            "mip_heuristic_run_feasibility_jump": False,
             "time_limit": _PATIENCE * cpu_s * search.slowness(),
         },
     )
     told(found.bound, 0.0)
 
 
-def improve(search: _Search, lp: Lp, root: Solution, gap: float, until_s: float) -> None:
-    """Make the relaxation `root`, held by `lp`, whole, then parts of the plan anew, the most promising first.
-
-    That goes on until the gap is closed, nothing promises more, or time is up.
-    """
-    box = Box(
+def _boxed(search: _Search, lp: Lp, until_s: float) -> Box:
+    """Return the programme that `lp` holds, to be narrowed."""
+    return Box(
         lp=lp,
         lower=search.lower.copy(),
         upper=search.upper.copy(),
@@ -307,10 +345,17 @@ def improve(search: _Search, lp: Lp, root: Solution, gap: float, until_s: float)
         stop=search.stop,
         until_s=until_s,
     )
+
+
+def improve(search: _Search, lp: Lp, root: Solution, gap: float, until_s: float) -> None:
+    """Make the relaxation `root`, held by `lp`, whole, then parts of the plan anew, the most promising first.
+
+    That goes on until the gap is closed, nothing promises more, or time is up.
+    """
+    box = _boxed(search, lp, until_s)
     numbers = np.concatenate([search.numbers(name) for name in ("buy", "w", "host")])
-    assert root.x is not None
-    _rounded(search, box, numbers, root)
     if search.best_x is None:
+        assert root.x is not None
         quickly(search, root.x)
     if search.best_x is None:
         return
@@ -326,7 +371,10 @@ def improve(search: _Search, lp: Lp, root: Solution, gap: float, until_s: float)
         if not parts.looked(part, before - found.cost):
             continue  # another may promise more
         if part.loose is not None:
-            _branched(search, box, part, numbers, part.free, _WINDOW_S, near=True)
+            at = np.cumsum(_ours(part, numbers, part.free, len(search.best_x))) - 1  # its solution has only its columns
+            differs = part.free.copy()
+            differs[part.free] = np.abs(found.x[at[numbers[part.free]]] - search.best_x[numbers[part.free]]) > _DIFFERS
+            _branched(search, box, part, numbers, differs, _WINDOW_S, near=part.kind == "hosts")
         elif part.exact:
             differs = part.free & (np.abs(found.x[numbers] - search.best_x[numbers]) > _DIFFERS)
             _branched(search, box, part, numbers, differs, _SUB_S, near=part.kind == "racks")
@@ -360,13 +408,19 @@ def _looked(search: _Search, box: Box, numbers: Ints, part: Part) -> Solution | 
     return found
 
 
+def _ours(part: Part, numbers: Ints, free: Bools, n: int) -> Bools:
+    """Return which of all `n` columns are decided anew: of the whole ones `free`, and what a window leaves loose."""
+    ours = np.ones(n, bool) if part.loose is None else part.loose.copy()
+    ours[numbers] = free
+    return ours
+
+
 def _alone(search: _Search, box: Box, numbers: Ints, part: Part, free: Bools) -> tuple[Program, float]:
     """Return the programme with only `free` of the whole columns, and what a window leaves loose; and what the others cost."""
     assert search.best_x is not None
     x = search.best_x.copy()
     x[numbers] = np.round(x[numbers])
-    ours = np.ones(len(x), bool) if part.loose is None else part.loose.copy()
-    ours[numbers] = free
+    ours = _ours(part, numbers, free, len(x))
     whole = replace(search.program, lower=box.widest[0], upper=box.widest[1])
     return cut_out(whole, x, ours), float(whole.cost[~ours] @ x[~ours])
 
@@ -383,8 +437,7 @@ def _branched(search: _Search, box: Box, part: Part, numbers: Ints, free: Bools,
         return
     cpu_s = min(most_s, 0.6 * left_s)
     alone, held = _alone(search, box, numbers, part, free)
-    ours = np.ones(len(search.best_x), bool) if part.loose is None else part.loose.copy()
-    ours[numbers] = free
+    ours = _ours(part, numbers, free, len(search.best_x))
     found = Lp(alone).solve(
         cpu_limit_s=cpu_s,
         start=search.best_x[ours],

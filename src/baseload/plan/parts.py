@@ -18,19 +18,20 @@ import numpy as np
 from baseload.plan.build import Model
 from baseload.plan.highs import INF
 from baseload.plan.problem import Bools, Ints
+from baseload.plan.slices import periods_of
 
 _AXES = {"w": ("site", "period"), "buy": ("site", "kind", "period"), "host": ("site", "service", "period")}
 _FIRST = {  # (part of the promise that comes true, seconds) as first believed, by kind and way
     ("site", False): (0.4, 1.5),
     ("site", True): (0.2, 5.0),
     ("pair", True): (0.1, 6.0),
-    ("racks", False): (0.5, 1.0),
+    ("racks", False): (0.05, 1.0),
     ("racks", True): (0.2, 6.0),
     ("span", False): (0.05, 4.0),
     ("span", True): (0.05, 7.0),
-    ("service", False): (0.25, 2.5),
+    ("service", False): (0.03, 0.7),
     ("service", True): (0.15, 5.0),
-    ("hosts", True): (0.6, 1.0),
+    ("hosts", True): (0.12, 0.7),
     ("window", True): (0.35, 3.5),
 }
 _NEAR = 0.6  # of what the next part is believed to save: one that was looked at and saves less gives way to it
@@ -39,7 +40,7 @@ _STUCK = 0.95  # of what branch and bound left of a promise, is believed to be t
 _STUCK_ROUNDED = 0.5  # the same of rounding
 _LEARN = 0.3  # how fast belief follows what happened
 _SPAN = 4  # parts of the horizon that are freed together
-_WINDOWS = ((2, 1), (3, 2), (4, 2))  # (periods, from one to the next)
+_WINDOWS = ((2, 1), (3, 1), (4, 2), (6, 3))  # (periods, from one to the next)
 
 
 @dataclass(kw_only=True)
@@ -87,7 +88,7 @@ class Parts:
         """Take down what a part promises as things are; return whether it is still about the most promising one."""
         part.promise, part.seen = promise, True
         return self._pace(part) >= _NEAR * max(
-            (self._pace(other) for other in self.parts if other is not part), default=0.0
+            (self._pace(other) for other in self.parts if other is not part and other.seen), default=0.0
         )
 
     def told(self, part: Part, saved: float, seconds: float) -> None:
@@ -126,20 +127,12 @@ def parts_of(model: Model, numbers: Ints) -> Parts:
 
 
 def windows_of(model: Model, numbers: Ints) -> list[Part]:
-    """Return the windows of a model: each period for hosting alone, spans of two to four for all that is decided.
+    """Return the windows of a model: each period for hosting alone, spans of two to six for all that is decided.
 
     Racks and phases are of the period in which they come, not of that in which they are ordered or begun.
     """
-    problem, n = model.problem, len(model.program.cost)
-    n_periods = len(problem.periods)
-    period = np.full(n, -1)
-    for columns in model.columns.values():
-        if columns.size:
-            period[columns[columns >= 0]] = np.broadcast_to(np.arange(n_periods), columns.shape)[columns >= 0]
-    came = period.copy()
-    for name, later in (("buy", problem.lead[None, :, None]), ("w", problem.phase_delay[:, None])):
-        columns = model.columns[name]
-        came[columns[columns >= 0]] += np.broadcast_to(later, columns.shape)[columns >= 0]
+    n_periods = len(model.problem.periods)
+    period, came = periods_of(model)
     signed = model.columns["sign"][(model.columns["sign"] >= 0) & (model.columns["sign"] != model.columns["rent"])]
     host, buy = (np.isin(numbers, model.columns.get(name, np.zeros(0))) for name in ("host", "buy"))
     found = []
