@@ -23,7 +23,7 @@ from baseload.plan.scene import Scene
 
 GROUP = 3
 _SHARES = {1: 0.7, 2: 0.8, GROUP: 1.0}  # of the time of a scenario in a full group, by the size of the group
-_CHOSEN_SHARE = 1.6  # what a scenario takes among a few with phases kept, likewise: of two less, of five more
+_CHOSEN_SHARE = 1.1  # what a scenario takes among a few with phases kept, likewise: of two 0.8, of four 1.2
 _PRICED_SHARE = 0.5  # what pricing a decision takes in one, likewise; as much is kept for a guess of a few
 
 

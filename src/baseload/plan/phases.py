@@ -28,6 +28,7 @@ from baseload.plan.nothing import Fix, in_order, keeps, nothing, pulled
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
 from baseload.plan.proof import safe_bound, upper_bounds
 from baseload.plan.settle import settled
+from baseload.plan.weights import MANY, Weights
 
 _THRESHOLDS = (0.5, 0.3, 0.1, 0.7)
 _JUDGED = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 1e-4)  # thresholds where each costs little to judge
@@ -40,7 +41,6 @@ _ROUNDS = 30
 _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
 _FEW = 200  # survival rows: so many missing change the bound of a large change little
 _PULLS = 3  # times that phases are tried, begun earlier each time where prices say so
-_MANY = 10**9
 _EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begun as early
 _NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
 _WHOLE = 1e-6  # nearer than this counts as whole
@@ -148,6 +148,7 @@ class _Search:
         self.model: Model = building.build(problem, halls)
         self.program = self.model.program
         self.lp = Lp(self.program, relaxed=True)
+        self.weights = Weights(self.lp)
         self.w = self.model.columns["w"]
         self.best: Floats | Answer | None = None  # a solution of the programme, or an answer settled from one
         self.longer: Coarse | None = None
@@ -261,7 +262,7 @@ class _Search:
             self._add(halls)
             if len(halls) <= few:
                 break
-            found = self._solve("simplex")
+            found = self._solve("simplex", len(halls) if is_given else MANY)
         return replace(node, bound=bound, x=found.x, reduced=found.reduced_cost)
 
     def _moved(self, held: Held) -> object:
@@ -273,11 +274,12 @@ class _Search:
             return held.basis
         return moved_basis(held.basis, columns, rows)
 
-    def _solve(self, method: str) -> Solution:
+    def _solve(self, method: str, n_rows: int = MANY) -> Solution:
         return self.lp.solve(
             method="ipm" if method == "ipm" else "simplex",
             cpu_limit_s=max(0.05, self.until_s - time.process_time()),
             stop=self.stop,
+            options=self.weights.after(n_rows),
         )
 
     def _first(self) -> Solution:
@@ -330,7 +332,7 @@ class _Search:
                 return
             self._tried.add(chosen.tobytes())
             node = _Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x)
-            first = self._relax(node, rounds=2, few=_MANY, unless_hopeless=unless_hopeless)
+            first = self._relax(node, rounds=2, few=MANY, unless_hopeless=unless_hopeless)
             if first.x is None and unless_hopeless:
                 self._tried.discard(chosen.tobytes())
             lacks, may = first.bound - self.bound, self.gap * abs(first.bound)

@@ -19,6 +19,7 @@ from baseload.plan.highs import INF, Lp, Solution, moved_basis
 from baseload.plan.phases import CAPPED, SLOW_PRICES, Held
 from baseload.plan.problem import Bools, Floats, Problem
 from baseload.plan.proof import safe_bound
+from baseload.plan.weights import MANY, Weights
 
 _ROUNDS = 12
 _MISSED = 1e-4
@@ -68,6 +69,7 @@ class Scene:
         self.model = building.build(problem, self.halls)
         self.program = self.model.program
         self.lp = Lp(self.program, relaxed=True)
+        self.weights = Weights(self.lp)
         self.warm = held is not None and held.fits(problem)
         self.solved = False  # here, not where `held` comes from
         if held is not None and self.warm:
@@ -101,11 +103,13 @@ class Scene:
 
     def solve(self, until_s: float, stop: Callable[[], bool] | None = None) -> Solution | None:
         """Return the solution with all survival rows that it needs; None where time was over."""
+        n_more = MANY
         for _ in range(_ROUNDS):
             found = self.lp.solve(
                 method="simplex" if self.warm else "ipm",
                 cpu_limit_s=max(0.05, until_s - time.process_time()),
                 stop=stop,
+                options=self.weights.after(n_more),
             )
             if found.state != "optimal" or found.x is None:
                 return None
@@ -116,6 +120,7 @@ class Scene:
             if not halls:
                 return found
             self.add(halls)
+            n_more = len(halls)
         return found
 
     def begin_from(self, other: Scene) -> None:
