@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import ModuleType
+from typing import Any
 
 import msgspec
 import pytest
@@ -185,3 +186,86 @@ def test_the_usual_answer_is_counted_at_a_glance(c: ModuleType) -> None:
     assert c.usage_of(answer, 100) == (9, -1, 4, len(answer) - 2)
     assert c.usage_of(answer[:-1], 100) is None and c.usage_of(answer + b"x", 100) is None
     assert c.usage_of(answer[:-1] + b',"usage":null}', 100) is None
+
+
+SAID = st.sampled_from(
+    ["content", "text", "refusal", "Content", "con\\u0074ent", 'x\\"content', "finish_reason", "role"]
+)
+DELTAS = st.lists(st.tuples(SAID.map('"{}"'.format), VALUES), max_size=3).map(
+    lambda found: "{" + ",".join(f"{k}:{v}" for k, v in found) + "}"
+)
+CHOICES = st.one_of(
+    st.tuples(DELTAS, st.sampled_from(["null", '"stop"', '""', "1"])).map(
+        lambda found: f'[{{"index":0,"delta":{found[0]},"finish_reason":{found[1]}}}]'
+    ),
+    st.sampled_from(
+        ["[]", "null", "1", "[1]", '[{"delta":{"content":"a"}},{"delta":{"content":"b"}}]', '[{"text":"t"}]']
+    ),
+)
+USAGES = st.sampled_from(
+    [
+        "null", "{}", '{"prompt_tokens":3,"completion_tokens":2}', '{"prompt_tokens":3,"completion_tokens":2,"text":"x"}',
+        '{"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":9,"content":"x"}}',
+        '{"prompt_tokens":"3","completion_tokens":2}', '{"input_tokens":3,"output_tokens":2}', "[]",
+        '{"prompt_tokens":1e3,"completion_tokens":2}',
+    ]
+)  # fmt: skip
+PARTS = st.one_of(
+    st.tuples(st.just('"choices"'), CHOICES),
+    st.tuples(st.just('"choices"'), CHOICES),
+    st.tuples(st.just('"usage"'), USAGES),
+    st.tuples(st.sampled_from(['"error"', '"type"', '"message"', '"id"', '"text"', '"us\\u0061ge"']), VALUES),
+)
+FRAMES = st.sampled_from(
+    [("data: ", "\n\n")] * 6 + [("data:", "\n\n"), ("data: ", "\r\n\r\n"), ("data: ", "\n\n\n"), ("", "")]
+)
+EVENTS = st.tuples(st.lists(PARTS, max_size=4), GAPS, FRAMES).map(
+    lambda found: (
+        found[2][0] + "{" + ",".join(f"{k}{found[1]}:{found[1]}{v}{found[1]}" for k, v in found[0]) + "}" + found[2][1]
+    ).encode("utf-8", "surrogatepass")
+)
+
+
+def all_of(event: bytes, look: Any, finished: bool, strip: bool) -> tuple[Any, ...]:
+    """Return all that a scanner makes of an event, with this way to look at it."""
+    scanner = sse.Scanner(CHAT, strip_usage=strip)
+    scanner.finished, scanner.hide = finished, strip
+    scanner.splice = lambda seen: seen + b"!"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "event_of", look)
+        try:
+            out = scanner.feed(event)
+        except sse.Broken as broken:
+            return ("broken", str(broken))
+    usage = scanner.usage
+    counts = usage and (usage.input_tokens, usage.cached_tokens, usage.output_tokens)
+    return (
+        out, scanner.tokens, scanner.finished, scanner.n_choices, scanner.ended, scanner.error, counts, scanner.running,
+        scanner.ahead,
+    )  # fmt: skip
+
+
+@given(event=EVENTS, finished=st.booleans(), strip=st.booleans())
+@example(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}],"usage":null}\n\n', False, True)
+@example(b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n', True, True)
+@example(
+    b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n',
+    False,
+    False,
+)
+def test_an_event_at_a_glance_is_what_a_closer_look_makes_of_it(
+    c: ModuleType, event: bytes, finished: bool, strip: bool
+) -> None:
+    """What goes on, tokens, ends, usage and counts along: the same, whichever way an event was looked at."""
+    glanced = all_of(event, c.event_of, finished, strip)
+    assert glanced == all_of(event, lambda *given: None, finished, strip)
+
+
+def test_plain_events_are_taken_at_a_glance(c: ModuleType) -> None:
+    """A word, an end and a count, as engines send them: else nothing above is tested."""
+    word = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"w"},"logprobs":null,"finish_reason":null}]}\n\n'
+    assert c.event_of(word, MAX_DEPTH) == (1, 0, 1, -2, -1, -1)
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}],"usage":null}\n\n'
+    assert c.event_of(end, MAX_DEPTH) == (0, 1, 1, -2, -1, -1)
+    told = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}\n\n'
+    assert c.event_of(told, MAX_DEPTH) == (0, 0, 0, 9, -1, 4)

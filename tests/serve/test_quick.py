@@ -229,6 +229,9 @@ def test_marks_are_written_alike(c: ModuleType, words: list[int], arrival_ns: in
             said(python.write_replica, its, slot, words[0], replica_i),
         )
         assert mine == its
+    for cell in (slot * 16 + 8, slot * 16 + 9, 1 << 40):
+        told = said(python.write_count, its, cell, small[0], words[0])
+        assert said(c.write_count, mine, cell, small[0], words[0]) == told and mine == its
     for counts in (small[:3], [count & 0xFFFF_FFFF for count in small[:3]]):
         told = said(python.write_final, its, slot, words[0], words[1], *counts)
         assert said(c.write_final, mine, slot, words[0], words[1], *counts) == told
@@ -243,6 +246,7 @@ def test_what_is_no_bytes_is_refused(c: ModuleType) -> None:
         (c.prefix_hashes, b"", b"", 3), (c.prefix_hashes, b"", bytes(65), 3), (c.usage_fields, *["x"] * 12),
         (c.usage_fields, *[0.0] * 9, "x", b"", b""), (c.write_opened, bytes(512), 1, *[0] * 11),
         (c.write_final, bytearray(8), 0, *[0] * 5),
+        (c.write_count, bytearray(8), 1, 2, 3), (c.write_count, bytes(8), 0, 2, 3),
         (c.write_replica, bytearray(512), -1, 2, 3), (c.write_replica, bytearray(512), 1, 2.5, 3),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError, IndexError, BufferError)):
@@ -281,6 +285,7 @@ for _ in range(20_000):
     body = b'{"model":"m","messages":[{"role":"u","c":[1,{"a":"b","n":-1.5}]}],' + a
     for cut in (body, b'{"usage":{"prompt_tokens":1' + b, a):
         cut = cut[: len(cut) - max(0, n)]
+        glance.event_of(b"data: {" + cut[1:] + b"}\\n\\n", n), glance.event_of(b'data: {"choices":[' + a + b"]}\\n\\n", 99)
         glance.seen_of(cut, b"messages", 1, n), glance.usage_of(cut, n), glance.seen_of(cut + b"}", b"input", 0, 99)
 for n in range(0, 2100, 37):
     quick.prefix_hashes(bytes(n), b"key", 64)

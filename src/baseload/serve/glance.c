@@ -13,6 +13,7 @@ typedef const unsigned char *at_t;
 typedef struct {
     at_t p, end;
     int depth, deepest;
+    int counts, words; /* whether words of an answer are counted, and how many keys with some there were */
 } cursor;
 
 typedef struct {
@@ -130,6 +131,27 @@ static int word(cursor *c, const char *said, size_t n) {
 }
 #define WORD(c, said) word(c, said, sizeof said - 1)
 
+/* A name behind which a delta says something (`sse.PIECE`), where it does. */
+static int says(const cursor *c, span key) {
+    static const struct { const char *name; size_t n; } names[] = {
+        {"content", 7}, {"text", 4}, {"reasoning_content", 17}, {"reasoning", 9}, {"arguments", 9}, {"delta", 5},
+        {"partial_json", 12}, {"thinking", 8}, {"refusal", 7},
+    };
+    if (c->end - c->p < 2 || c->p[0] != '"' || c->p[1] == '"') return 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (is(key, names[i].name, names[i].n)) return 1;
+    return 0;
+}
+
+/* A key and the colon behind it; where words are counted none that an escape may hide. */
+static int name(cursor *c, span *key) {
+    int kind = string(c, key);
+    if (!kind || !take(c, ':')) return 0;
+    if (!c->counts) return 1;
+    c->words += says(c, *key);
+    return kind == 1;
+}
+
 /* Any value. No string in it ends in `url`, where `links` is to be told. */
 static int value(cursor *c, int *links) {
     if (c->p >= c->end) return 0;
@@ -144,7 +166,7 @@ static int value(cursor *c, int *links) {
         c->p++, gap(c);
         if (!take(c, '}')) {
             do {
-                if (!string(c, &s) || !take(c, ':') || !value(c, links)) return 0;
+                if (!name(c, &s) || !value(c, links)) return 0;
                 *links |= ends_in_url(s);
             } while (take(c, ','));
             if (!take(c, '}')) return 0;
@@ -208,6 +230,7 @@ static int begin(cursor *c, PyObject *body, Py_ssize_t deepest) {
     Py_ssize_t n;
     if (PyBytes_AsStringAndSize(body, &at, &n) < 0) return 0;
     c->p = (at_t)at, c->end = c->p + n, c->depth = 1, c->deepest = deepest > 1000 ? 1000 : (int)deepest;
+    c->counts = c->words = 0;
     gap(c);
     return 1;
 }
@@ -340,6 +363,7 @@ static int cached(cursor *c, counts *of) {
     if (!take(c, '}')) {
         do {
             if (string(c, &key) != 1 || !take(c, ':')) return 0;
+            c->words += c->counts && says(c, key);
             if (!IS(key, "cached_tokens")) {
                 if (!value(c, &links)) return 0;
             } else if (once++ || (!WORD(c, "null") && (of->cached = whole(c)) == NO)) {
@@ -359,6 +383,7 @@ static int counted(cursor *c, counts *of, at_t *end) {
     if (++c->depth > c->deepest || !take(c, '{')) return 0;
     do {
         if (string(c, &key) != 1 || !take(c, ':')) return 0;
+        c->words += c->counts && says(c, key);
         if (IS(key, "prompt_tokens")) {
             if (of->seen & 1 || (of->prompt = whole(c)) == NO) return 0;
             of->seen |= 1;
@@ -402,7 +427,83 @@ static PyObject *usage_of(PyObject *self, PyObject *const *args, Py_ssize_t n) {
                          (Py_ssize_t)(end - (at_t)PyBytes_AS_STRING(args[0])));
 }
 
+/* ---- events of a stream ----------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int n, finished; /* choices, and of those how many say why they ended */
+    unsigned seen;
+} ends;
+
+static int choice(cursor *c, ends *of) {
+    span key;
+    int links = 0, once = 0;
+    if (++c->depth > c->deepest || !take(c, '{')) return 0;
+    of->n++;
+    if (!take(c, '}')) {
+        do {
+            if (!name(c, &key)) return 0;
+            if (!IS(key, "finish_reason")) {
+                if (!value(c, &links)) return 0;
+            } else {
+                span why = {NULL, 0};
+                if (once++ || (!WORD(c, "null") && string(c, &why) != 1)) return 0;
+                of->finished += why.n > 0;
+            }
+        } while (take(c, ','));
+        if (!take(c, '}')) return 0;
+    }
+    c->depth--;
+    return 1;
+}
+
+static int choices(cursor *c, ends *of) {
+    if (WORD(c, "null")) return 1;
+    if (++c->depth > c->deepest || !take(c, '[')) return 0;
+    if (!take(c, ']')) {
+        do
+            if (!choice(c, of)) return 0;
+        while (take(c, ','));
+        if (!take(c, ']')) return 0;
+    }
+    c->depth--;
+    return 1;
+}
+
+static PyObject *event_of(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    if (n != 2) return PyErr_Format(PyExc_TypeError, "event_of() takes 2 arguments (%zd given)", n), NULL;
+    cursor c;
+    Py_ssize_t deepest = PyLong_AsSsize_t(args[1]);
+    if ((deepest == -1 && PyErr_Occurred()) || !begin(&c, args[0], deepest)) return NULL;
+    at_t from = (at_t)PyBytes_AS_STRING(args[0]), end = NULL;
+    Py_ssize_t size = PyBytes_GET_SIZE(args[0]);
+    if (size < 10 || memcmp(from, "data: {", 7) || memcmp(from + size - 3, "}\n\n", 3) || deepest < 1) Py_RETURN_NONE;
+    if (memchr(from, '\n', (size_t)size - 2) || memchr(from, '\r', (size_t)size)) Py_RETURN_NONE;
+    c.p = from + 6, c.end = from + size - 2, c.counts = 1;
+    counts of = {NO, NO, NO, 0};
+    ends all = {0, 0, 0};
+    span key;
+    int links = 0;
+    if (!take(&c, '{')) Py_RETURN_NONE;
+    do {
+        if (!name(&c, &key)) Py_RETURN_NONE;
+        if (IS(key, "choices")) {
+            if (all.seen & 1 || !choices(&c, &all)) Py_RETURN_NONE;
+            all.seen |= 1;
+        } else if (IS(key, "usage")) {
+            if (all.seen & 2 || (!WORD(&c, "null") && !counted(&c, &of, &end))) Py_RETURN_NONE;
+            all.seen |= 2;
+        } else if (IS(key, "error") || IS(key, "type") || IS(key, "message") || IS(key, "response") || !value(&c, &links)) {
+            Py_RETURN_NONE;
+        }
+    } while (take(&c, ','));
+    if (!take(&c, '}') || c.p != c.end) Py_RETURN_NONE;
+    if (of.cached > of.prompt) of.cached = of.prompt;
+    return Py_BuildValue("(iiiLLL)", c.words, all.finished, all.n, end ? (long long)of.prompt : -2LL, (long long)of.cached,
+                         (long long)of.completion);
+}
+
 static PyMethodDef methods[] = {
+    {"event_of", (PyCFunction)(void (*)(void))event_of, METH_FASTCALL, NULL},
     {"seen_of", (PyCFunction)(void (*)(void))seen_of, METH_FASTCALL, NULL},
     {"usage_of", (PyCFunction)(void (*)(void))usage_of, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -22,6 +22,7 @@ from baseload.serve import quick
 from baseload.serve.quick import FINAL, FINAL_AT, OPENED, REPLICA_AT, SLOT_BYTES, SUM, check
 
 write_opened: Final = quick.write_opened  # names of our own are found at once where this is compiled
+write_count: Final = quick.write_count
 write_replica: Final = quick.write_replica
 write_final: Final = quick.write_final
 
@@ -111,6 +112,10 @@ class Marks:
     def routed(self, slot: int, request_id: int, replica_i: int) -> None:
         """Note which replica it was sent to."""
         write_replica(self._map, slot, request_id, replica_i)
+
+    def delivered(self, cell: int, tokens: int, request_id: int) -> None:
+        """Note in a cell how many tokens the client's socket took."""
+        write_count(self._map, cell, tokens, request_id)
 
     def settle(
         self,

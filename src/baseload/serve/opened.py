@@ -16,14 +16,13 @@ from baseload.serve.bearers import WAIT_S, Refusal
 from baseload.serve.pocket import Lease, Pocket, Wish
 
 STEP_TOKENS: Final = 256  # of an answer, reserved at once in a stream
-_MASK: Final = 0xFFFF_FFFF
 
 
 class Opened:
     """An open request. `stop` is '' until it has to end: revoked, budget, storage (the owner is gone too long)."""
 
     __slots__ = (
-        "_cell", "_done", "_held", "_lease", "_output_pico", "_pocket", "_salt", "_sent", "_stuck",
+        "_cell", "_done", "_held", "_lease", "_output_pico", "_pocket", "_sent", "_stuck",
         "_tokens", "_wished", "ask_at", "key", "mark", "max_tokens", "on_more", "on_stop", "output_tokens", "prices",
         "request_id", "reserved_nano", "stop", "stream", "until",
     )  # fmt: skip
@@ -47,7 +46,6 @@ class Opened:
         self._tokens = tokens  # reserved of tokens a minute
         self.max_tokens = max_tokens  # of the answer
         self._cell = 0
-        self._salt = (request_id * 40_503 + 0x9E37) & _MASK
         self._done = False
         self._output_pico = 0
         self._stuck = False  # no more is to be had beyond _until

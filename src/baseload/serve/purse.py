@@ -32,7 +32,6 @@ __all__ = ["KeyView", "Opened", "Purse", "Refusal"]
 
 RECEIPTS_MOST: Final = 16  # asked for at once by a worker
 REFUSED_S: Final = 0.1  # a refusal is repeated without asking for at most so long
-_MASK: Final = 0xFFFF_FFFF
 _MOST_TOKENS, _MOST_NANO = (1 << 28) - 1, 1 << 60  # of one request; an engine that says more is mistaken
 
 
@@ -53,7 +52,6 @@ class Purse:
     ) -> None:
         self.folder, self.worker = folder, worker
         self.marks = Marks(folder, worker)
-        self._cells = self.marks.cells
         self._on_reload, self._on_drain, self._stats = on_reload, on_drain, stats
         self._clock_s, self._utc_ns = clock_s, utc_ns
         self._pockets: dict[int, Pocket] = {}
@@ -387,7 +385,7 @@ class Purse:
         """Note that the client's socket took so many tokens of the answer in all."""
         opened.output_tokens = output_tokens
         cell = opened._cell
-        self._cells[cell] = output_tokens | ((output_tokens * 2_654_435_761 + opened._salt) & _MASK | 1) << 32
+        self.marks.delivered(cell, output_tokens, opened.request_id)
         opened._cell = cell ^ 1
 
     def prompt(self, opened: Opened, input_tokens: int, cached_tokens: int = 0) -> None:

@@ -418,6 +418,25 @@ static PyObject *write_opened(PyObject *self, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
+static PyObject *write_count(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    EXPECT("write_count", 4)
+    Py_buffer view;
+    uint64_t x[4];
+    for (int i = 1; i < 4; i++) {
+        x[i] = PyLong_AsUnsignedLongLongMask(args[i]);
+        if (x[i] == (uint64_t)-1 && PyErr_Occurred()) return NULL;
+    }
+    if (PyObject_GetBuffer(args[0], &view, PyBUF_WRITABLE) < 0) return NULL;
+    if (x[1] >= (uint64_t)(view.len / 8)) {
+        PyBuffer_Release(&view);
+        return PyErr_SetString(PyExc_IndexError, "no such cell"), NULL;
+    }
+    uint64_t cell = (x[2] & 0xffffffffu) | (uint64_t)tied(x[2] & 0xffffffffu, x[3]) << 32;
+    memcpy((unsigned char *)view.buf + x[1] * 8, &cell, 8);
+    PyBuffer_Release(&view);
+    Py_RETURN_NONE;
+}
+
 static PyObject *write_replica(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     EXPECT("write_replica", 4)
     Py_buffer view;
@@ -457,6 +476,7 @@ static PyMethodDef methods[] = {
     {"is_like", (PyCFunction)(void *)is_like, METH_FASTCALL, "See quick.py."},
     {"usage_fields", (PyCFunction)(void *)usage_fields, METH_FASTCALL, "See quick.py."},
     {"write_opened", (PyCFunction)(void *)write_opened, METH_FASTCALL, "See quick.py."},
+    {"write_count", (PyCFunction)(void *)write_count, METH_FASTCALL, "See quick.py."},
     {"write_replica", (PyCFunction)(void *)write_replica, METH_FASTCALL, "See quick.py."},
     {"write_final", (PyCFunction)(void *)write_final, METH_FASTCALL, "See quick.py."},
     {NULL, NULL, 0, NULL},

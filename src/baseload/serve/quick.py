@@ -217,7 +217,7 @@ SLOT_BYTES = 128
 OPENED = struct.Struct("<QqQQQIIHHHH")
 """Id, arrival, prices, prompt bound, tables' version, model, tenant, region, flags; its CRC-32 behind it."""
 SUM = struct.Struct("<I")
-REPLICA = struct.Struct("<II")  # row + 1, check
+REPLICA = struct.Struct("<II")  # row + 1, check; a count of tokens stands so, too
 FINAL = struct.Struct("<QIIII")  # price, input, cached, output, check
 REPLICA_AT, FINAL_AT = 96, 104
 _MASK = 0xFFFF_FFFF
@@ -242,6 +242,13 @@ def write_opened(
     if not 0 <= at <= len(slots) - SLOT_BYTES:
         raise IndexError("no such slot")
     slots[at : at + SLOT_BYTES] = packed + SUM.pack(zlib.crc32(packed)) + _BLANK
+
+
+def write_count(slots: mmap | bytearray, cell: int, tokens: int, request_id: int) -> None:
+    """Write how many tokens of an answer were delivered into a cell of eight bytes."""
+    if not 0 <= cell * 8 <= len(slots) - 8:
+        raise IndexError("no such cell")
+    REPLICA.pack_into(slots, cell * 8, tokens & _MASK, check(tokens & _MASK, request_id))
 
 
 def write_replica(slots: mmap | bytearray, slot: int, request_id: int, replica_i: int) -> None:
@@ -271,7 +278,7 @@ PYTHON: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         body_at, chunks_of, request_name, is_plain, prefix_hashes, usage_end, is_like, usage_fields, write_opened,
-        write_replica, write_final,
+        write_count, write_replica, write_final,
     )
 }  # fmt: skip
 """Every function that there is in C too, as it stands above."""

@@ -13,9 +13,11 @@ import msgspec
 
 from baseload.serve import glance, quick, shapes
 from baseload.serve.body import MESSAGES, RESPONSES, top_level
+from baseload.serve.glance import UNSAID
 
 is_like: Final = quick.is_like  # names of our own are found at once where this is compiled
 usage_of: Final = glance.usage_of
+event_of: Final = glance.event_of
 flat_usage_end: Final = quick.usage_end
 
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024  # an event that is larger is garbage
@@ -31,6 +33,7 @@ PIECE: Final = re.compile(
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _DONE = re.compile(rb"^data:\s*\[DONE\]\s*$", re.MULTILINE)
+_LAST: Final = b"data: [DONE]\n\n"
 _ENDS: Final = {
     MESSAGES: (b'"message_stop"',),
     RESPONSES: (b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
@@ -219,6 +222,30 @@ class Scanner:
         return data[:end]
 
     def _one(self, event: bytes) -> bytes:
+        if event == _LAST:
+            self.ended = True
+            return event
+        if self._single and not self._words and event.isascii():
+            seen = event_of(event, DEEPEST)
+            if seen is not None:
+                return self._at_a_glance(event, seen)
+        return self._closely(event)
+
+    def _at_a_glance(self, event: bytes, seen: tuple[int, int, int, int, int, int]) -> bytes:
+        """Take an event of which all is known that is asked for."""
+        words, ends, n_choices, prompt, cached, completion = seen
+        if ends and not self.finished:
+            self.n_choices -= ends
+            self.finished = self.n_choices <= 0
+        piece = 1 if words else 0
+        self.tokens += piece
+        if prompt != UNSAID:
+            event = self._with_usage(event, event[6:], Usage(prompt, cached, completion), n_choices)
+            if not event:
+                self.tokens -= piece
+        return event
+
+    def _closely(self, event: bytes) -> bytes:
         if b"\r" in event and event.count(b"\r") != event.count(b"\r\n"):
             raise Broken("a carriage return by itself, which ends a line for some readers")
         if not event.isascii() and not _is_text(event):
@@ -259,18 +286,18 @@ class Scanner:
         self.tokens += piece  # where events have names, what is done is told again at the end
         usage = seen.usage or _inner(seen)
         if usage is not None:
-            event = self._with_usage(event, text, usage)  # which reckons with what this event brings
+            event = self._with_usage(event, text, read_usage(usage), -1)  # which reckons with what this event brings
             if not event:
                 self.tokens -= piece  # it is taken out
         return event
 
-    def _with_usage(self, event: bytes, text: bytes, usage: shapes.Counts) -> bytes:
-        found, before = read_usage(usage), self.usage
+    def _with_usage(self, event: bytes, text: bytes, found: Usage, n_choices: int) -> bytes:
+        before = self.usage
         if before is not None:  # Anthropic tells the prompt first and the answer later
             found = found.over(before)
         self.usage = found
         if self._words == () and (self.hide or (self._single and not self.finished)):
-            if _has_no_choice(text):
+            if n_choices == 0 or (n_choices < 0 and _has_no_choice(text)):
                 if self._strip:
                     return b""
             else:
