@@ -59,7 +59,9 @@ def insert_plan(connection: sqlite3.Connection, plan: Plan, signer: SigningKey, 
     """Put a plan into the open transaction; `known_key`: the ledger has this signer's public key already."""
     assert plan.checkpoint is not None
     # A statement that could be undone alone copies each page it changes: what is refused undoes all, as it did before.
-    connection.executemany("INSERT OR ROLLBACK INTO rows VALUES (?, ?, ?, ?, ?)", plan.rows)
+    # And `sqlite3` looks for adapters of `bytes`, row by row, but not of bytearrays.
+    rows = [(seq, kind, id_, bytearray(leaf), bytearray(body)) for seq, kind, id_, leaf, body in plan.rows]
+    connection.executemany("INSERT OR ROLLBACK INTO rows VALUES (?, ?, ?, ?, ?)", rows)
     if plan.nodes:
         connection.executemany("INSERT INTO nodes VALUES (?, ?, ?)", plan.nodes)
     if plan.leases:

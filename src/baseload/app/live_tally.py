@@ -77,7 +77,13 @@ class Scope:
 
     def last(self, now_s: int, window_s: int = WINDOW_S) -> list[Second]:
         """Return the whole seconds of the last `window_s` before `now_s`."""
-        return [one for one in self.seconds if now_s - window_s <= one.at_s < now_s]
+        found = []
+        for one in reversed(self.seconds):
+            if one.at_s < now_s - window_s:
+                break
+            if one.at_s < now_s:
+                found.append(one)
+        return found[::-1]
 
 
 def outcome_of(row: SettleRow | Alike) -> str:

@@ -46,12 +46,7 @@ class View:
         self.since: dict[str, int] = {}  # when an alarm began, by what it is about
         self.alarms_now: list[view.Alarm] = []
         self.checkpoint_ns: int | None = None
-        self.told: tuple[int, int, list[view.RecentRequest]] = (
-            -1,
-            -1,
-            [],
-        )  # rows stored, version; recent requests then
-        self.taken = self._take()
+        self.taken = self.shown = self._take()
 
     async def loop(self) -> None:
         """Make the snapshot anew, every second."""
@@ -111,7 +106,7 @@ class View:
                     fault="" if seen["storage_ok"] else (seen["faults"] or ["not writable"])[-1],
                 ),
                 spent_month=spent,
-                recent=self._recent(),
+                recent=[],  # they are read when somebody looks
                 alarms=self.alarms_now,
                 draining=house.draining,
                 reload_fault=house.reload_fault,
@@ -143,10 +138,7 @@ class View:
         )
 
     def _recent(self) -> list[view.RecentRequest]:
-        stands = (self.house.owner.journal.n_rows, self.house.version)
-        if self.told[:2] != stands:
-            self.told = (*stands, [self._request(row) for row in self.house.owner.recent(view.RECENT_MAX)])
-        return self.told[2]
+        return [self._request(row) for row in self.house.owner.recent(view.RECENT_MAX)]
 
     def _request(self, row: SettleRow) -> view.RecentRequest:
         tables = self.house.rows.tables
@@ -247,8 +239,10 @@ class View:
     # ---- OwnerView -----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> view.Snapshot:
-        """Return the newest snapshot."""
-        return self.taken
+        """Return the newest snapshot, and with it the newest requests."""
+        if self.shown.at_ns != self.taken.at_ns:
+            self.shown = msgspec.structs.replace(self.taken, recent=self._recent())
+        return self.shown
 
     def series(self, scope: str) -> view.Series | None:
         """Return the last minutes of a scope."""
