@@ -15,7 +15,7 @@ from baseload.adapters.ledger_core import rotate_signing_key
 from baseload.adapters.ledger_sqlite import SqliteLedger
 from baseload.adapters.signing import SigningKey, Witness, prepare_successor, put_successor, signed_by
 from baseload.errors import LedgerError, LedgerUnavailable
-from baseload.ports import Ledger, RowIn
+from baseload.ports import Ledger, RowIn, SettledIn
 from baseload.report import verify, verify_notes
 from baseload.serve.rows import (
     ControlRow,
@@ -27,6 +27,7 @@ from baseload.serve.rows import (
     row_in,
     settled,
 )
+from baseload.serve.settled import batch_of
 from tests.chaos import postgres
 
 AT_NS = 1_790_000_000 * 10**9
@@ -114,6 +115,18 @@ def settle(request_id: int, price_nano: int = 7, **fields: object) -> RowIn:
     facts = {"at_ns": AT_NS, "tenant": "t-1", "key": "k-1", "input_tokens": 11, "output_tokens": 3} | fields
     row = SettleRow(request_id=request_id, price_nano=price_nano, **facts)
     return row_in(row)._replace(said=row if request_id % 2 else None)  # as the owner hands it in, and as others do
+
+
+def at_once(*request_ids: int, lease_of: Callable[[int], int] = lambda request_id: 1) -> SettledIn:
+    """Return settle rows handed in at once, as the owner does."""
+    rows = [decode(settle(request_id).body) for request_id in request_ids]
+    batch = batch_of([row for row in rows if isinstance(row, SettleRow)], AT_NS)
+    closes: dict[int, int] = {}
+    for request_id in request_ids:
+        first = lease_of(request_id)
+        closes[first] = closes.get(first, 0) | 1 << (request_id - first)
+    sums = [(AT_NS, alike.whose.tenant, alike.whose.key, alike.sums) for alike in batch.alike]
+    return SettledIn(batch.ids, batch.bodies, closes, sums)
 
 
 def void(first: int) -> RowIn:
@@ -214,6 +227,25 @@ def test_totals_are_the_sums_of_the_settled_rows(place: Place):
     }
     (november,) = ledger.totals("2026-11")
     assert (november.energy_mj, november.tenant) == (4, "t-1")
+    assert place.verdict(ledger).whole
+
+
+def test_rows_handed_in_at_once_are_stored_as_rows_one_by_one_are(place: Place):
+    """Each closes its id once, whatever was stored before; leases, sums and hashes are those of single rows."""
+    ledger = place.open()
+    of_two = at_once(*range(2, 9), 12, lease_of=lambda request_id: 11 if request_id > 10 else 1)
+    ledger.append([lease(1), at_once(1), lease(11, 3), of_two, settle(11)])
+    ledger.append([at_once(8, 9)])  # one of them again
+    ledger.append([of_two, settle(9), at_once(10)])
+    ledger.append([at_once(13, lease_of=lambda request_id: 11), at_once(10)])
+    for wrong in (at_once(14), at_once(13, 14), at_once(400)):
+        with pytest.raises(ValueError, match="no lease covers"):
+            ledger.append([wrong])
+
+    assert ledger.ignored == 11 and ledger.open_leases() == []
+    stored = [(row.request_id, row.body) for row in ledger.rows() if row.kind == "settle"]
+    assert sorted(stored) == [(i, settle(i).body) for i in range(1, 14)]
+    assert [(t.requests, t.price_nano) for t in ledger.totals()] == [(13, 91)]
     assert place.verdict(ledger).whole
 
 

@@ -24,13 +24,16 @@ class Line:
         self.url, self.headers = url, headers
         self._kept: _Connection | None = None
         self._tls: ssl.SSLContext | None = None
+        self._requests: dict[tuple[str, bool], bytes] = {}
 
     async def get(self, path: str, *, timeout_s: float, body_bytes_max: int, keep: bool) -> Answer:
         """Return the answer to a GET; raises HttpProblem. With `keep` the next one may go over the same connection."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_s
         kept, self._kept = self._kept, None
-        request = self._request(path, keep)
+        request = self._requests.get((path, keep))
+        if request is None:
+            request = self._requests[path, keep] = self._request(path, keep)
         try:
             if kept is not None and kept.loop is loop and kept.open:
                 try:
