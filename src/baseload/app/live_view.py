@@ -328,7 +328,7 @@ def _site_ladder(live: Live, fixed: Standing, tally: Tally, facts: Facts, i: int
     if limit is not None and limit / 1000.0 < healthy:
         healthy, why["healthy"] = limit / 1000.0, "power_limit"
     raw["healthy"] = healthy
-    half = {one.deployment_i: _half_load_tokens_per_s(live, one.deployment_i) for _, one in here}
+    half = {i: _half_load_tokens_per_s(live, i) for i in {one.deployment_i for _, one in here}}
     full = sum(half[one.deployment_i] * 2.0 for _, one in here)
     within = sum(half[tables.replicas[r].deployment_i] for r in up)
     seconds = tally.scope(f"site/{name}").last(now_s)
