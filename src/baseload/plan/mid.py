@@ -2,9 +2,11 @@
 
 The relaxation is solved with its survival rows and with those that whole hosting implies (`tighten.py`), which make its bound a
 good one. It is rounded (`staircase.py`): phases, racks along the sum of what has come, then hosting where enough is carried.
+Rows that single periods imply (`slices.py`) come in as long as they pay: the bound rises, and relaxations are nearer to plans.
 Then parts of the plan are made anew (`parts.py`): sites, services, spans, all racks, by such a rounding, later by branch and
-bound; windows of a few periods, with everything before and after as it is, and pairs of sites by branch and bound alone. The
-last of the time goes to branch and bound over all whole columns, which without looking for plans raises the bound further.
+bound; windows of a few periods, with everything before and after as it is, by branch and bound over what differs from their
+relaxation; pairs of sites. The last of the time goes to branch and bound over all whole columns, which without looking for
+plans raises the bound further.
 """
 
 from __future__ import annotations
