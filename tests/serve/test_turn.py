@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from baseload.records import FAILED, SERVED
-from baseload.serve.turn import OUT_MOST, Outgoing, Turn
+from baseload.serve.turn import OUT_MOST, TOGETHER, Outgoing, Turn
 from tests.serve.test_heads import answer, ask
 from tests.serve_hostile import fuzz
 
@@ -93,6 +93,21 @@ def test_a_connection_that_was_closed_costs_no_other_its_writes() -> None:
 
     in_a_turn(do)
     assert [wire.writes for wire in wires] == [[b"x"], [], [b"x"]]
+
+
+def test_nobody_waits_for_a_crowd() -> None:
+    """In a turn with many writers those that came first are out before the last has come; all are at the end."""
+    wires = [Wire() for _ in range(3 * TOGETHER)]
+
+    def do(turn: Turn) -> list[Outgoing]:
+        ends = [outgoing(turn, wire) for wire in wires]
+        for one in ends:
+            one.write(b"x")
+        assert sum(len(wire.writes) for wire in wires) == 2 * TOGETHER
+        return ends
+
+    in_a_turn(do)
+    assert all(wire.writes == [b"x"] for wire in wires)
 
 
 def one_answer(folder: Path, *, leaves: str) -> tuple[bytes, bytes, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 running_loop: Final = asyncio.get_running_loop  # a name of our own is found at once where this is compiled
 
 OUT_MOST: Final = 262_144  # bytes that wait at most for the end of a turn
+TOGETHER: Final = 32  # so many write together; in a longer turn nobody waits for more
 
 
 class Outgoing:
@@ -74,20 +75,26 @@ class Turn:
 
     def add(self, one: Outgoing) -> None:
         """Have `one` pushed when this turn ends."""
-        if not self._those:
+        those = self._those
+        if not those:
             running_loop().call_soon(self.end)
-        self._those.append(one)
+        elif len(those) % TOGETHER == 0:
+            self._push(those)
+        those.append(one)
 
     def end(self) -> None:
         """Push all, then tell all: what there is to compute comes after the last write."""
         those, self._those = self._those, []
-        for one in those:
-            try:
-                one.push()
-            except RuntimeError:  # closed meanwhile, as its `connection_lost` will say
-                pass
+        self._push(those)
         for one in those:
             try:
                 one.pushed()
             except Exception:  # a bug at one must not cost the others
                 self.faults += 1
+
+    def _push(self, those: list[Outgoing]) -> None:
+        for one in those:
+            try:
+                one.push()
+            except RuntimeError:  # closed meanwhile, as its `connection_lost` will say
+                pass
