@@ -40,7 +40,7 @@ from baseload.errors import LedgerError, LedgerUnavailable
 from baseload.ports import KIND_NAMES, KINDS, LEDGER_FORMAT, Checkpoint, RowOut, Total
 
 PAGE_BYTES = 8192  # ten rows a page: fewer to write, and to move out of the WAL
-WAL_BYTES_MAX = 16 * 1024 * 1024  # then the WAL is moved into the file
+WAL_BYTES_MAX = 4 * 1024 * 1024  # then the WAL is moved into the file
 BUSY_S = 5.0
 FSYNC_CODES = {1034, 1290}  # SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC
 DAMAGED_CODES = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
