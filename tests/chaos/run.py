@@ -63,6 +63,7 @@ class Storm:
     windows: list[Window] = field(default_factory=list)
     recoveries_s: list[float] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")  # recovery, and what it was spent on
+    full_s: float = float("-inf")  # the last moment at which the disk was full
     recovery_max_s: float = RECOVERY_S
     done: Counter[str] = field(default_factory=Counter)
     not_run: dict[str, str] = field(default_factory=dict)
@@ -175,8 +176,7 @@ class Storm:
         storm = asyncio.create_task(self.weather())
         watch = asyncio.create_task(self._progress())
         try:
-            await asyncio.gather(*users)
-            await storm
+            await asyncio.gather(storm, *users)  # whatever goes wrong with an event ends the run
         finally:
             watch.cancel()
             storm.cancel()
@@ -213,11 +213,26 @@ class Storm:
         self.windows.append(Window(start_s - 0.05, start_s + 120.0))
         await asyncio.to_thread(gateway.kill9)
         self.gate.clear()
-        again_s = time.monotonic()
-        await asyncio.to_thread(gateway.start)
+        again_s = await self._start()
         self.gate.set()
         await self._recovered(again_s, f"gateway: {time.monotonic() - again_s:.2f} s to start")
         self.windows[-1] = Window(start_s - 0.05, time.monotonic() + 0.2)
+
+    async def _start(self) -> float:
+        """Start the gateway, and return when that began; what a full disk refused is tried again, as a service manager does."""
+        gateway = self.gateway
+        assert gateway is not None
+        while True:
+            again_s = time.monotonic()
+            try:
+                await asyncio.to_thread(gateway.start)
+            except RuntimeError:
+                if self.full_s < again_s:
+                    raise
+                await asyncio.to_thread(gateway.kill9)
+                await asyncio.sleep(0.2)
+            else:
+                return again_s
 
     async def _part(self, word: str) -> None:
         gateway, start_s = self.gateway, time.monotonic()
@@ -298,13 +313,14 @@ class Storm:
         """Fill the state folder's file system to the last byte, then free it."""
         assert self.gateway is not None
         filler = self.gateway.state / "filler"
+        self.full_s = float("inf")
         await asyncio.to_thread(fill, filler)
         until_s = time.monotonic() + event.seconds
         while time.monotonic() < until_s:
             await asyncio.sleep(0.1)
             await asyncio.to_thread(fill, filler)
         filler.unlink(missing_ok=True)
-        freed_s = time.monotonic()
+        self.full_s = freed_s = time.monotonic()
         await self._recovered(freed_s, "disk")
 
     async def on_database(self, event: schedule.Event) -> None:
