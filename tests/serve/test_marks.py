@@ -27,7 +27,7 @@ def begin(marks: Marks, request_id: int) -> int:
 
 def count(marks: Marks, slot: int, request_id: int, tokens: int, turn: int) -> None:
     """Write a count as the purse does."""
-    marks.cells[slot * CELLS + COUNT_CELL + turn % 2] = tokens | check(tokens, request_id) << 32
+    marks.delivered(slot * CELLS + COUNT_CELL + turn % 2, tokens, request_id)
 
 
 def slot_of(marks: Marks, slot: int) -> bytes:
@@ -100,7 +100,7 @@ def test_what_a_killed_process_wrote_is_there_and_its_file_is_free(tmp_path):
         "import sys, time; from pathlib import Path; from baseload.serve.marks import *\n"
         "marks = Marks(Path(sys.argv[1]), 3, 8)\n"
         "slot = marks.begin(5, 0, (0, 0, 1000), 1, 1, 0, 0, 0, False)\n"
-        "for n in range(1, 1001): marks.cells[slot * CELLS + COUNT_CELL + n % 2] = n | check(n, 5) << 32\n"
+        "for n in range(1, 1001): marks.delivered(slot * CELLS + COUNT_CELL + n % 2, n, 5)\n"
         "print('ready', flush=True); time.sleep(60)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -95,6 +95,31 @@ def test_a_connection_that_was_closed_costs_no_other_its_writes() -> None:
     assert [wire.writes for wire in wires] == [[b"x"], [], [b"x"]]
 
 
+class Wrong(Outgoing):
+    """One that fails behind its writes."""
+
+    def pushed(self) -> None:
+        raise ValueError("a bug of this one")
+
+
+def test_what_goes_wrong_at_one_is_heard_of_and_costs_the_others_nothing() -> None:
+    """All are told that their writes are out; then the error is raised, to whoever watches over the loop."""
+
+    async def go() -> tuple[list[str], int]:
+        heard: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, told: heard.append(repr(told["exception"])))
+        shared, wires = Turn(), [Wire(), Wire()]
+        for one, wire in zip((Wrong(shared), Wrong(shared)), wires, strict=True):
+            one.transport = wire
+            one.write(b"x")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return heard, sum(len(wire.writes) for wire in wires)
+
+    heard, written = asyncio.run(go())
+    assert written == 2 and len(heard) == 1 and heard[0].count("a bug of this one") == 2
+
+
 def test_nobody_waits_for_a_crowd() -> None:
     """In a turn with many writers those that came first are out before the last has come; all are at the end."""
     wires = [Wire() for _ in range(3 * TOGETHER)]

@@ -30,7 +30,6 @@ from baseload.errors import BaseloadError, FleetError
 
 PR_SET_PDEATHSIG = 1
 GC_AFTER = 20_000  # objects made and not freed, before the collector looks
-ENERGY = 6  # place in the sums of settled rows
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
 ADMIN = "admin.token"
 EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
@@ -347,6 +346,8 @@ class House:
     # ---- on ----------------------------------------------------------------------------------------------------------
 
     def _rows(self, batch: Any) -> None:
+        from baseload.serve.settled import ENERGY
+
         if any(alike.whose.tenant not in self.tally.names for alike in batch.alike):
             self.tally.names = dict(self.accounts.tenants())
         for alike in batch.alike:

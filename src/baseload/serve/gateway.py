@@ -241,5 +241,5 @@ class Gateway:
             "connections": float(len(self.clients)),
             "streams": float(sum(1 for client in self.clients if client.relay is not None)),
             "waiting": float(sum(len(queue) for queue in self.waiting)),
-            "faults": float(self.faults + self.turn.faults),
+            "faults": float(self.faults),
         }

@@ -79,7 +79,6 @@ class Marks:
         unseen.rename(self.path)
         _sync_folder(folder)  # a power loss must not take the name away from what is synced under it
         self._cells = memoryview(self._map).cast("Q")
-        self.cells = self._cells
         self._free = list(range(n_slots, 0, -1))
 
     def begin(

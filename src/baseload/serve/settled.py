@@ -16,7 +16,7 @@ import msgspec
 from baseload.serve.rows import SettleRow, decode, encode
 
 Rows = bytes | bytearray | memoryview | msgspec.Raw
-PRICE = 4  # place in the sums
+PRICE, ENERGY = 4, 6  # places in the sums
 
 _ROWS = msgspec.msgpack.Decoder(list[SettleRow])
 

@@ -32,7 +32,6 @@ PIECE: Final = re.compile(
 """A delta that says something: counted as one token, as engines stream."""
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_DONE = re.compile(rb"^data:\s*\[DONE\]\s*$", re.MULTILINE)
 _LAST: Final = b"data: [DONE]\n\n"
 _ENDS: Final = {
     MESSAGES: (b'"message_stop"',),

@@ -67,10 +67,9 @@ class Outgoing:
 class Turn:
     """Who has written in this turn of the loop."""
 
-    __slots__ = ("_those", "faults")
+    __slots__ = ("_those",)
 
     def __init__(self) -> None:
-        self.faults = 0
         self._those: list[Outgoing] = []
 
     def add(self, one: Outgoing) -> None:
@@ -83,14 +82,17 @@ class Turn:
         those.append(one)
 
     def end(self) -> None:
-        """Push all, then tell all: what there is to compute comes after the last write."""
+        """Push all, then tell all: what there is to compute comes after the last write. What goes wrong is raised last."""
         those, self._those = self._those, []
         self._push(those)
+        wrong: list[Exception] = []
         for one in those:
             try:
                 one.pushed()
-            except Exception:  # a bug at one must not cost the others
-                self.faults += 1
+            except Exception as error:  # a bug at one must not cost the others
+                wrong.append(error)
+        if wrong:
+            raise ExceptionGroup("behind the writes of a turn", wrong)
 
     def _push(self, those: list[Outgoing]) -> None:
         for one in those:
