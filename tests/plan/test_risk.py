@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baseload.plan import extensive, risk
+from baseload.plan import alike, extensive, risk
 from baseload.plan.check_answer import check
 from baseload.plan.generate import instance
 from baseload.plan.highs import INF
 from baseload.plan.keep import keeping
 from baseload.plan.risk import evaluate, robust
 from baseload.plan.scenarios import applied, draw, measured
-from baseload.plan.scene import Scene
+from baseload.plan.scene import Now, Pace, Scene
 from tests.plan.brute import best_cost
 from tests.plan.tiny import tiny
 
@@ -118,6 +118,45 @@ def test_groups_alone_bound_the_mean_and_lead_to_a_decision(monkeypatch: pytest.
     assert np.mean([one[0] for one in least if one]) <= found.bound * (1.0 + 1e-6) <= found.value * (1.0 + 1e-6)
     assert found.value == pytest.approx(evaluate(problem, found.now, futures).mean(), rel=1e-5)
     assert found.value <= 1.05 * found.bound
+
+
+def test_a_scenario_costs_the_same_wherever_its_solve_begins() -> None:
+    """From nothing, from another one's end, from nothing once that took too long: one least cost, one cost of a decision."""
+    problem = instance(3, 2, 2, 4, 6, seed=3)
+    one, other = (applied(problem, future) for future in draw(problem, 2, seed=4))
+    costs = []
+    for cold_s, warm_s in ((INF, 0.0), (1e-9, 0.0), (1e-9, 1.0)):  # no limit; one of nought; never from another's end
+        pace = Pace()
+        before, scene = Scene(one, 2, pace=pace), Scene(other, 2, pace=pace)
+        assert before.free(INF) is not None and pace.cold_s < INF
+        pace.cold_s, pace.warm_s = cold_s, warm_s
+        with pytest.MonkeyPatch.context() as hurried:
+            hurried.setattr("baseload.plan.scene._SOON_S", 0.0)
+            scene.begin_from(before)
+            free = scene.free(INF)
+            assert free is not None
+            begun = np.ones(scene.parts["w"].shape)
+            none = [np.zeros(scene.parts[name].shape) for name in ("buy", "sign")]
+            kept = scene.kept(Now(w=begun, buy=none[0], sign=none[1]), INF)
+        assert kept is not None and kept.cost >= free[0] - 1e-6 * abs(free[0])
+        assert (pace.warm_s > 0.0) and (pace.cold_s > 1e-9)
+        costs.append((free[0], kept.cost))
+    assert np.ptp(costs, axis=0) == pytest.approx(0.0, abs=1e-6 * abs(costs[0][0]))
+
+
+def test_less_dear_slacks_bound_a_group_from_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where power lacks, a group solved with slacks at a tenth of their price says no more than all scenarios cost together."""
+    problem = instance(3, 2, 2, 3, 4, seed=3)
+    problem = replace(problem, existing=problem.existing + 3.0, power_mw=0.2 * problem.power_mw)
+    futures = draw(problem, 4, seed=4)
+    monkeypatch.setattr(risk._Search, "is_long", lambda _: True)
+    bounds = []
+    for dear in (INF, 0.0):  # never solved again at the full price; always where a slack is used
+        monkeypatch.setattr(alike, "_DEAR", dear)
+        found = robust(problem, futures, gap=0.005, cpu_limit_s=20.0)
+        assert found.bound <= found.value * (1.0 + 1e-6)
+        bounds.append(found.bound)
+    assert bounds[0] <= bounds[1] * (1.0 + 1e-6)
 
 
 def test_the_plan_that_goes_on_keeps_what_is_decided_now() -> None:

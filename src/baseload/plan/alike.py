@@ -19,12 +19,13 @@ from baseload.plan.highs import INF, Stop
 from baseload.plan.phases import Held
 from baseload.plan.problem import Floats, Problem
 from baseload.plan.scenarios import Scenario, applied
-from baseload.plan.scene import Scene
+from baseload.plan.scene import Pace, Scene
 
 GROUP = 3
 _SHARES = {1: 0.7, 2: 0.8, GROUP: 1.0}  # of the time of a scenario in a full group, by the size of the group
-_CHOSEN_SHARE = 1.1  # what a scenario takes among a few with phases kept, likewise: of two 0.8, of four 1.2
-_PRICED_SHARE = 0.5  # what pricing a decision takes in one, likewise; as much is kept for a guess of a few
+_CHOSEN_SHARE = 1.3  # what a scenario takes among a few with phases kept, likewise: of three 1.3, of four 1.4
+_PRICED_SHARE = 0.4  # what pricing a decision takes in one, likewise; as much is kept for a guess of a few
+_DEAR = 0.01  # of a group's cost: slacks that cost less at their own prices are left at a lower one
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,14 @@ class Alike:
 
 
 def in_groups(
-    problem: Problem, scenarios: Sequence[Scenario], first: int, held: Held, *, until_s: float, stop: Stop | None
+    problem: Problem,
+    scenarios: Sequence[Scenario],
+    first: int,
+    held: Held,
+    pace: Pace,
+    *,
+    until_s: float,
+    stop: Stop | None,
 ) -> Alike:
     """Return the bound of groups of unlike scenarios, those with more and with less demand together."""
     n, made, total = len(scenarios), dict[int, Scene](), 0.0
@@ -50,12 +58,15 @@ def in_groups(
     while len(rest) and time.process_time() < until_s:
         began_s, step = time.process_time(), -(-len(rest) // size)
         group, rest = rest[::step].tolist(), np.delete(rest, np.arange(0, len(rest), step))
-        made |= {k: Scene(applied(problem, scenarios[k]), first, halls, held) for k in group}
+        made |= {k: Scene(applied(problem, scenarios[k]), first, halls, held, pace) for k in group}
         for is_met in (True, False):  # less dear slacks are solved sooner, and say too little where they are used
             blocks = [made[k].block(for_bound=is_met) for k in group]
             left_s = max(0.1, until_s - time.process_time())
             relaxed = extensive.relax(blocks, None, cpu_limit_s=left_s, stop=stop)
-            if relaxed is None or not any(made[k].misses(x) for k, x in zip(group, relaxed.later, strict=True)):
+            if relaxed is None:
+                break
+            missed = sum(made[k].missed_cost(x) for k, x in zip(group, relaxed.later, strict=True)) / len(group)
+            if missed <= _DEAR * abs(relaxed.bound):
                 break
         if relaxed is None:
             break
@@ -72,7 +83,7 @@ def in_groups(
         spare_s = until_s - time.process_time() - _PRICED_SHARE * each_s * (n + GROUP)
         size = max([k for k, share in _SHARES.items() if share * each_s * len(rest) < spare_s], default=1)
     for k in set(range(n)) - set(made):
-        made[k] = Scene(applied(problem, scenarios[k]), first, halls, held)
+        made[k] = Scene(applied(problem, scenarios[k]), first, halls, held, pace)
     found.scenes = [made[k] for k in range(n)]
     if found.costs.all():
         found.bound = total / n

@@ -188,6 +188,10 @@ class Lp:
             return False
         return bool(self._highs.setBasis(basis) != highspy.HighsStatus.kError)
 
+    def forget_basis(self) -> None:
+        """Begin the next solve from nothing."""
+        self._highs.clearSolver()
+
     # ---- solving -------------------------------------------------------------------------------------------------
     def solve(
         self,

@@ -54,6 +54,7 @@ class Held:
     halls: tuple[Hall, ...]
     model: Model
     longer: coarse.Held | None = None  # the same, over longer periods
+    cold_s: float = INF  # CPU seconds of a relaxation from nothing
 
     def fits(self, problem: Problem) -> bool:
         """Return whether a problem has the same names, so that all that is held means something there."""
@@ -145,6 +146,7 @@ class _Search:
     ) -> None:
         self.problem, self.halls, self.gap, self.until_s = problem, halls, gap, until_s
         self.progress, self.stop = progress, stop
+        self.cold_s = INF
         self.model: Model = building.build(problem, halls)
         self.program = self.model.program
         self.lp = Lp(self.program, relaxed=True)
@@ -209,7 +211,8 @@ class _Search:
     def _hold(self, before: Held | None) -> Held:
         """Return what a re-solve may begin with; `before` is what this one began with."""
         longer = self.longer.held if self.longer is not None else None if before is None else before.longer
-        return Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model, longer=longer)
+        cold_s = self.cold_s if before is None else min(self.cold_s, before.cold_s)
+        return Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model, longer=longer, cold_s=cold_s)
 
     def program_w(self, x: Floats) -> Floats:
         """Return the phases of a solution."""
@@ -289,6 +292,7 @@ class _Search:
         slow = slow[slow >= 0]
         self.lp.set_costs(slow, CAPPED * self.program.cost[slow])
         found = self._solve("ipm")
+        self.cold_s = found.cpu_s if found.state == "optimal" else INF
         self.lp.set_costs(slow, self.program.cost[slow])
         if found.state == "optimal" and found.x is not None and found.x[slow].max(initial=0.0) > _WHOLE:
             return self._solve("simplex")

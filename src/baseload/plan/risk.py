@@ -25,7 +25,7 @@ from baseload.plan.nothing import pulled
 from baseload.plan.phases import Held
 from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
-from baseload.plan.scene import Kept, Scene
+from baseload.plan.scene import Kept, Pace, Scene
 from baseload.plan.scene import Now as Now
 from baseload.plan.solve import solve
 
@@ -36,7 +36,7 @@ _TIMES_KNOWN = 2.5  # what all in one programme take, in times of solving each a
 _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
 _TIMES_WARM = 2.6  # the same, where each was solved from the end of the mean scenario
 _TIMES_MORE = 1.7  # what three take in times of two, and five of three
-_TIMES_MEAN = 1.5  # what groups and one pricing take at least, in times of planning for the mean of each
+_TIMES_COLD = 2.2  # what groups and one pricing take at least, in times of solving each from nothing
 _EARLY = 0.2  # of a phase that scenarios would have begun by then: it may be begun as early
 _PULLS = 2
 _AGAIN = 0.4  # what pricing nearly the same takes, in times of the last pricing
@@ -109,9 +109,11 @@ def robust(
         search.alike_alone()
         search.guess(gap, 1)
         search.earlier(gap)
-        search.price_mean_plan()
-        search.guess(gap, _GUESSES)
+        if not search.gap() <= gap:
+            search.price_mean_plan()
+            search.guess(gap, _GUESSES)
         search.told_s = time.process_time()
+        search.price_mean_plan()
         search.known_after()
         return search.answer(began_s)
     search.known()
@@ -130,9 +132,9 @@ def robust(
 def evaluate(problem: Problem, now: Now, scenarios: Sequence[Scenario], *, cpu_limit_s: float = INF) -> Floats:
     """Return what a decision costs in each scenario, such as those that it was not made for; what time left out is missing."""
     until_s = time.process_time() + cpu_limit_s
-    costs, halls = [], None
+    costs, halls, pace = [], None, Pace()
     for scenario in scenarios:
-        scene = Scene(applied(problem, scenario), now.buy.shape[2], halls)
+        scene = Scene(applied(problem, scenario), now.buy.shape[2], halls, pace=pace)
         kept = scene.kept(now, until_s)
         halls = scene.halls
         if kept is not None:
@@ -169,6 +171,7 @@ class _Search:
         self.mean_s = self.priced_s = INF  # what the plan for the mean scenario took, and the last pricing
         self.decided: Now | None = None  # by the mean scenario
         self.held: Held | None = None  # where its relaxation ended
+        self.pace = Pace()
         self.told_s = INF  # process time at which the search was over
 
     def over(self) -> bool:
@@ -203,6 +206,8 @@ class _Search:
             applied(self.problem, mean_of(self.scenarios)), gap=0.01, cpu_limit_s=max(1.0, cpu_limit_s), stop=self.stop
         )
         self.held = answer.held if isinstance(answer.held, Held) else None
+        if self.held is not None:
+            self.pace.cold_s = self.held.cold_s
         self.decided = Now(w=answer.w, buy=answer.buy[..., : self.first], sign=answer.sign[..., : self.first])
         self.mean_s = time.process_time() - began_s
 
@@ -210,16 +215,16 @@ class _Search:
         """Return whether each scenario by itself would take most of the time, and groups of them are a better use of it."""
         if self.cvar is not None or self.held is None or len(self.scenarios) <= alike.GROUP:
             return False
-        all_s = len(self.scenarios) * self.mean_s
+        all_s, cold_s = len(self.scenarios) * self.mean_s, len(self.scenarios) * min(self.mean_s, self.pace.cold_s)
         large = len(self.held.model.program.cost) * len(self.scenarios) > extensive.FEW_COLUMNS
         fits = _TIMES_KNOWN * _TIMES_WARM / _TIMES_CHOSEN * all_s < 0.6 * self._left_s()
-        return large and not fits and _TIMES_MEAN * all_s < self._left_s()
+        return large and not fits and _TIMES_COLD * cold_s < self._left_s()
 
     def alike_alone(self) -> None:
         """Solve all scenarios in groups that decide alike: the bound, and about what would be decided now."""
         assert self.held is not None
         found = alike.in_groups(
-            self.problem, self.scenarios, self.first, self.held, until_s=self.until_s, stop=self.stop
+            self.problem, self.scenarios, self.first, self.held, self.pace, until_s=self.until_s, stop=self.stop
         )
         self.scenes, self.bound, self.chosen_s, self.mean = found.scenes, found.bound, found.chosen_s, found.now
         self.least = found.costs if np.isfinite(found.bound) else np.full(len(found.costs), -INF)  # about
@@ -230,7 +235,7 @@ class _Search:
         held = self.held
         bounds, vectors, halls = [], [], None if held is None else building.lawful(self.problem, held.halls)
         for scenario in self.scenarios:
-            scene = Scene(applied(self.problem, scenario), self.first, halls, held)
+            scene = Scene(applied(self.problem, scenario), self.first, halls, held, self.pace)
             self.scenes.append(scene)
             found = scene.free(self.until_s, stop=self.stop)
             bounds.append(-INF if found is None else found[0])
@@ -260,6 +265,8 @@ class _Search:
     def price_mean_plan(self) -> None:
         """Price what deciding by the mean scenario costs, and keep it where it is the best."""
         assert self.decided is not None
+        if np.isfinite(self.of_mean_plan) or (self.kept and _AGAIN * self.priced_s > self._left_s()):
+            return
         costs = self._keep(self.decided, must=self.best is None)
         if costs is not None:
             self.of_mean_plan = measured(costs, self.cvar)

@@ -22,6 +22,8 @@ from baseload.plan.proof import safe_bound
 from baseload.plan.weights import MANY, Weights
 
 _ROUNDS = 12
+_PATIENCE = 1.1  # times what an interior point takes from nothing: so long a start from another one's end may take
+_SOON_S = 0.2  # or that, where it is more
 _MISSED = 1e-4
 _LOOSE = 1e-7  # of a cost that the solver calls best
 
@@ -57,14 +59,32 @@ class Kept:
     slope: Floats  # of the cost by the decision's entries
 
 
+@dataclass(kw_only=True)
+class Pace:
+    """CPU seconds that programmes of many scenarios take, which share it."""
+
+    cold_s: float = INF  # from nothing, by an interior point
+    warm_s: float = 0.0  # from where another one ended, by the simplex method
+
+    @property
+    def is_cold(self) -> bool:
+        """Return whether it is better to begin from nothing."""
+        return self.warm_s > self.cold_s
+
+
 class Scene:
     """The programme of one scenario."""
 
     def __init__(
-        self, problem: Problem, first: int, halls: Iterable[Hall] | None = None, held: Held | None = None
+        self,
+        problem: Problem,
+        first: int,
+        halls: Iterable[Hall] | None = None,
+        held: Held | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Build it with the survival rows given, such as those that an earlier scenario needed; `held` is where to begin."""
-        self.problem = problem
+        self.problem, self.pace = problem, pace or Pace()
         self.halls = list(halls) if halls is not None else building.first_halls(problem)
         self.model = building.build(problem, self.halls)
         self.program = self.model.program
@@ -76,6 +96,8 @@ class Scene:
             places = building.carried_over(held.model, held.halls, self.model, self.halls)
             self.lp.set_basis(moved_basis(held.basis, *places))
         at = self.model.columns
+        slow = np.concatenate([at[name].ravel() for name in SLOW_PRICES])
+        self.slow = slow[slow >= 0]  # columns
         self.parts = {"w": at["w"], "buy": at["buy"][..., :first], "sign": at["sign"][..., :first]}
         self.columns = np.concatenate([part.ravel() for part in self.parts.values()])
         self.there: Bools = self.columns >= 0
@@ -88,14 +110,18 @@ class Scene:
         """Return the programme for the one of many scenarios; `for_bound` with less dear slacks, which is solved sooner."""
         program = self.program
         if for_bound:
-            slow = np.concatenate([self.model.columns[name].ravel() for name in SLOW_PRICES])
             program = replace(program, cost=program.cost.copy())
-            program.cost[slow[slow >= 0]] *= CAPPED
+            program.cost[self.slow] *= CAPPED
         return extensive.Block(program=program, now=self.columns, lost=self.lost)
 
     def misses(self, x: Floats) -> bool:
         """Return whether a solution breaks a limit whose slack is dear."""
         return any(float(self.model.value(name, x).max(initial=0.0)) > _MISSED for name in SLOW_PRICES)
+
+    def missed_cost(self, x: Floats) -> float:
+        """Return what a solution with less dear slacks would cost more at their own prices."""
+        slow = self.slow
+        return (1.0 - CAPPED) * float(self.cost[slow] @ np.maximum(0.0, x[slow]))
 
     def vector(self, x: Floats) -> Floats:
         """Return what is decided now in a solution."""
@@ -104,13 +130,13 @@ class Scene:
     def solve(self, until_s: float, stop: Callable[[], bool] | None = None) -> Solution | None:
         """Return the solution with all survival rows that it needs; None where time was over."""
         n_more = MANY
-        for _ in range(_ROUNDS):
-            found = self.lp.solve(
-                method="simplex" if self.warm else "ipm",
-                cpu_limit_s=max(0.05, until_s - time.process_time()),
-                stop=stop,
-                options=self.weights.after(n_more),
-            )
+        for turn in range(_ROUNDS):
+            left_s = max(0.05, until_s - time.process_time())
+            if turn:
+                options = self.weights.after(n_more)
+                found = self.lp.solve(method="simplex", cpu_limit_s=left_s, stop=stop, options=options)
+            else:
+                found = self._begun(left_s, stop)
             if found.state != "optimal" or found.x is None:
                 return None
             self.warm = self.solved = True
@@ -123,9 +149,32 @@ class Scene:
             n_more = len(halls)
         return found
 
+    def _begun(self, left_s: float, stop: Callable[[], bool] | None) -> Solution:
+        """Solve from where this or another one ended, or from nothing where that is likely to be sooner."""
+        pace, options, began_s = self.pace, self.weights.after(MANY), time.process_time()
+        if self.warm and (self.solved or not pace.is_cold):
+            limit_s = min(left_s, max(_SOON_S, _PATIENCE * pace.cold_s))
+            found = self.lp.solve(method="simplex", cpu_limit_s=limit_s, stop=stop, options=options)
+            if not self.solved:  # one that had to be given up took twice as long, it may be
+                pace.warm_s = found.cpu_s if found.state == "optimal" else 2.0 * limit_s
+            if found.state != "stopped" or limit_s == left_s:
+                return found
+        slow = self.slow
+        self.lp.set_costs(slow, CAPPED * self.program.cost[slow])
+        self.lp.forget_basis()
+        left_s = max(0.05, left_s - (time.process_time() - began_s))
+        found = self.lp.solve(method="ipm", cpu_limit_s=left_s, stop=stop, options=options)
+        self.lp.set_costs(slow, self.program.cost[slow])
+        if found.state == "optimal" and found.x is not None:
+            pace.cold_s = found.cpu_s
+            if self.misses(found.x):  # at less than their price
+                left_s = max(0.05, left_s - found.cpu_s)
+                return self.lp.solve(method="simplex", cpu_limit_s=left_s, stop=stop, options=options)
+        return found
+
     def begin_from(self, other: Scene) -> None:
-        """Begin the next solve where another scenario's last one ended."""
-        basis = other.lp.basis()
+        """Begin the next solve where another scenario's last one ended, if that is likely to be sooner."""
+        basis = None if self.pace.is_cold else other.lp.basis()
         if basis is not None:
             places = building.carried_over(other.model, other.halls, self.model, self.halls)
             self.lp.set_basis(moved_basis(basis, *places))
