@@ -364,7 +364,7 @@ def goal(name: str, value: float, limit: float, *, at_least: bool = False, unit:
 
 def plain(rig: Rig, servers: list[Server], *, quick: bool) -> dict[str, float]:
     """Plain requests: CPU at 16 connections, added p50 at one."""
-    n, seconds = (2, 2) if quick else (5, 3)
+    n, seconds = (3, 2) if quick else (5, 3)
     for server in servers:
         load.wrk(server.port, server.key, connections=8, seconds=1)  # warm
     at16 = rounds(servers, n, lambda s: load.wrk(s.port, s.key, connections=16, seconds=seconds))
@@ -380,8 +380,8 @@ def plain(rig: Rig, servers: list[Server], *, quick: bool) -> dict[str, float]:
 
 def stream(rig: Rig, servers: list[Server], *, quick: bool) -> dict[str, float]:
     """Streams of 64 events: at once, and paced (20 ms, then one each 10 ms: each event is a read and a write of its own)."""
-    n, seconds = (1, 2) if quick else (3, 3)
-    burst = rounds(servers, n, lambda s: load.streams(s.port, s.key, connections=16, seconds=seconds))
+    n, seconds = (3, 2) if quick else (5, 3)
+    burst = rounds(servers, 1 if quick else 3, lambda s: load.streams(s.port, s.key, connections=16, seconds=seconds))
     table("streams of 64 events, all at once, 16 connections", burst, "stream")
     knobs = " @ttft_ms=20 @gap_ms=10"
     paced = rounds(

@@ -42,6 +42,7 @@ _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with
 _FEW = 200  # survival rows: so many missing change the bound of a large change little
 _PULLS = 3  # times that phases are tried, begun earlier each time where prices say so
 _EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begun as early
+_CLOSE = 1.3  # times the gap asked for: a plan so near may be proven good enough by the bound with the rows found since
 _NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
 _WHOLE = 1e-6  # nearer than this counts as whole
 
@@ -186,7 +187,10 @@ class _Search:
                 self._try(next(choices), root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
-            root = self._relax(root)
+                root = self._raised(root) if self._is_near() else root
+                if self._closed():
+                    return "optimal"
+            root = self._relax(root, self.held)
             self.bound = max(self.bound, root.bound)
         if root.x is None:
             if root.bound == INF:
@@ -204,6 +208,8 @@ class _Search:
         choices = self._choices(root, held)
         while not self._closed() and not self._over() and (chosen := next(choices, None)) is not None:
             self._try(chosen, root)
+            if not self._closed() and self._is_near():
+                root = self._raised(root)
         if not self._closed() and not self._over():
             self._branch(root)
         return "optimal" if self._closed() else self._ended()
@@ -213,6 +219,24 @@ class _Search:
         longer = self.longer.held if self.longer is not None else None if before is None else before.longer
         cold_s = self.cold_s if before is None else min(self.cold_s, before.cold_s)
         return Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model, longer=longer, cold_s=cold_s)
+
+    def _raised(self, root: _Node) -> _Node:
+        """Raise the bound: solve the relaxation with the survival rows found since, from where it ended; then be back here."""
+        assert self.held is not None
+        if len(self.halls) == len(self.held.halls) or self._over():
+            return root
+        here = self.lp.basis()
+        again = self._relax(root, self.held, rounds=1)
+        if again.x is not None:
+            self.bound, self.held = max(self.bound, again.bound), self._hold(self.held)
+            self._tell()
+        if here is not None:
+            self.lp.set_basis(here)
+        return root if again.x is None else again
+
+    def _is_near(self) -> bool:
+        """Return whether the best plan would do, were the bound a little higher."""
+        return self.best_cost - self.bound <= _CLOSE * self.gap * abs(self.best_cost)
 
     def program_w(self, x: Floats) -> Floats:
         """Return the phases of a solution."""
@@ -337,9 +361,15 @@ class _Search:
             self._tried.add(chosen.tobytes())
             node = _Node(lower=chosen, upper=chosen, bound=root.bound, x=root.x)
             first = self._relax(node, rounds=2, few=MANY, unless_hopeless=unless_hopeless)
+            lacks, may = first.bound - self.bound, self.gap * abs(first.bound)
+            if not self.is_fresh and may < lacks <= _CLOSE * may:
+                self._raised(root)
+                lacks = first.bound - self.bound
+                if first.x is None and lacks <= may:  # not so hopeless
+                    first = self._relax(node, rounds=2, few=MANY)
+                    lacks = first.bound - self.bound
             if first.x is None and unless_hopeless:
                 self._tried.discard(chosen.tobytes())
-            lacks, may = first.bound - self.bound, self.gap * abs(first.bound)
             if first.x is not None and lacks <= may and not self.is_fresh:  # what lacks is survival rows
                 self._relax(node, rounds=4)
             is_near = lacks <= _NEAR * may
