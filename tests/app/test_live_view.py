@@ -84,6 +84,17 @@ def test_a_refusal_a_failure_and_a_client_that_left_are_told_apart(live: serve_t
     assert {(error.outcome, error.requests) for error in shown.errors} == {("refused", 1), ("failed", 1)}
 
 
+def test_a_request_that_nobody_could_have_served_breaks_no_promise(live: serve_tables.Live) -> None:
+    """What an engine or the gateway refuses as wrong in itself is counted as refused, and not against the SLO."""
+    wrong = [
+        settled(i, status=REFUSED, first_token_ns=-1, client_status=code, output_tokens=0)
+        for i, code in ((2, 400), (3, 422))
+    ]
+    shown = taken(live, tally_of(live, settled(1), *wrong))
+    tenant = next(one for one in shown.tenants if one.name == "enterprise")
+    assert tenant.requests_total["refused"] == 2 and tenant.attainment_ratio == 1.0
+
+
 def test_the_ladder_never_rises_and_ends_at_what_was_sold(live: serve_tables.Live) -> None:
     """In MW and in tokens/s; with every replica down, nothing is healthy."""
     shown = taken(live, tally_of(live, settled(1)))

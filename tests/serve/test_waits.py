@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
+import uvloop
 
 from baseload.records import FAILED, SERVED
 from baseload.serve.client import HIGH_WATER_BYTES, Client
@@ -22,11 +24,15 @@ STREAM = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Beare
     mutations.KEY.encode(), len(ASK), ASK,
 )  # fmt: skip
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 LITTLE_BYTES = 4096  # that sockets hold
 
 
 def behind_sockets(
-    folder: Path, token_s: float, then: Callable[[fuzz.Bench, socket.socket], Awaitable[None]]
+    folder: Path,
+    token_s: float,
+    then: Callable[[fuzz.Bench, socket.socket], Awaitable[None]],
+    loop_factory: LoopFactory | None = None,
 ) -> fuzz.Bench:
     """Let a client of real and small sockets do something with a gateway whose engines are pipes; return the gateway."""
 
@@ -47,7 +53,8 @@ def behind_sockets(
             await asyncio.sleep(0.001)
         return bench
 
-    return asyncio.run(go())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(go())
 
 
 def test_who_does_not_take_the_end_of_a_stream_is_let_go(tmp_path: Path) -> None:
@@ -64,6 +71,55 @@ def test_who_does_not_take_the_end_of_a_stream_is_let_go(tmp_path: Path) -> None
 
     bench = behind_sockets(tmp_path, 0.03, never_read)
     assert not bench.purse.open_ and bench.purse.last.status == FAILED and bench.purse.last.output_tokens == 0
+
+
+@pytest.mark.parametrize("loop", [None, uvloop.new_event_loop])
+def test_who_closes_behind_the_end_of_a_stream_is_billed_for_all_of_it(
+    tmp_path: Path, loop: LoopFactory | None
+) -> None:
+    """An answer whose last bytes the socket took late, and whose client then closed at once, was delivered whole."""
+
+    async def read_late(bench: fuzz.Bench, sock: socket.socket) -> None:
+        running = asyncio.get_running_loop()
+        await running.sock_sendall(sock, STREAM)
+        while not bench.asked:
+            await asyncio.sleep(0.001)
+        bench.asked[0].protocol.data_received(HEAD + WORD % (b"b" * 150_000) + END)
+        await asyncio.sleep(0.01)
+        (client,) = bench.gateway.clients
+        assert client.unsent() > 0
+        got = b""
+        while not got.endswith(b"0\r\n\r\n"):  # no sweep in between
+            got += await running.sock_recv(sock, 65_536)
+        sock.close()
+
+    bench = behind_sockets(tmp_path, 5.0, read_late, loop)
+    row = bench.purse.last
+    assert not bench.purse.open_ and (row.status, row.client_status, row.output_tokens) == (SERVED, 200, 1)
+
+
+def test_an_engine_that_counts_one_choice_of_several_is_not_believed(tmp_path: Path) -> None:
+    """Each choice's tokens that reached the client are billed, though the engine's usage, as llama.cpp's, is of one alone."""
+    body = ASK.replace(b'"stream"', b'"n":2,"stream"')
+    words = b"".join(
+        b'data: {"choices":[{"index":%d,"delta":{"content":"a"},"finish_reason":null}]}\n\n' % i
+        for i in (0, 1, 0, 1, 1)
+    )
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+
+    async def ask(bench: fuzz.Bench, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        head = STREAM[: STREAM.index(b"content-length")] + b"content-length: %d\r\n\r\n" % len(body)
+        await loop.sock_sendall(sock, head + body)
+        while not bench.asked:
+            await asyncio.sleep(0.001)
+        bench.asked[0].protocol.data_received(HEAD + words + END.replace(b"data: [DONE]", usage + b"data: [DONE]"))
+        got = b""
+        while not got.endswith(b"0\r\n\r\n"):
+            got += await loop.sock_recv(sock, 65_536)
+
+    row = behind_sockets(tmp_path, 5.0, ask).purse.last
+    assert (row.status, row.input_tokens, row.output_tokens) == (SERVED, 3, 5)
 
 
 def test_answers_do_not_pile_up_for_who_does_not_read_them(tmp_path: Path) -> None:

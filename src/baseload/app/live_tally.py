@@ -86,6 +86,9 @@ class Scope:
         return found[::-1]
 
 
+ITS_OWN_FAULT = frozenset((400, 404, 405, 413, 415, 422))  # statuses of a request that no engine could have served
+
+
 def outcome_of(row: SettleRow | Alike) -> str:
     """Return how a request ended, in a word: served, refused, failed, or cancelled by its client."""
     if row.client_status == CLIENT_GONE:
@@ -154,8 +157,10 @@ class Tally:
         sums = _Sums(*alike.sums)
         times = [latencies(row) for row in streams]
         n_whole = sums.requests - len(times)  # answers in one piece: no latency of their own
-        whole_met = self._met(tenant, outcome, None, None)
-        met = [found for ttft_s, tpot_s in times if (found := self._met(tenant, outcome, ttft_s, tpot_s)) is not None]
+        wrong = outcome != "served" and alike.client_status in ITS_OWN_FAULT
+        end = CANCELLED if wrong else outcome  # of what is wrong in itself nothing was promised
+        whole_met = self._met(tenant, end, None, None)
+        met = [found for ttft_s, tpot_s in times if (found := self._met(tenant, end, ttft_s, tpot_s)) is not None]
         n_slo = 0 if whole_met is None else n_whole + len(met)
         n_met = sum(met) + (n_whole if whole_met else 0)
         for scope in scopes:

@@ -15,8 +15,8 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import extensive
 from baseload.plan.build import Hall
+from baseload.plan.held import Held
 from baseload.plan.highs import INF, Stop
-from baseload.plan.phases import Held
 from baseload.plan.problem import Floats, Problem
 from baseload.plan.scenarios import Scenario, applied
 from baseload.plan.scene import Pace, Scene

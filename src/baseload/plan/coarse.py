@@ -20,6 +20,7 @@ from baseload.plan.nothing import live
 from baseload.plan.problem import Floats, Ints, Problem, spans
 
 _ROUNDS = 12
+_LARGE_FLOWS, _LARGE_PERIODS = 8_000, 10  # from both on it is a large programme
 _SUMS = (
     *("cost_live", "cost_owned", "cost_put", "cost_flow", "cost_unserved", "cost_billed", "cost_host"),
     *("carbon_owned", "carbon_put", "water_owned", "water_put", "supply", "shared"),
@@ -66,6 +67,12 @@ def coarser(problem: Problem, n: int) -> Problem:
         },
         **changed,
     )
+
+
+def is_large(problem: Problem) -> bool:
+    """Return whether what longer periods tell is worth its time."""
+    n_periods = len(problem.periods)
+    return int(problem.allowed.sum()) * n_periods >= _LARGE_FLOWS and n_periods >= _LARGE_PERIODS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,10 @@ import numpy as np
 
 from baseload.errors import PlanError
 from baseload.plan import build as building
-from baseload.plan import coarse, transport
+from baseload.plan import transport
 from baseload.plan.build import Hall, Model
-from baseload.plan.coarse import Coarse
+from baseload.plan.coarse import Coarse, is_large
+from baseload.plan.held import CAPPED, SLOW_PRICES, Held
 from baseload.plan.highs import INF, Lp, Progress, Solution, Stop, moved_basis
 from baseload.plan.nothing import Fix, in_order, keeps, nothing, pulled
 from baseload.plan.problem import Answer, Bools, Floats, Problem, Status
@@ -34,9 +35,6 @@ _THRESHOLDS = (0.5, 0.3, 0.1, 0.7)
 _JUDGED = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 1e-4)  # thresholds where each costs little to judge
 _JUDGE_SHARE = 0.1  # of the time, for judging
 _LONGER = 5  # periods as one, for judging
-_LARGE_FLOWS, _LARGE_PERIODS = 8_000, 10  # from both on it is a large programme
-SLOW_PRICES = ("short_power", "short_floor", "over_share")  # far above what keeping to them costs
-CAPPED = 0.1  # of such a price while the interior point runs: a lower price is a bound all the same
 _ROUNDS = 30
 _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
 _FEW = 200  # survival rows: so many missing change the bound of a large change little
@@ -45,24 +43,6 @@ _EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begu
 _CLOSE = 1.3  # times the gap asked for: a plan so near may be proven good enough by the bound with the rows found since
 _NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
 _WHOLE = 1e-6  # nearer than this counts as whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """What a re-solve may begin with: where the relaxation ended, the survival rows found, and what its numbers stand for."""
-
-    basis: object
-    halls: tuple[Hall, ...]
-    model: Model
-    longer: coarse.Held | None = None  # the same, over longer periods
-    cold_s: float = INF  # CPU seconds of a relaxation from nothing
-
-    def fits(self, problem: Problem) -> bool:
-        """Return whether a problem has the same names, so that all that is held means something there."""
-        was = self.model.problem
-        return was.shape == problem.shape and all(
-            getattr(was, name) == getattr(problem, name) for name in ("phases", "rentals", "groups", "limits")
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +78,7 @@ def solve_phases(
         if more_survives and held.longer is not None:  # other rows bind then
             longer = Coarse(problem, _LONGER, until_s=until_s, stop=stop, was=held.longer)
             halls = building.all_of(halls, longer.halls())
-    elif _is_large(problem):
+    elif is_large(problem):
         longer = Coarse(problem, _LONGER, until_s=until_s, stop=stop)
         halls = longer.halls()
     else:
@@ -123,12 +103,6 @@ def solve_phases(
             search.model, search.best, bound=bound, status=status, method="phases", cpu_s=spent_s
         )
     return replace(answer, held=search.held)
-
-
-def _is_large(problem: Problem) -> bool:
-    """Return whether what longer periods tell is worth its time."""
-    n_periods = len(problem.periods)
-    return int(problem.allowed.sum()) * n_periods >= _LARGE_FLOWS and n_periods >= _LARGE_PERIODS
 
 
 class _Search:
@@ -187,7 +161,7 @@ class _Search:
                 self._try(next(choices), root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
-                root = self._raised(root) if self._is_near() else root
+                root = self._raised(root) if self._closed(_CLOSE) else root
                 if self._closed():
                     return "optimal"
             root = self._relax(root, self.held)
@@ -208,7 +182,7 @@ class _Search:
         choices = self._choices(root, held)
         while not self._closed() and not self._over() and (chosen := next(choices, None)) is not None:
             self._try(chosen, root)
-            if not self._closed() and self._is_near():
+            if not self._closed() and self._closed(_CLOSE):
                 root = self._raised(root)
         if not self._closed() and not self._over():
             self._branch(root)
@@ -221,7 +195,7 @@ class _Search:
         return Held(basis=self.lp.basis(), halls=tuple(self.halls), model=self.model, longer=longer, cold_s=cold_s)
 
     def _raised(self, root: _Node) -> _Node:
-        """Raise the bound: solve the relaxation with the survival rows found since, from where it ended; then be back here."""
+        """Raise the bound, where that may do: the relaxation with the rows found since, from where it ended; then be back."""
         assert self.held is not None
         if len(self.halls) == len(self.held.halls) or self._over():
             return root
@@ -233,10 +207,6 @@ class _Search:
         if here is not None:
             self.lp.set_basis(here)
         return root if again.x is None else again
-
-    def _is_near(self) -> bool:
-        """Return whether the best plan would do, were the bound a little higher."""
-        return self.best_cost - self.bound <= _CLOSE * self.gap * abs(self.best_cost)
 
     def program_w(self, x: Floats) -> Floats:
         """Return the phases of a solution."""
@@ -394,7 +364,7 @@ class _Search:
         """Yield phases to try, those that longer periods judge best first."""
         assert root.x is not None
         w = self.program_w(root.x)
-        if self.longer is None and _is_large(self.problem):
+        if self.longer is None and is_large(self.problem):
             was = None if held is None else held.longer
             self.longer = Coarse(self.problem, _LONGER, until_s=self.until_s, stop=self.stop, was=was)
             self.longer.halls()
@@ -518,8 +488,9 @@ class _Search:
         if self.progress is not None:
             self.progress(self.bound, self.best_cost)
 
-    def _closed(self) -> bool:
-        return bool(np.isfinite(self.best_cost)) and self.best_cost - self.bound <= self.gap * abs(self.best_cost)
+    def _closed(self, times: float = 1.0) -> bool:
+        lacks = self.best_cost - self.bound
+        return bool(np.isfinite(self.best_cost)) and lacks <= times * self.gap * abs(self.best_cost)
 
     def _over(self) -> bool:
         return time.process_time() >= self.until_s or (self.stop is not None and self.stop())

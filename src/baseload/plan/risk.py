@@ -20,9 +20,9 @@ import numpy as np
 from baseload.plan import alike, extensive, orders
 from baseload.plan import build as building
 from baseload.plan.build import Hall
+from baseload.plan.held import Held
 from baseload.plan.highs import INF
 from baseload.plan.nothing import pulled
-from baseload.plan.phases import Held
 from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
 from baseload.plan.scene import Kept, Pace, Scene

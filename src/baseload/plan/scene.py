@@ -15,8 +15,8 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import extensive
 from baseload.plan.build import Hall
+from baseload.plan.held import CAPPED, SLOW_PRICES, Held
 from baseload.plan.highs import INF, Lp, Solution, moved_basis
-from baseload.plan.phases import CAPPED, SLOW_PRICES, Held
 from baseload.plan.problem import Bools, Floats, Problem
 from baseload.plan.proof import safe_bound
 from baseload.plan.weights import MANY, Weights

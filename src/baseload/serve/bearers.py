@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from typing import Final, NamedTuple
 
 from baseload.serve import wire
 from baseload.serve.keys import well_formed
 from baseload.serve.pocket import Pocket
+from baseload.serve.telling import tell_all
 from baseload.serve.wire import KeyView
 
 FRESH_S: Final = 30.0  # after so long it is asked anew whose a secret is
@@ -152,19 +154,19 @@ class Bearers:
                 del self._known[next(iter(self._known))]
             self._known[question.digest] = (pocket, now_s + FRESH_S)
             answer = self._barred(pocket) or pocket
-        for tell in question.tells:
-            tell(answer)
+        tell_all([partial(tell, answer) for tell in question.tells])
 
     def ask_again(self) -> None:
         """Put the questions under way to an owner that has come back."""
         for ask_i, question in self._questions.items():
             self._ask(wire.LookUp(ask_i, question.bearer))
 
-    def end_waits(self, now_s: float) -> None:
-        """Refuse who has waited too long."""
+    def late(self, now_s: float) -> list[Callable[[], None]]:
+        """Return what tells those who have waited too long that they are refused; their questions are forgotten."""
+        tells = list[Callable[[], None]]()
         for ask_i in [i for i, question in self._questions.items() if question.until_s <= now_s]:
-            for tell in self._questions.pop(ask_i).tells:
-                tell(refusal("storage"))
+            tells += [partial(tell, refusal("storage")) for tell in self._questions.pop(ask_i).tells]
+        return tells
 
     def forget(self) -> None:
         """Keys changed: every secret is asked about anew at its next use."""

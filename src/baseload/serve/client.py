@@ -67,14 +67,15 @@ class Client(Outgoing):
     """One connection of a client."""
 
     __slots__ = (
-        "_full", "_head_bytes", "_in_head", "_known", "_line_bytes", "_n_headers", "_parser", "_queue", "_read", "_reading",
-        "_shape", "_unlike", "_unsent", "chunked", "closing", "current", "due_s", "gateway", "half_s", "heard", "relay",
-        "settling",
+        "_cut", "_full", "_head_bytes", "_in_head", "_known", "_line_bytes", "_n_headers", "_parser", "_queue", "_read",
+        "_reading", "_shape", "_unlike", "_unsent", "chunked", "closing", "current", "due_s", "gateway", "half_s", "heard",
+        "relay", "settling",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway.turn)
         self.gateway = gateway
+        self._cut = False
         self.relay: Relay | Pending | None = None
         self.settling: deque[Relay] = deque()  # told to the end, and not yet wholly taken by the socket
         self.current: Inbound | None = None  # being read
@@ -113,8 +114,11 @@ class Client(Outgoing):
         self.due_s = monotonic() + gateway.limits.header_s
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, and so is what it asked for."""
+        """The client is gone, and so is what it asked for and its socket had not taken."""
         self.gateway.clients.discard(self)
+        closed = exc is None and not self._cut and self.transport is not None
+        if closed and self.settling and not self.transport.get_write_buffer_size():
+            self.pushed()  # it was closed behind all that was written
         self.transport, self.closing = None, True
         self.forget()
         self._queue.clear()
@@ -128,6 +132,7 @@ class Client(Outgoing):
     def eof_received(self) -> bool:
         """The client has said all it will: it still gets its answers."""
         self.push()
+        self.pushed()
         if self.relay is None and not self._queue:
             return False
         self.closing = True
@@ -530,7 +535,7 @@ class Client(Outgoing):
         unsent = self.unsent()
         if unsent:  # it takes the last of its answers, or nothing any more
             if unsent == self._unsent:
-                self.transport.abort()
+                self.abort()
             self._unsent, self.due_s = unsent, now_s + self.gateway.limits.token_s
             return
         self.due_s = NEVER_S
@@ -542,12 +547,17 @@ class Client(Outgoing):
     def _still_there(self, now_s: float) -> None:
         """Let go of a client that ended its side, unless it has taken something since: then it only ended its side."""
         told = self.relay.told_bytes if isinstance(self.relay, Relay) else 0
-        if told == self.heard and self.transport is not None:
-            self.transport.abort()
+        if told == self.heard:
+            self.abort()
         self.heard, self.half_s = told, now_s + HALF_CLOSED_S
 
     def too_slow(self) -> None:
         """The client takes nothing of its answer: let it go."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Let go of the client; what its socket has not taken is not sent any more."""
+        self._cut = True
         if self.transport is not None:
             self.transport.abort()
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from baseload.errors import LedgerUnavailable
 from baseload.ports import Ledger, RowIn, SettledIn
+from baseload.serve.telling import tell_all
 
 GATHER_S = 0.02  # settled rows wait so long for company (marks hold them meanwhile); a lease waits for nobody
 BUSY_S = 0.18  # and so much longer where many come: a commit costs as much as fifty rows
@@ -195,5 +197,4 @@ class Journal:
 
 
 def _all(calls: list[Done], ok: bool) -> None:
-    for call in calls:
-        call(ok)
+    tell_all([partial(call, ok) for call in calls])

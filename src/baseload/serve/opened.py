@@ -61,7 +61,6 @@ class Want(NamedTuple):
     """What an `open` that waits was called with."""
 
     model_i: int
-    region_i: int
     input_tokens: int
     step_tokens: int
     max_tokens: int

@@ -58,6 +58,7 @@ class Pocket:
     leases: dict[int, Lease] = field(default_factory=dict)  # every one that has open or unused ids
     spare: deque[Lease] = field(default_factory=deque)  # not begun
     wishes: deque[Wish] = field(default_factory=deque)
+    serving: bool = False  # what waits is being opened just now
     asked: int = 0  # number of the ask under way; 0: none
     asked_by: Wish | None = None  # whom it is for; None: for nobody yet
     asked_nano: int = 0

@@ -15,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from baseload.serve.outbox import Outbox
 from baseload.serve.pocket import Lease, Pocket, Wish
 from baseload.serve.rows import SettleRow
 from baseload.serve.tables import Tables
+from baseload.serve.telling import tell_all
 from baseload.serve.wire import KeyView, Wire
 
 __all__ = ["KeyView", "Opened", "Purse", "Refusal"]
@@ -102,6 +104,7 @@ class Purse:
         self._tables = tables
         self._tables_version = tables.version
         self._prices = [(t.input_pico, t.cached_pico, t.output_pico) for t in tables.tenants]
+        self._regions = [t.region_i for t in tables.tenants]
         rows = {tenant.name: i for i, tenant in enumerate(tables.tenants)}
         self._tenant_rows = rows
         for pocket in self._pockets.values():
@@ -167,23 +170,30 @@ class Purse:
             await asyncio.sleep(0.25)
             beat += 1
             now_s = self._clock_s()
-            self._end_waits(now_s)
-            if beat % 4 == 0:
-                self._return_idle(now_s)
-                if self._stats is not None:
-                    counts = {"opened": self.n_opened, "settled": self.n_settled, **self.counts}
-                    mine = {f"purse_{name}": float(n) for name, n in counts.items()}
-                    self._send(wire.Stats({**self._stats(), **mine}))
+            try:
+                self._look_after(beat, now_s)
+            except Exception as error:  # a bug at one request must not end this for all others
+                asyncio.get_running_loop().call_exception_handler({"message": "a purse's tick", "exception": error})
+
+    def _look_after(self, beat: int, now_s: float) -> None:
+        """Refuse who waited too long; now and then give back what lies idle, and tell the owner how things stand."""
+        self._end_waits(now_s)
+        if beat % 4 == 0:
+            self._return_idle(now_s)
+            if self._stats is not None:
+                counts = {"opened": self.n_opened, "settled": self.n_settled, **self.counts}
+                mine = {f"purse_{name}": float(n) for name, n in counts.items()}
+                self._send(wire.Stats({**self._stats(), **mine}))
 
     def _end_waits(self, now_s: float) -> None:
-        """Refuse who has waited too long for the owner."""
+        """Refuse who has waited too long for the owner; what goes wrong at one is raised when all are told."""
+        tells: list[Callable[[], None]] = []
         for pocket in self._pockets.values():
             late = [wish for wish in pocket.wishes if wish.until_s <= now_s]
             if late:
                 pocket.wishes = deque(wish for wish in pocket.wishes if wish.until_s > now_s)
-                for wish in late:
-                    self._refuse(wish, "storage", None)
-        self.bearers.end_waits(now_s)
+                tells += [partial(self._refuse, wish, "storage", None) for wish in late]
+        tell_all([*tells, *self.bearers.late(now_s)])
 
     def _return_idle(self, now_s: float) -> None:
         """Give back what was not used for a while; a hoard at one worker is a refusal at another."""
@@ -227,7 +237,6 @@ class Purse:
         stream: bool,
         now_s: float,
         then: Then,
-        region_i: int = 0,
         digest: bytes = b"",
     ) -> None:
         """Open a request: call `then` with an Opened whose lease is durable, or with a Refusal; at once if it can be.
@@ -249,13 +258,12 @@ class Purse:
                 pocket.used_s = now_s
                 assert lease is not None
                 self._begin(
-                    pocket, lease, request_id, need_nano, prices, model_i, region_i, input_tokens, step,
-                    max_output_tokens, stream, then,
+                    pocket, lease, request_id, need_nano, prices, model_i, input_tokens, step, max_output_tokens, stream, then,
                 )  # fmt: skip
                 if not pocket.asked and (request_id >= lease.low_id or pocket.money_nano < 4 * need_nano):
                     self._ask_ahead(pocket, need_nano)
                 return
-        want = Want(model_i, region_i, input_tokens, step, max_output_tokens, stream, then)
+        want = Want(model_i, input_tokens, step, max_output_tokens, stream, then)
         if pocket is not None:
             self._open_in(pocket, want, now_s)
         else:
@@ -298,12 +306,13 @@ class Purse:
 
     def _begin(
         self, pocket: Pocket, lease: Lease, request_id: int, need_nano: int, prices: tuple[int, int, int], model_i: int,
-        region_i: int, input_tokens: int, step: int, max_tokens: int, stream: bool, then: Then,
+        input_tokens: int, step: int, max_tokens: int, stream: bool, then: Then,
     ) -> None:  # fmt: skip
         tokens = input_tokens + step
+        tenant_i = pocket.view.tenant_i
         slot = self.marks.begin(
-            request_id, self._utc_ns(), prices, input_tokens, self._tables_version, model_i, pocket.view.tenant_i,
-            region_i, stream,
+            request_id, self._utc_ns(), prices, input_tokens, self._tables_version, model_i, tenant_i,
+            self._regions[tenant_i], stream,
         )  # fmt: skip
         if not slot:
             if pocket.skip(lease, need_nano, tokens):
@@ -326,23 +335,40 @@ class Purse:
     # ---- waiting ----
 
     def _serve(self, pocket: Pocket) -> None:
-        """Open what waits and can be opened; ask for the rest."""
+        """Open what waits and can be opened; ask for the rest.
+
+        Whoever is opened here may end at once and give back what the next one waits for: that one is opened by this loop,
+        not from within. What goes wrong at one is raised when all are served.
+        """
+        if pocket.serving:
+            return
+        pocket.serving, wrong = True, list[Exception]()
         while pocket.wishes and not pocket.lacks(pocket.wishes[0]):
             wish = pocket.wishes.popleft()
-            if wish.renewal:
-                self._steps.renewed(pocket, wish)
-                continue
-            if pocket.view.tenant_i < 0:  # its tenant left the fleet file while it waited
-                self._refuse(wish, "gone", None)
-                continue
-            lease = pocket.lease
-            request_id = pocket.take(wish.money_nano, wish.tokens)
-            assert request_id and lease is not None
-            prices = self._prices[pocket.view.tenant_i]
-            self._begin(pocket, lease, request_id, wish.money_nano, prices, *wish.item)
+            try:
+                self._grant(pocket, wish)
+            except Exception as error:  # a bug at one must not cost the others
+                wrong.append(error)
+        pocket.serving = False
         if pocket.wishes and not pocket.asked and self.connected:
             self.counts["asks"] += 1
             self._send(pocket.ask(self._next_i()))
+        if wrong:
+            raise ExceptionGroup("requests that waited for their purse", wrong)
+
+    def _grant(self, pocket: Pocket, wish: Wish) -> None:
+        """Give a wish what it waited for."""
+        if wish.renewal:
+            self._steps.renewed(pocket, wish)
+            return
+        if pocket.view.tenant_i < 0:  # its tenant left the fleet file while it waited
+            self._refuse(wish, "gone", None)
+            return
+        lease = pocket.lease
+        request_id = pocket.take(wish.money_nano, wish.tokens)
+        assert request_id and lease is not None
+        prices = self._prices[pocket.view.tenant_i]
+        self._begin(pocket, lease, request_id, wish.money_nano, prices, *wish.item)
 
     def _refuse(self, wish: Wish, reason: str, retry_s: float | None) -> None:
         if wish.renewal:
@@ -387,10 +413,6 @@ class Purse:
         cell = opened._cell
         self.marks.delivered(cell, output_tokens, opened.request_id)
         opened._cell = cell ^ 1
-
-    def prompt(self, opened: Opened, input_tokens: int, cached_tokens: int = 0) -> None:
-        """Note the prompt as the engine counted it, should it say so before the end; a crash then bills it too."""
-        self.marks.prompt(opened.mark, opened.request_id, input_tokens, cached_tokens)
 
     def routed(self, opened: Opened, replica_i: int) -> None:
         """Note where the request was sent, for the row that a crash leaves to the owner."""

@@ -163,8 +163,10 @@ class Relay(RelayState):
         problem = reply.REFUSED[reason]
         if problem.status == 503 and reason == REASON_WAITED:
             problem = problem._replace(retry_s=self.gateway.waiting[self.model_i].retry_after_s())
-        self._settle(REFUSED, reason, problem.status)
-        self.client.answer(self, problem)
+        try:
+            self._settle(REFUSED, reason, problem.status)
+        finally:  # who asked is told, whatever goes wrong in the books
+            self.client.answer(self, problem)
 
     def _send(self, replica: int, now_s: float) -> None:
         gateway, opened = self.gateway, self.opened

@@ -128,6 +128,8 @@ class RelayState:
         """Return the answer's tokens: the engine's count, as far as it can be true."""
         if usage is None or usage.output_tokens < 0:
             return counted
+        if self.peek.choices > 1 and usage.output_tokens < counted:
+            return counted  # of one choice alone, as llama.cpp counts
         tokens = min(usage.output_tokens, max(counted, self.told_bytes))
         most = self.peek.max_tokens
         return min(tokens, max(counted, most)) if most else tokens

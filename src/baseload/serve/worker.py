@@ -153,8 +153,7 @@ async def _drain(gateway: Gateway, server: asyncio.Server, drain_s: float) -> No
         client.stop(problem)
     await asyncio.sleep(0.05)
     for client in list(gateway.clients):
-        if client.transport is not None:
-            client.transport.abort()
+        client.abort()
     await asyncio.sleep(0)
 
 
