@@ -173,3 +173,21 @@ def test_wrong_options_are_refused(example: Path, more: list[str]):
     """Each wrong option is refused as the user's error."""
     with pytest.raises(BaseloadError):
         run(["capacity", str(example), *more])
+
+
+@pytest.mark.parametrize("verb", ["capacity", "simulate"])
+def test_a_page_never_replaces_the_fleet_file(example: Path, verb: str):
+    """--html that names the fleet file is refused, and the file keeps its text."""
+    with pytest.raises(BaseloadError, match="--html .*would replace"):
+        run([verb, str(example), "--html", str(example.parent / "." / example.name)])
+    assert example.read_text() == template()
+
+
+def test_a_page_never_replaces_what_a_run_folder_holds(tmp_path: Path):
+    """`report --html` refuses the run's own tables and fleet file; its own page may be written anew."""
+    (tmp_path / "fleet.yaml").write_text("x")
+    (tmp_path / "report.html").write_text("x")
+    with pytest.raises(BaseloadError, match="--html .*would replace"):
+        run(["report", str(tmp_path), "--html", str(tmp_path / "fleet.yaml")])
+    with pytest.raises(BaseloadError, match="no run folder"):
+        run(["report", str(tmp_path), "--html", str(tmp_path / "report.html")])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from baseload.app import cli, plan_findings
+from baseload.app.plan_verb import FILES, refuse_to_overwrite
 from baseload.errors import FleetError, InputError, Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,54 @@ def test_a_folder_below_a_file_is_refused_before_the_work(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="--out .*cannot be written"):
         cli.run(["plan", str(FLEET), *QUICK, "--quick", "--out", str(tmp_path / "file" / "p")])
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (["mine.yaml", "fleet.yaml"], "holds the fleet file"),
+        (["meta.json", "fleet.yaml"], "holds a run of"),
+        (["report.html"], "holds report.html, but is no folder of a plan"),
+    ],
+)
+def test_what_no_plan_wrote_is_never_replaced(
+    there: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The fleet file itself, a finished run and other people's files keep every byte, and no work is done to find that out."""
+    monkeypatch.setattr("baseload.app.plan_verb.ask", lambda *_, **__: pytest.fail("asked first"))
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_bytes(FLEET.read_bytes())
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in there:
+        (out / name).write_text("mine")
+    if there[0] == "mine.yaml":
+        (out / "fleet.yaml").unlink()
+        (out / "fleet.yaml").symlink_to(fleet)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(InputError, match=f"--out .*{said}") as caught:
+        cli.run(["plan", str(fleet), *QUICK, "--quick", "--out", str(out)])
+    assert caught.value.exit_code == 2 and before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_plan_is_not_written_over_the_fleet_file_that_it_is_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`--out .` beside fleet.yaml is refused, and so is an earlier plan's folder where its own fleet file is planned from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fleet.yaml").write_bytes(FLEET.read_bytes())
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="holds the fleet file"):
+        cli.run(["plan", "fleet.yaml", *QUICK, "--quick", "--out", "."])
+    assert (tmp_path / "fleet.yaml").read_bytes() == FLEET.read_bytes()
+
+
+def test_an_earlier_plan_is_replaced(tmp_path: Path):
+    """A folder that a plan wrote may be written again."""
+    refuse_to_overwrite(tmp_path / "none", FLEET)
+    for name in FILES:
+        (tmp_path / name).write_text("x")
+    refuse_to_overwrite(tmp_path, FLEET)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

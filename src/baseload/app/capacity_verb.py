@@ -16,15 +16,14 @@ QUARTERS_MAX = 80
 
 def capacity_verb(options: argparse.Namespace) -> int:
     """Print or write the ladder by quarter."""
-    from baseload.app.verbs import say
+    from baseload.app.verbs import require_page, say
     from baseload.fleet import check, load
     from baseload.report import capacity, capacity_text
 
     quarters = horizon_quarters(options.horizon)
     today = _day(options.date)
     html: Path | None = options.html
-    if html is not None and (html.is_dir() or not html.name):
-        raise InputError(f"--html {html}: is a folder; name a file")
+    require_page(html, options.fleet)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: is negative; write 0 or more")
     loaded = load.load(options.fleet, options.overrides)

@@ -114,6 +114,7 @@ def wish_of(options: argparse.Namespace) -> Wish:
     above = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"--out {options.out}: {above} cannot be written; choose another place")
+    refuse_to_overwrite(options.out, options.fleet)
     if options.horizon is not None:
         horizon_quarters(options.horizon)
     return Wish(
@@ -133,6 +134,19 @@ def wish_of(options: argparse.Namespace) -> Wish:
         quick=options.quick,
         as_json=options.json,
     )
+
+
+def refuse_to_overwrite(out: Path, fleet: Path) -> None:
+    """Raise InputError where the plan's files would replace what is no plan: the fleet file, a run, another one's file."""
+    from baseload.app.verbs import is_same_file
+
+    if any(is_same_file(out / name, fleet) for name in FILES):
+        raise InputError(f"--out {out}: holds the fleet file {fleet}, which would be replaced; choose another --out")
+    if (out / "meta.json").exists():
+        raise InputError(f"--out {out}: holds a run of `baseload simulate`; choose another --out")
+    there = [name for name in FILES if (out / name).exists()]
+    if there and "plan.json" not in there:
+        raise InputError(f"--out {out}: holds {there[0]}, but is no folder of a plan; choose another --out")
 
 
 def gap_of(text: str) -> float:

@@ -23,6 +23,25 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
+def is_same_file(path: Path, given: Path | str) -> bool:
+    """Say whether both paths lead to one file, also by a link; False where one of them leads to none."""
+    try:
+        return path.samefile(given)
+    except (OSError, ValueError):
+        return False
+
+
+def require_page(html: Path | None, *given: Path | str | None) -> None:
+    """Raise InputError where `--html` names no file, or one of those that the command reads."""
+    if html is None:
+        return
+    if html.is_dir() or not html.name:
+        raise InputError(f"--html {html}: is a folder; name a file")
+    over = [one for one in given if one is not None and is_same_file(html, one)]
+    if over:
+        raise InputError(f"--html {html}: would replace {over[0]}, which is read here; name another file")
+
+
 def init_verb(options: argparse.Namespace) -> int:
     """Write the commented template; refuse to overwrite."""
     from baseload.fleet.template import template
@@ -67,8 +86,7 @@ def simulate_verb(options: argparse.Namespace) -> int:
     from baseload.app import simulating
 
     wish = _wish(options)
-    if options.html is not None and (options.html.is_dir() or not options.html.name):
-        raise InputError(f"--html {options.html}: is a folder; name a file")
+    require_page(options.html, options.fleet, options.replay, options.trace)
     if options.replay is not None:
         from baseload.app import replay
 
@@ -104,6 +122,8 @@ def simulate_verb(options: argparse.Namespace) -> int:
 
 def report_verb(options: argparse.Namespace) -> int:
     """Show a finished run again."""
+    if options.run.is_dir():
+        require_page(options.html, *(path for path in options.run.iterdir() if path.suffix != ".html"))
     _show(options.run, as_json=options.json, html=options.html, text=not options.html)
     if options.html:
         print(f"{options.html} written")
