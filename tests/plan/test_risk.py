@@ -20,6 +20,11 @@ from baseload.plan.scene import Now, Pace, Scene
 from tests.plan.brute import best_cost
 from tests.plan.tiny import tiny
 
+_OF_PHASES = (
+    "phases", "phase_site", "phase_mw", "phase_delay", "phase_after",
+    "begin_from", "begin_by", "cost_begin", "cost_live", "spend_begin",
+)  # fmt: skip
+
 
 @pytest.mark.slow
 def test_the_decision_is_the_best_of_all_choices_of_phases() -> None:
@@ -168,3 +173,29 @@ def test_the_plan_that_goes_on_keeps_what_is_decided_now() -> None:
     assert plan.w == pytest.approx(found.now.w) and plan.buy[..., :2] == pytest.approx(found.now.buy, abs=1e-6)
     assert plan.sign[..., :2] == pytest.approx(found.now.sign, abs=1e-6)
     assert check(problem, plan) == []
+
+
+def test_a_stopped_simplex_method_is_no_plan() -> None:
+    """Where nothing is whole and there was no time, no plan is said to keep the decision; with time one does, by every row."""
+    problem = instance(4, 3, 3, 8, 8, seed=1)
+    n_sites, n_kinds, *_, n_periods = problem.shape
+    lacking = {name: getattr(problem, name)[:0] for name in _OF_PHASES}
+    problem = replace(problem, **lacking)
+    none = np.zeros((n_sites, n_kinds, 2)), np.zeros((n_sites, n_kinds, len(problem.rentals), 2))
+    now = Now(w=np.zeros((0, n_periods)), buy=none[0], sign=none[1])
+    plan = keeping(problem, now, bound=-INF, cpu_limit_s=60.0)
+    assert plan is not None and plan.status == "within_gap" and check(problem, plan) == []
+    assert keeping(problem, now, bound=0.99 * plan.cost, cpu_limit_s=60.0, stop=lambda: True) is None
+
+
+def test_rounds_of_survival_rows_that_run_out_leave_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rounds there are, what a scenario costs as if known is bounded from below, by no more than with all rows."""
+    problem = instance(3, 2, 2, 4, 6, seed=3)
+    one = applied(problem, draw(problem, 1, seed=4)[0])
+    bounds = []
+    for rounds in (1, 2, 12):
+        monkeypatch.setattr("baseload.plan.scene._ROUNDS", rounds)
+        found = Scene(one, 2, halls=[]).free(INF)
+        assert found is not None
+        bounds.append(found[0])
+    assert bounds[0] < bounds[1] <= bounds[2] * (1.0 + 1e-6)

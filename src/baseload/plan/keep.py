@@ -11,7 +11,7 @@ import numpy as np
 
 from baseload.plan import build as building
 from baseload.plan.highs import INF, Lp, Stop
-from baseload.plan.problem import Answer, Floats, Problem
+from baseload.plan.problem import Answer, Floats, Problem, Status
 from baseload.plan.scene import Now
 
 _ROUNDS = 6
@@ -33,20 +33,21 @@ def keeping(problem: Problem, now: Now, *, bound: float, cpu_limit_s: float, sto
         return None  # an order that comes after the horizon
     lp.set_bounds(columns[columns >= 0], values[columns >= 0], values[columns >= 0])
     best: Floats | None = None
-    best_cost = INF
+    best_cost, state = INF, "stopped"
     for turn in range(_ROUNDS):
         lp.set_whole(turn > 0)  # the relaxation finds most survival rows
         left_s = max(0.5, (cpu_limit_s - (time.process_time() - began_s)) / (1.0 if turn == 0 else 2.0))
         found = lp.solve(gap=_GAP, cpu_limit_s=left_s, stop=stop)
-        if found.x is None:
-            break
+        whole = turn > 0 and bool(model.program.whole.any())
+        if found.x is None or not (found.state == "optimal" or (whole and found.state == "stopped")):
+            break  # without whole columns, where the simplex method was stopped is no plan
         x = found.x
         unserved = np.maximum(0.0, model.value("unserved", x))
         said = np.maximum(0.0, model.value("short_survive", x))
         halls, short = building.missing_halls(problem, building.carried(model, x), unserved, said)
         cost = building.true_cost(model, x, short)
         if turn and cost < best_cost:
-            best, best_cost = x, cost
+            best, best_cost, state = x, cost, found.state
         if turn and (not halls or time.process_time() - began_s > cpu_limit_s):
             break
         if halls:
@@ -56,6 +57,7 @@ def keeping(problem: Problem, now: Now, *, bound: float, cpu_limit_s: float, sto
         return None
     spent_s = time.process_time() - began_s
     least_cost = min(bound, best_cost)
+    status: Status = "within_gap" if state == "optimal" else "stopped"
     return building.answer_of(
-        model, best, bound=least_cost, status="within_gap", method="kept against scenarios", cpu_s=spent_s
+        model, best, bound=least_cost, status=status, method="kept against scenarios", cpu_s=spent_s
     )

@@ -128,7 +128,10 @@ class Scene:
         return np.where(self.there, x[self.columns], 0.0)
 
     def solve(self, until_s: float, stop: Callable[[], bool] | None = None) -> Solution | None:
-        """Return the solution with all survival rows that it needs; None where time was over."""
+        """Return the solution with all survival rows that it needs, as far as a few rounds find them; None where time was over.
+
+        Rows that the last round would need are not added: what it returns is a solution of the programme as it stands.
+        """
         n_more = MANY
         for turn in range(_ROUNDS):
             left_s = max(0.05, until_s - time.process_time())
@@ -140,6 +143,8 @@ class Scene:
             if found.state != "optimal" or found.x is None:
                 return None
             self.warm = self.solved = True
+            if turn == _ROUNDS - 1:
+                break
             model, x = self.model, found.x
             short, unserved = np.maximum(0.0, model.value("short_survive", x)), model.value("unserved", x)
             halls, _ = building.missing_halls(self.problem, building.carried(model, x), unserved, short)
@@ -188,39 +193,22 @@ class Scene:
             self.program = self.program.with_rows(least, start, index, value)
             self.halls += halls
 
-    def free(
-        self, until_s: float, prices: Floats | None = None, stop: Callable[[], bool] | None = None
-    ) -> tuple[float, Floats] | None:
-        """Return (a bound, what would be decided now) with extra prices on what is decided now."""
+    def free(self, until_s: float, stop: Callable[[], bool] | None = None) -> tuple[float, Floats] | None:
+        """Return (a bound, what would be decided now) as if this future were known."""
         columns = self.columns[self.there]
         self.lp.set_bounds(columns, self.program.lower[columns], self.program.upper[columns])
-        cost = self.cost.copy()
-        if prices is not None:
-            cost[columns] += prices[self.there]
-        self.lp.set_costs(columns, cost[columns])
         found = self.solve(until_s, stop)
         if found is None or found.x is None:
             return None
         bound = -INF
         if found.row_dual is not None:
-            bound = safe_bound(replace(self.program, cost=cost), found.row_dual, self.program.lower, self.program.upper)
+            bound = safe_bound(self.program, found.row_dual, self.program.lower, self.program.upper)
         return (bound if np.isfinite(bound) else found.cost - _LOOSE * abs(found.cost)), self.vector(found.x)
-
-    def with_phases(self, w: Floats, until_s: float) -> tuple[float, Floats] | None:
-        """Return (cost, what would be decided now) with these phases."""
-        columns = self.columns[self.there]
-        self.lp.set_costs(columns, self.cost[columns])
-        self.lp.set_bounds(columns, self.program.lower[columns], self.program.upper[columns])
-        at = self.parts["w"].ravel()
-        self.lp.set_bounds(at, w.ravel(), w.ravel())
-        found = self.solve(until_s)
-        return None if found is None or found.x is None else (found.cost, self.vector(found.x))
 
     def kept(self, now: Now, until_s: float, stop: Callable[[], bool] | None = None) -> Kept | None:
         """Return the least cost with what is decided now; None where time was over."""
         values = now.vector()
         columns = self.columns[self.there]
-        self.lp.set_costs(columns, self.cost[columns])
         self.lp.set_bounds(columns, values[self.there], values[self.there])
         found = self.solve(until_s, stop)
         if found is None or found.x is None:
