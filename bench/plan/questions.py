@@ -141,7 +141,7 @@ def risk(seed: int, size: Size = COARSE, scenarios: int = GOALS["risk"].scenario
         "value": found.value,
         "vss": _said(found.vss),
         "evpi": _said(found.evpi),
-        "unseen": float(unseen.mean()),
+        "unseen": float(np.nanmean(unseen)),
         "peak_mb": peak_mb,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from baseload.plan.highs import INF
 from baseload.plan.keep import keeping
 from baseload.plan.risk import evaluate, robust
 from baseload.plan.scenarios import applied, draw, measured
-from baseload.plan.scene import Now, Pace, Scene
+from baseload.plan.scene import Kept, Now, Pace, Scene
 from tests.plan.brute import best_cost
 from tests.plan.tiny import tiny
 
@@ -199,3 +200,33 @@ def test_rounds_of_survival_rows_that_run_out_leave_a_bound(monkeypatch: pytest.
         assert found is not None
         bounds.append(found[0])
     assert bounds[0] < bounds[1] <= bounds[2] * (1.0 + 1e-6)
+
+
+def test_what_time_left_out_is_told_apart_from_what_was_priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenarios are priced in order until the limit or a stop; those after that have no cost, and keep their places."""
+    problem = instance(3, 2, 2, 4, 6, seed=3)
+    futures, priced, kept = draw(problem, 5, seed=4), [], Scene.kept
+    none = np.zeros((3, 2, 2)), np.zeros((3, 2, len(problem.rentals), 2))
+    now = Now(w=np.ones((len(problem.phases), 6)), buy=none[0], sign=none[1])
+
+    def counted(scene: Scene, *asked: Any) -> Kept | None:
+        found = kept(scene, *asked)
+        priced.append(found)
+        return found
+
+    whole = evaluate(problem, now, futures)
+    assert np.isfinite(whole).all()
+    monkeypatch.setattr(Scene, "kept", counted)
+    part = evaluate(problem, now, futures, stop=lambda: len(priced) >= 2)
+    assert part[:2] == pytest.approx(whole[:2], rel=1e-6) and np.isnan(part[2:]).all() and len(priced) == 2
+    assert np.isnan(evaluate(problem, now, futures, cpu_limit_s=0.0)).all() and len(priced) == 2
+
+
+def test_without_time_the_mean_plan_is_priced_and_nothing_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the limit is over no scenario is solved as if known; the first decision still has its cost in every one of them."""
+    problem = instance(3, 2, 2, 4, 6, seed=3)
+    futures = draw(problem, 5, seed=4)
+    monkeypatch.setattr(Scene, "free", lambda *_, **__: pytest.fail("solved as if known"))
+    found = robust(problem, futures, cpu_limit_s=1e-9)
+    assert found.bound == found.known == -INF and found.value == found.of_mean_plan
+    assert found.costs == pytest.approx(evaluate(problem, found.now, futures), rel=1e-5)

@@ -18,7 +18,7 @@ from baseload.app.plan_map import PlanMap
 from baseload.fleet.phases import months_between
 from baseload.plan import keep, risk, scenarios
 from baseload.plan import money as books
-from baseload.plan.problem import Answer, Problem
+from baseload.plan.problem import Answer, Floats, Problem
 from baseload.report.capacity import draw_phase
 from baseload.report.plan_model import Risk
 from baseload.report.words import money, number, percent
@@ -46,8 +46,8 @@ def look(
     found = risk.robust(problem, given, first=NOW_PERIODS, cvar=cvar, cpu_limit_s=RISK_CPU_S, stop=stop, say=say)
     first = found.now.buy.shape[2]
     planned = risk.Now(w=answer.w, buy=answer.buy[:, :, :first], sign=answer.sign[..., :first])
-    costs = risk.evaluate(problem, planned, given, cpu_limit_s=CHECK_CPU_S)
-    of_plan = scenarios.measured(costs, cvar) if len(costs) == n else float("inf")
+    costs = risk.evaluate(problem, planned, given, cpu_limit_s=CHECK_CPU_S, stop=stop)
+    of_plan = scenarios.measured(costs, cvar) if np.isfinite(costs).all() else float("inf")
     now, value = (found.now, found.value) if found.value <= of_plan else (planned, of_plan)
     if not isfinite(value):
         short = "not all scenarios were priced in the time that there was: nothing is said of risk"
@@ -65,7 +65,12 @@ def look(
         lines.append(f"the plan for the median future alone costs {_money(of_plan, plan_map)} by the same measure")
     lines += _worth(found, value, plan_map)
     if not stop():
-        lines += _out_of_sample(problem, plan_map, planned, now, n, seed, cvar)
+        fresh = _scenarios(problem, plan_map, n, seed + 1)
+        ours = risk.evaluate(problem, now, fresh, cpu_limit_s=CHECK_CPU_S, stop=stop)
+        other = ours
+        if now is not planned:
+            other = risk.evaluate(problem, planned, fresh, cpu_limit_s=CHECK_CPU_S, stop=stop)
+        lines.append(out_of_sample(ours, other, cvar, lambda cost: _money(cost, plan_map)))
     lines += _now(problem, plan_map, now)
     lines.append(_written(problem, plan_map, answer, now is planned, kept))
     return Risk(measure=_named(cvar), scenarios=n, lines=lines, kept=kept is not None), kept
@@ -130,19 +135,27 @@ def _delays(problem: Problem, plan_map: PlanMap, seed: int) -> npt.NDArray[np.in
     return drawn
 
 
-def _out_of_sample(
-    problem: Problem, plan_map: PlanMap, planned: risk.Now, now: risk.Now, n: int, seed: int, cvar: float | None
-) -> list[str]:
-    """Return the same measure on other scenarios, for this decision and for that of the plan without it."""
-    fresh = _scenarios(problem, plan_map, n, seed + 1)
-    ours = risk.evaluate(problem, now, fresh, cpu_limit_s=CHECK_CPU_S)
-    other = risk.evaluate(problem, planned, fresh, cpu_limit_s=CHECK_CPU_S)
-    if not len(ours) or not len(other):
-        return []
-    return [
-        f"on {len(ours)} other scenarios it costs {_money(scenarios.measured(ours, cvar), plan_map)}, the plan for the "
-        f"median future alone {_money(scenarios.measured(other, cvar), plan_map)}"
-    ]
+def out_of_sample(ours: Floats, other: Floats, cvar: float | None, said: Callable[[float], str]) -> str:
+    """Return the same measure on other scenarios, for this decision and for that of the plan without it.
+
+    Both [scenarios], NaN where not priced: they are held against each other where both were; the worst of a part is not told.
+
+    >>> costs = np.array([1.0, 3.0, np.nan])
+    >>> out_of_sample(costs, costs + 1.0, None, str)
+    'on 2 of 3 other scenarios (no time was left for the rest) it costs 2.0, the plan for the median future alone 3.0'
+    >>> out_of_sample(costs, costs, 0.95, str)
+    'what it costs on other scenarios is not known: 2 of 3 were priced in the time that there was'
+    """
+    both, n = np.isfinite(ours) & np.isfinite(other), len(ours)
+    if not both.any() or (cvar is not None and not both.all()):
+        return (
+            f"what it costs on other scenarios is not known: {both.sum()} of {n} were priced in the time that there was"
+        )
+    part = (
+        f"{n} other scenarios" if both.all() else f"{both.sum()} of {n} other scenarios (no time was left for the rest)"
+    )
+    here, there = (said(scenarios.measured(costs[both], cvar)) for costs in (ours, other))
+    return f"on {part} it costs {here}, the plan for the median future alone {there}"
 
 
 def _now(problem: Problem, plan_map: PlanMap, now: risk.Now) -> list[str]:

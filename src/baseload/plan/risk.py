@@ -21,7 +21,7 @@ from baseload.plan import alike, extensive, orders
 from baseload.plan import build as building
 from baseload.plan.build import Hall
 from baseload.plan.held import Held
-from baseload.plan.highs import INF
+from baseload.plan.highs import INF, Stop
 from baseload.plan.nothing import pulled
 from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
@@ -87,7 +87,7 @@ def robust(
     cvar: float | None = None,
     gap: float = 0.02,
     cpu_limit_s: float = 300.0,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
     say: Callable[[str], None] | None = None,
 ) -> RiskPlan:
     """Return what to decide now so that the mean cost, or the CVaR, over the scenarios is least.
@@ -129,17 +129,21 @@ def robust(
     return search.answer(began_s)
 
 
-def evaluate(problem: Problem, now: Now, scenarios: Sequence[Scenario], *, cpu_limit_s: float = INF) -> Floats:
-    """Return what a decision costs in each scenario, such as those that it was not made for; what time left out is missing."""
+def evaluate(
+    problem: Problem, now: Now, scenarios: Sequence[Scenario], *, cpu_limit_s: float = INF, stop: Stop | None = None
+) -> Floats:
+    """Return [scenarios]: what a decision costs in each, such as those that it was not made for; NaN where time was over."""
     until_s = time.process_time() + cpu_limit_s
-    costs, halls, pace = [], None, Pace()
-    for scenario in scenarios:
+    costs, halls, pace = np.full(len(scenarios), np.nan), None, Pace()
+    for k, scenario in enumerate(scenarios):
+        if time.process_time() >= until_s or (stop is not None and stop()):
+            break
         scene = Scene(applied(problem, scenario), now.buy.shape[2], halls, pace=pace)
-        kept = scene.kept(now, until_s)
+        kept = scene.kept(now, until_s, stop)
         halls = scene.halls
         if kept is not None:
-            costs.append(kept.cost)
-    return np.array(costs)
+            costs[k] = kept.cost
+    return costs
 
 
 class _Search:
@@ -152,7 +156,7 @@ class _Search:
         first: int,
         cvar: float | None,
         until_s: float,
-        stop: Callable[[], bool] | None,
+        stop: Stop | None,
         say: Callable[[str], None] | None,
     ) -> None:
         self.problem, self.scenarios, self.cvar = problem, scenarios, cvar
@@ -230,14 +234,14 @@ class _Search:
         self.least = found.costs if np.isfinite(found.bound) else np.full(len(found.costs), -INF)  # about
 
     def known(self) -> None:
-        """Solve every scenario as if it were known: a bound."""
+        """Solve every scenario as if it were known, while time is left: a bound where that suffices for all."""
         began_s = time.process_time()
         held = self.held
         bounds, vectors, halls = [], [], None if held is None else building.lawful(self.problem, held.halls)
         for scenario in self.scenarios:
             scene = Scene(applied(self.problem, scenario), self.first, halls, held, self.pace)
             self.scenes.append(scene)
-            found = scene.free(self.until_s, stop=self.stop)
+            found = None if self.over() else scene.free(self.until_s, stop=self.stop)
             bounds.append(-INF if found is None else found[0])
             vectors.append(np.zeros(len(scene.columns)) if found is None else found[1])
             halls = scene.halls
