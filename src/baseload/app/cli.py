@@ -178,7 +178,7 @@ def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
         type=int,
         default=6,
         metavar="N",
-        help="run the plan in the twin and correct it, at most N times (6)",
+        help="run the plan in the twin and correct it, at most N times (6), and once more what --risk makes of it",
     )
     sub.add_argument("--quick", action="store_true", help="the plan alone: not run in the twin, limits not priced")
     sub.add_argument("--json", action="store_true", help="print JSON")

@@ -92,7 +92,7 @@ def look_at_risk(
         result = close_loop(
             asked.table, lambda _: plan_verb.in_the_twin(asked), rounds=1, seed=wish.seed, say=say, stop=stop
         )
-        words = f"with what was decided against the scenarios: {result.rounds[-1].sentence()}"
+        words = f"once more, with what was decided against the scenarios: {result.rounds[-1].sentence()}"
         into.rounds.append(Round(number=len(into.rounds) + 1, words=words, meets=result.agreed))
 
 
