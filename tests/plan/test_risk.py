@@ -18,6 +18,7 @@ from baseload.plan.keep import keeping
 from baseload.plan.risk import evaluate, robust
 from baseload.plan.scenarios import applied, draw, measured
 from baseload.plan.scene import Kept, Now, Pace, Scene
+from baseload.plan.settle import whole_racks
 from tests.plan.brute import best_cost
 from tests.plan.tiny import tiny
 
@@ -230,3 +231,43 @@ def test_without_time_the_mean_plan_is_priced_and_nothing_is_proven(monkeypatch:
     found = robust(problem, futures, cpu_limit_s=1e-9)
     assert found.bound == found.known == -INF and found.value == found.of_mean_plan
     assert found.costs == pytest.approx(evaluate(problem, found.now, futures), rel=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_racks_are_rounded_within_what_may_be_bought(seed: int) -> None:
+    """Whole racks of all sites stay within supply and what kinds share, and are less than one from what was found."""
+    rng = np.random.default_rng(seed)
+    problem, n = instance(4, 3, 2, 3, 4, seed=seed % 5, whole=True), 2
+    buy = rng.choice([0.3, 0.5, 0.7, 1.0, 2.6], size=(4, 3, n)) * rng.integers(0, 2, size=(4, 3, n))
+    used = np.einsum("la,sat->lt", problem.shared_use, buy)
+    spare = rng.choice([0.0, 0.8, np.inf])
+    supply, shared = np.full((3, 4), np.inf), np.full((len(used), 4), np.inf)
+    supply[:, :n], shared[:, :n] = buy.sum(axis=0) + spare, used + spare
+    problem = replace(problem, supply=supply, shared=shared)
+    racks = whole_racks(problem, buy)
+    assert (racks == np.round(racks)).all() and (np.abs(racks - buy) < 1.0).all()
+    assert (racks.sum(axis=0) <= supply[:, :n] + 1e-6).all()
+    assert (np.einsum("la,sat->lt", problem.shared_use, racks) <= shared[:, :n] + 1e-6).all()
+    if spare == np.inf:
+        assert (racks == np.floor(buy + 0.5)).all()
+
+
+def test_a_guess_that_cannot_be_kept_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where supply is short, guesses are kept in every scenario; one that no scenario can keep leaves the others their turn."""
+    problem = instance(6, 2, 2, 6, 5, seed=1, whole=True)
+    problem = replace(problem, supply=np.full_like(problem.supply, 0.7), demand=2.0 * problem.demand)
+    futures, tried, priced = draw(problem, 4, seed=1), list[bool](), risk._Search._priced
+
+    def noted(search: risk._Search, now: Now, than: np.ndarray | None = None) -> list[Kept] | None:
+        found = priced(search, now, than)
+        tried.append(found is not None)
+        return found
+
+    monkeypatch.setattr(extensive, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(risk._Search, "_priced", noted)
+    robust(problem, futures, gap=1e-4, cpu_limit_s=20.0)
+    assert all(tried)
+    tried.clear()
+    monkeypatch.setattr(risk, "whole_racks", lambda problem, buy, *_: np.ceil(buy + 0.5))
+    robust(problem, futures, gap=1e-4, cpu_limit_s=20.0)
+    assert tried.count(False) > 2

@@ -27,6 +27,7 @@ from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
 from baseload.plan.scene import Kept, Pace, Scene
 from baseload.plan.scene import Now as Now
+from baseload.plan.settle import whole_racks
 from baseload.plan.solve import solve
 
 _THRESHOLDS = (0.5, 0.25, 0.75)
@@ -308,10 +309,12 @@ class _Search:
                     break
                 now = replace(self._whole(self.decided.of(vector)), w=w)
                 before, kept = self.value, self._priced(now)
-                if kept is None:
+                if kept is None and self.over():
                     return
-                orders.learn(state, orders.Priced(now=now.vector(), kept=kept))
-                if before - self.value < _GAIN * gap * abs(self.value):  # more of the same would not close it
+                if kept is not None:  # else it breaks a row that has no slack
+                    orders.learn(state, orders.Priced(now=now.vector(), kept=kept))
+                least_gain = _GAIN * gap * abs(self.value)
+                if kept is None or before - self.value < least_gain:  # more of the same would not close it
                     self.tried.add(w.tobytes())
 
     def earlier(self, gap: float) -> None:
@@ -420,9 +423,8 @@ class _Search:
         begun = (now[:n_w] >= threshold).astype(np.float64).reshape(parts["w"].shape)
         fixed[:n_w] = self._in_order(begun).ravel()
         whole = self._are_whole()[n_w : n_w + n_buy]
-        racks = np.floor(np.maximum(0.0, now[n_w : n_w + n_buy]) + 1.0 - threshold + _DUST)
-        most = np.broadcast_to(self.problem.supply[None, :, : parts["buy"].shape[2]], parts["buy"].shape).ravel()
-        fixed[n_w : n_w + n_buy] = np.where(whole, np.minimum(racks, np.floor(most)), np.nan)
+        racks = whole_racks(self.problem, now[n_w : n_w + n_buy].reshape(parts["buy"].shape), threshold).ravel()
+        fixed[n_w : n_w + n_buy] = np.where(whole, racks, np.nan)
         return fixed
 
     def _shared(self) -> int:
@@ -463,7 +465,7 @@ class _Search:
 
     def _whole(self, now: Now) -> Now:
         """Return a decision with whole racks where they must be."""
-        return replace(now, buy=np.where(self.problem.whole[:, :, None], np.round(now.buy), now.buy))
+        return replace(now, buy=whole_racks(self.problem, now.buy))
 
     def _keep(self, now: Now, *, must: bool = False) -> Floats | None:
         """Return what a decision costs in each scenario; where it `must` be, some may be inf for want of time."""

@@ -17,6 +17,7 @@ from baseload.plan.check_answer import derived, recompute_cost
 from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, in_budgets
 
 _ROUNDS = 12  # of looking for what a loss leaves short, and renting for it
+_PART = 1e-6  # of a rack: less is rounding
 _DUST = 2e-7  # a row broken by less than this share of its size is rounding, not a shortage
 
 
@@ -158,6 +159,30 @@ def _within_supply(problem: Problem, buy: Floats) -> Floats:
         most = np.where(used > problem.shared, problem.shared / used, 1.0).min(axis=0, initial=1.0)
     buy = buy * share * most
     return np.where(problem.whole[:, :, None], np.floor(buy + 1e-9), buy)
+
+
+def whole_racks(problem: Problem, buy: Floats, threshold: float = 0.5) -> Floats:
+    """Return the orders of the first periods with whole racks where they must be, [S,A,n], within what may be bought.
+
+    Parts of `threshold` or more become a rack, the largest first, while supply and what kinds share allow.
+    """
+    n = buy.shape[2]
+    whole = np.broadcast_to(problem.whole[:, :, None], buy.shape)
+    buy = np.maximum(0.0, buy)
+    racks = np.where(whole, np.floor(buy + 1e-9), buy)
+    part = np.where(whole, buy - racks, 0.0)
+    left = problem.supply[:, :n] - racks.sum(axis=0)
+    shared = problem.shared[:, :n] - np.einsum("la,sat->lt", problem.shared_use, racks)
+    for at in np.argsort(-part, axis=None, kind="stable"):
+        s, a, t = (int(i) for i in np.unravel_index(at, part.shape))
+        if part[s, a, t] < max(threshold - _PART, _PART):
+            break
+        use = problem.shared_use[:, a]
+        if left[a, t] >= 1.0 - 1e-9 and (shared[:, t] >= use - 1e-9).all():
+            racks[s, a, t] += 1.0
+            left[a, t] -= 1.0
+            shared[:, t] -= use
+    return racks
 
 
 def _within_limits(problem: Problem, sign: Floats) -> Floats:
