@@ -74,6 +74,7 @@ def test_a_fleet_that_keeps_its_promises_has_no_problems():
         ("big: 1}", "bag: 1}", "tenants.eu.models.bag", 27, "did you mean `big`?"),
         ("north, oslo", "nord, oslo", "links.0.between.0", 29, "neither a site nor a region"),
         ("north, oslo", "oslo, oslo", "links.0.between", 29, "both ends are the same"),
+        ("links: [", "links: [{between: [oslo, north]},\n  ", "links.1.between", 30, "already (links.0, line 29)"),
         ("azure-conv", "azure", "demand.trace", 30, "there is no trace `azure`"),
         ("azure-conv", "mine.csv", "demand.trace", 30, "there is no file `mine.csv`"),
         ("demand:", "gateway: {site: x}\ndemand:", "gateway.site", 30, "there is no site `x`"),

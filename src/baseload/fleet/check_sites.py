@@ -215,6 +215,7 @@ def _power_warnings(notes: Notes, at: Path, site: Site, day: date, racks_mw: flo
 def _ends(notes: Notes) -> None:
     fleet = notes.fleet
     places = {**fleet.sites, **fleet.regions}
+    first: dict[frozenset[str], int] = {}
     for i, link in enumerate(fleet.links):
         at = ("links", str(i), "between")
         for j, end in enumerate(link.between):
@@ -222,6 +223,14 @@ def _ends(notes: Notes) -> None:
                 notes.problem((*at, str(j)), f"`{end}` is neither a site nor a region", nearest(end, places))
         if link.between[0] == link.between[1]:
             notes.problem(at, "both ends are the same", "name two sites or regions")
+        elif (other := first.setdefault(frozenset(link.between), i)) != i:
+            line = notes.loaded.problem(("links", str(other), "between"), "").line
+            there = f"links.{other}" + (f", line {line}" if line else "")
+            notes.problem(
+                at,
+                f"{' and '.join(link.between)} are linked already ({there}); a pair has one link, in either order",
+                "keep one of the two",
+            )
     for i, outage in enumerate(fleet.failures.events):
         if outage.site not in fleet.sites:
             path = ("failures", "events", str(i), "site")
