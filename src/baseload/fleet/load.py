@@ -98,7 +98,7 @@ def override_tree(root: Node, override: str) -> Node:
     """
     source = f"--set {shorten(override, 200)}"
     key, equals, text = override.partition("=")
-    parts = tuple(re.sub(r"\[(\d+)\]", r".\1", key.strip()).split("."))
+    parts = tuple(re.sub(r"\[(-?\d+)\]", r".\1", key.strip()).split("."))
     if not equals or not all(parts):
         raise FleetError(Problem(file=source, what="not of the form key=value", mend="e.g. --set demand.scale=2"))
     if not text.strip():

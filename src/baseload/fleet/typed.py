@@ -45,6 +45,7 @@ _QUANTITY = re.compile(r"\s*([-+]?[0-9][0-9., _']*)\s*(.*)")
 _PATTERN_WORDS = {
     get_args(Name)[1].pattern: "1 to 64 letters, digits, `.`, `_` or `-`, the first one a letter or digit",
     get_args(Country)[1].pattern: "a country code of two capital letters, e.g. NO",
+    "^[0-9]{1,4}[yqm]$": "years, months or quarters: 5y, 18m or 20q",
     "^[A-Z]{3}$": "a currency code of three capital letters, e.g. EUR",
 }
 
@@ -242,8 +243,12 @@ class _Walker:
             if not isinstance(value, bool):
                 self.note(path, f"wants true or false, not {_shown(value)}")
         elif isinstance(kind, inspect.DateType):
-            if not _is_date(value):
+            day = _date(value)
+            if day is None:
                 self.note(path, f"{_shown(value)} is not a date", "write year-month-day, e.g. 2026-03-01")
+            elif not FIRST_YEAR <= day.year <= LAST_YEAR:
+                between = f"write a day between {FIRST_YEAR} and {LAST_YEAR}"
+                self.note(path, f"{_shown(value)} is out of range", between)
 
     def text(self, value: str, kind: inspect.Type, path: Path, shown: str) -> None:
         pattern = kind.pattern if isinstance(kind, inspect.StrType) else None
@@ -272,13 +277,13 @@ class _Walker:
                 self.note(path, f"{_shown(value)} is out of range: {words} {limit:,g} is wanted", mend)
 
 
-def _is_date(value: Any) -> bool:
+def _date(value: Any) -> date | None:
     if not isinstance(value, str) or not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value, re.ASCII):
-        return False
+        return None
     try:
-        return FIRST_YEAR <= date.fromisoformat(value).year <= LAST_YEAR
+        return date.fromisoformat(value)
     except ValueError:
-        return False
+        return None
 
 
 def _number_mend(value: Any) -> str:
