@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from baseload.adapters.store import RunReader
 from baseload.fleet.load import loads
-from baseload.ports import BasisMeta, DeploymentMeta, TraceMeta, Window
+from baseload.ports import BasisMeta, DeploymentMeta, SearchMeta, TraceMeta, Window
 from baseload.records import REASON_SLO, TABLES
-from baseload.report import requests
+from baseload.report import requests, words
 from baseload.report.json_out import from_json, to_json
 from baseload.report.kpi_table import GROUPS, KPIS, fields, markdown
 from baseload.report.kpis import kpis
@@ -197,6 +197,35 @@ def test_ladder_by_hand(by_hand):
     assert "no rack stands there" in steps["racked"].reason and "1 %" in steps["healthy"].reason
     assert by_hand.headline.startswith("The replicas of by-hand can serve 99 tokens/s within its SLOs")
     assert "It missed the SLO of t (33.3 % of requests, 50 % promised)." in by_hand.headline
+
+
+@pytest.mark.parametrize(
+    ("factor", "first", "said"),
+    [
+        (
+            1.5,
+            "t",
+            "by-hand can serve 0.128 tokens/s of this demand within its SLOs: 1.50 times what it served; beyond",
+        ),
+        (
+            4096.0,
+            "",
+            "This demand is too short to tell how much by-hand can serve within its SLOs: even 4,096 times as fast",
+        ),
+        (
+            0.0,
+            "t",
+            "No load was found at which by-hand keeps its promises: even a thousandth of this demand misses one.",
+        ),
+    ],
+)
+def test_a_search_that_found_no_limit_claims_none(by_hand, factor: float, first: str, said: str):
+    """What a search did not find is no figure: neither where all that was tried held, nor where none of it did."""
+    found = SearchMeta(
+        highest_load_factor=factor, requests_per_s=0.0, tokens_per_s=0.0, first_to_miss=first, cause="TTFT"
+    )
+    headline = words.headline(by_hand.fleet, by_hand.tenants, "by-hand", found)
+    assert headline.startswith(said)
 
 
 def test_each_group_is_trusted_as_far_as_its_weakest_figure(by_hand):

@@ -199,14 +199,17 @@ def headline(fleet: FleetReport, tenants: Sequence[TenantReport], name: str, sea
 def _searched(search: SearchMeta, name: str, served_per_s: float) -> str:
     """Return how much more of this very demand the fleet can take, and what breaks first."""
     if search.highest_load_factor <= 0.0:
-        return f"{name} cannot keep its promises under this demand, however little of it arrives."
-    text = (
+        return f"No load was found at which {name} keeps its promises: even a thousandth of this demand misses one."
+    if not search.first_to_miss:
+        return (
+            f"This demand is too short to tell how much {name} can serve within its SLOs: "
+            f"even {search.highest_load_factor:,.0f} times as fast, it misses none. Ask with more requests."
+        )
+    return (
         f"{name} can serve {scaled(search.highest_load_factor * served_per_s, 'tokens/s')} of this demand within its SLOs: "
-        f"{search.highest_load_factor:.2f} times what it served"
+        f"{search.highest_load_factor:.2f} times what it served; "
+        f"beyond that, {search.first_to_miss} is the first to miss ({search.cause})."
     )
-    if search.first_to_miss:
-        text += f"; beyond that, {search.first_to_miss} is the first to miss ({search.cause})"
-    return text + "."
 
 
 def limits(ladder: Sequence[Step]) -> list[Step]:
