@@ -333,7 +333,7 @@ def beside(
     from baseload.app import replay
     from baseload.app.live_calibrate import twin_as_measured
 
-    kept = replay.read(state / "ledger.db")
+    kept = replay.named(replay.read(state / "ledger.db"), fleet_files.load(fleet, tuple(overrides)).fleet)
     wish = simulating.Wish(
         fleet=fleet, overrides=(*overrides, *kept.overrides), replay=kept, measure_replicas=False, search=False
     )

@@ -7,7 +7,7 @@ model. The twin then serves them with the fleet file's policies, and each is set
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ class Replay:
     rows: list[SettleRow]
     tenant_names: dict[str, str]  # pseudonym -> name, as far as known
     left_away: int = 0  # settled requests whose prompt nobody counted: stopped before the engine told it
+    nameless: int = 0  # settled requests left away because nobody can say which of the tenants asked
 
     @property
     def start(self) -> datetime:
@@ -47,6 +48,15 @@ class Replay:
         """Return what puts the fleet's run on the ledger's own day and hour."""
         hour = self.start.hour + self.start.minute / 60.0
         return (f"demand.start={self.start:%Y-%m-%d}", f"demand.start_hour_utc={hour:.4f}")
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what was left away, and why."""
+        told = {
+            "nobody counted their prompt": self.left_away,
+            "no name of their tenant is in accounts.db": self.nameless,
+        }
+        return [f"{n:,} settled request(s) left away: {why}" for why, n in told.items() if n]
 
 
 def read(path: Path) -> Replay:
@@ -71,34 +81,44 @@ def read(path: Path) -> Replay:
     return Replay(path=path, rows=rows, tenant_names=names, left_away=n - len(rows))
 
 
+def named(replay: Replay, fleet: Fleet) -> Replay:
+    """Return the requests whose tenant is known; where a fleet has one tenant, or none, no name is needed."""
+    if len(fleet.tenants) < 2:
+        return replay
+    rows = [row for row in replay.rows if row.tenant in replay.tenant_names]
+    if not rows:
+        raise RunError(
+            f"{replay.path}: nobody can say which tenants asked: no accounts.db beside it has their names; "
+            "name the ledger.db in its own state folder"
+        )
+    return replace(replay, rows=rows, nameless=replay.nameless + len(replay.rows) - len(rows))
+
+
 def source(replay: Replay, fleet: Fleet) -> TraceSource:
-    """Return the ledger as demand; a tenant that nobody can name is drawn by the fleet file's shares."""
+    """Return the ledger as demand: tenant, region and model of each request as they were (of `named` requests)."""
     from baseload.adapters.traces import TraceSource, columns
 
     rows = replay.rows
     first_ns = rows[0].arrival_ns
     arrival = np.array([row.arrival_ns - first_ns for row in rows], np.int64)
-    lengths = _answer_lengths(rows)
     counts = np.array([len(row.prefix) for row in rows], np.int64)
     hashes = np.array([_positive(one) for row in rows for one in row.prefix], np.int64)
     trace = columns(
         arrival,
         np.array([row.input_tokens for row in rows], np.int32),
-        lengths,
+        _answer_lengths(rows),
         hash_counts=counts,
         hash_ids=hashes,
         hash_block_tokens=BLOCK_TOKENS if len(hashes) else 0,
     )
-    trace.tenant_i[:] = _indices([replay.tenant_names.get(r.tenant, "") for r in rows], list(fleet.tenants) or [""])
-    trace.region_i[:] = _indices([r.region for r in rows], list(fleet.regions) or [""])
-    models = _indices([r.model for r in rows], list(fleet.models))
-    if (models < 0).any():
-        unknown = sorted({row.model for row, i in zip(rows, models, strict=True) if i < 0})[:NAMES_SHOWN]
-        raise TraceError(
-            f"{replay.path}: requests for models that the fleet file does not have: {', '.join(unknown)}; "
-            "replay it with the fleet file that was served"
-        )
-    trace.model_i[:] = models
+    tenants = [replay.tenant_names.get(row.tenant, "") for row in rows]
+    assert len(fleet.tenants) < 2 or all(tenants), "requests without a tenant: ask for the `named` ones first"
+    trace = replace(
+        trace,
+        tenant_i=_indices(replay, "of tenants", tenants, list(fleet.tenants)),
+        region_i=_indices(replay, "from regions", [row.region for row in rows], list(fleet.regions)),
+        model_i=_indices(replay, "for models", [row.model for row in rows], list(fleet.models)),
+    )
     return TraceSource(
         name=replay.path.name,
         source_note=f"replay of {len(rows):,} settled requests from {replay.start:%Y-%m-%d %H:%M} UTC",
@@ -107,6 +127,7 @@ def source(replay: Replay, fleet: Fleet) -> TraceSource:
         n_about=float(len(rows)),
         duration_s=float(arrival[-1]) / 1e9 + 1.0,
         hash_block_tokens=BLOCK_TOKENS if len(hashes) else 0,
+        said=(replay.notes,),
     )
 
 
@@ -121,12 +142,19 @@ def _positive(hashed: int) -> int:
     return (hashed & 0x7FFF_FFFF_FFFF_FFFF) or 1
 
 
-def _indices(names: Sequence[str], known: Sequence[str]) -> Any:
-    """Return the index of each name, -1 where it is not known; one known name takes all that say nothing."""
+def _indices(replay: Replay, of_what: str, names: Sequence[str], known: Sequence[str]) -> Any:
+    """Return the index of each name; what says nothing is the only one there is, or -1: left to the fleet file's shares."""
+    if not known:
+        return np.zeros(len(names), np.int16)
     place = {name: i for i, name in enumerate(known)}
-    if len(known) == 1:
-        place[""] = 0
-    return np.array([place.get(name, -1) for name in names], np.int16)
+    place[""] = 0 if len(known) == 1 else -1
+    unknown = sorted({name for name in names if name not in place})[:NAMES_SHOWN]
+    if unknown:
+        raise TraceError(
+            f"{replay.path}: requests {of_what} that the fleet file does not have: {', '.join(unknown)}; "
+            "replay it with the fleet file that was served"
+        )
+    return np.array([place[name] for name in names], np.int16)
 
 
 # ---- what differed ---------------------------------------------------------------------------------------
@@ -269,9 +297,7 @@ def comparison(
     said = (
         "the engines ran beside the gateway: the twin's times are without the network between sites\n" if local else ""
     )
-    left = (
-        f"{replay.left_away:,} settled request(s) left away: nobody counted their prompt\n" if replay.left_away else ""
-    )
+    left = "".join(f"{note}\n" for note in replay.notes)
     return table(found) + off(found) + (bands(found, len(slower)) if slower else "") + said + left + where(found)
 
 

@@ -86,13 +86,13 @@ def simulate_verb(options: argparse.Namespace) -> int:
     from baseload.app import simulating
 
     wish = _wish(options)
+    _go_together(options)
     require_page(options.html, options.fleet, options.replay, options.trace)
     if options.replay is not None:
         from baseload.app import replay
+        from baseload.fleet import load
 
-        if options.trace is not None or options.windows:
-            raise InputError("--replay runs a ledger, whole; leave --trace and --windows away")
-        kept = replay.read(options.replay)
+        kept = replay.named(replay.read(options.replay), load.load(wish.fleet, wish.overrides).fleet)
         wish = dataclasses.replace(wish, replay=kept, overrides=(*kept.overrides, *wish.overrides))
     prepared = simulating.prepare(wish)
     for warning in prepared.warnings:
@@ -156,6 +156,25 @@ def catalog_verb(options: argparse.Namespace) -> int:
 
     print(catalog_page.page(options.kind, options.name, as_json=options.json))
     return 0
+
+
+def _go_together(options: argparse.Namespace) -> None:
+    """Refuse options of `simulate` that have no meaning beside each other: none of them is passed over in silence."""
+    if options.replay is None and options.engines is not None:
+        raise InputError("--engines says what served a ledger; add --replay LEDGER, or leave it away")
+    alone = {
+        "--replay": ("runs a ledger, whole", ("--trace", "--windows", "--requests")),
+        "--find-capacity": ("prints the highest load, and writes no report", ("--windows", "--html", "--out")),
+    }
+    for option, (does, others) in alone.items():
+        if _given(options, option):
+            wrong = [other for other in others if _given(options, other)]
+            if wrong:
+                raise InputError(f"{option} {does}; leave {' and '.join(wrong)} away")
+
+
+def _given(options: argparse.Namespace, option: str) -> bool:
+    return getattr(options, option.strip("-").replace("-", "_")) not in (None, 0, False)
 
 
 def _wish(options: argparse.Namespace) -> Wish:
@@ -228,15 +247,20 @@ def _print_capacity(factor: float, probes: list[Probe], *, as_json: bool) -> int
         return 0
     best = max((p for p in probes if p.meets), key=lambda p: p.load_factor)
     over = min((p for p in probes if not p.meets), key=lambda p: p.load_factor, default=None)
+    if over is None:
+        print(
+            "This demand is too short to tell the highest load that meets every SLO: "
+            f"even {factor:,.0f} times as fast, it misses none. Ask with more requests."
+        )
+        return 0
     print(
         f"Highest load that meets every SLO: {factor:.3f} x this demand, {best.requests_per_s:,.1f} requests/s, "
         f"{best.tokens_per_s:,.0f} tokens/s."
     )
-    if over is not None:
-        print(
-            f"What gives way first, at {over.load_factor:.3f} x: {over.tenant} attains {100 * over.attainment:.2f} % "
-            f"of its promised {100 * over.promised:.1f} % ({over.cause})."
-        )
+    print(
+        f"What gives way first, at {over.load_factor:.3f} x: {over.tenant} attains {100 * over.attainment:.2f} % "
+        f"of its promised {100 * over.promised:.1f} % ({over.cause})."
+    )
     return 0
 
 
