@@ -82,6 +82,7 @@ class PlanMap:
     rows: Mapping[tuple[int, int], ReplicaRow]  # (kind, service): what a replica carries
     replicas_per_rack: Floats  # (A,M)
     prices: Prices
+    dark: Floats  # (S,A,T) racks that stand and find no power
     discount: Floats  # (T,) mid-period
     discount_begin: Floats  # (T,) first day of the period
     money_unit: float  # currency units in one unit of the problem's money

@@ -72,13 +72,12 @@ def plan_problem(
     cash = plan_prices.prices(f)
     problem, unit, dark, more = _problem(f, cash, table)
     idle = (dark * (cash.owned_space + cash.owned_upkeep)).sum(axis=(0, 1))
-    cash = replace(cash, fixed=cash.fixed + idle)
     middle, begin = plan_prices.discounts(f)
     return problem, PlanMap(
         fleet=fleet, plan=plan, today=today, days=days, seed=seed, asked=asked, load_ratio=f.load_ratio, sites=sites,
         kinds=made, services=tuple(plan_demand.services(table)), clients=f.clients, phases=f.phases, terms=f.terms,
-        rows=rows, replicas_per_rack=each, prices=cash, discount=middle, discount_begin=begin, money_unit=unit,
-        sunk=float((idle * middle).sum()) * (1.0 - plan.tax_ratio),
+        rows=rows, replicas_per_rack=each, prices=cash, dark=dark, discount=middle, discount_begin=begin,
+        money_unit=unit, sunk=float((idle * middle).sum()) * (1.0 - plan.tax_ratio),
         notes=(*_assumed(f, loaded), *notes, *more),
     )  # fmt: skip
 

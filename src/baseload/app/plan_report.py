@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from baseload.app.plan_prices import WEEKS_PER_QUARTER
 from baseload.app.plan_whole import Whole, whole
 from baseload.fleet.load import Loaded, loads
 from baseload.fleet.model import Fleet
+from baseload.formulas.money import capital_recovery_factor
 from baseload.plan import money
 from baseload.plan.check_answer import recompute_cost
 from baseload.plan.problem import SLACKS, Answer, Ints, Problem, spans
@@ -56,7 +59,7 @@ def plan_report(
     """Return the report of an answer; `planned` is its fleet file."""
     numbers = whole(problem, answer, plan_map)
     terms = terms_of(plan_map)
-    kept = money.books(problem, answer, plan_map.prices, terms)
+    kept = books(problem, answer, plan_map, terms)
     worth = money.worth(kept, terms)
     unit, missed = plan_map.money_unit, misses(problem, answer, plan_map)
     return PlanReport(
@@ -101,6 +104,29 @@ def plan_report(
         ],
         assumptions=[*plan_map.notes, *answer.notes, *findings.notes],
     )  # fmt: skip
+
+
+def books(problem: Problem, answer: Answer, plan_map: PlanMap, terms: money.Terms) -> money.Books:
+    """Return the books of an answer, with racks that stand without power: their capital, space and upkeep, all of it idle."""
+    kept, prices, dark = money.books(problem, answer, plan_map.prices, terms), plan_map.prices, plan_map.dark
+    if not dark.any():
+        return kept
+    it_factor = capital_recovery_factor(terms.wacc, terms.it_life_years) / 4.0
+    long_factor = capital_recovery_factor(terms.wacc, terms.facility_life_years) / 4.0
+    now = prices.buy_it[:, :, :1] * it_factor + prices.buy_facility[:, :, :1] * long_factor
+    more = {"space": prices.owned_space, "upkeep": prices.owned_upkeep}
+    running = dict(kept.running) | {
+        name: kept.running[name] + (dark * each).sum(axis=(0, 1)) for name, each in more.items()
+    }
+    rented = money.rented_racks(problem, answer.sign) * problem.useful[:, None]
+    lit = money.owned_racks(problem, answer.buy)[0].sum(axis=(0, 1)) + rented.sum(axis=(0, 1, 2))
+    stand = lit + dark.sum(axis=(0, 1))
+    return replace(
+        kept,
+        running=running,
+        capital_charge=kept.capital_charge + (dark * now).sum(axis=(0, 1)),
+        busy_ratio=kept.busy_ratio * np.divide(lit, stand, out=np.ones_like(stand), where=stand > 0.0),
+    )
 
 
 def terms_of(plan_map: PlanMap) -> money.Terms:
