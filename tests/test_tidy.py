@@ -28,7 +28,7 @@ LONG_MODULES = {
     "simulate/kernel.py": (900, "one event loop: its state and its steps are read together, and compile together"),
     "serve/relay.py": (605, "one state machine of callbacks: every way a request may end is read together"),
     "serve/client.py": (585, "one connection: its parser's callbacks and its answers share every field"),
-    "serve/purse.py": (530, "one worker's money: whatever moves it is read together"),
+    "serve/purse.py": (510, "one worker's money: whatever moves it is read together"),
     "serve/door.py": (510, "one decision, and the state it is made from"),
     "simulate/engine.py": (650, "one replica's scheduler, inlined into the kernel: admission, steps, preemption"),
 }

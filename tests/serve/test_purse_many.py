@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,15 @@ from baseload.serve.telling import tell_all
 from tests.serve.fleet import tables
 from tests.serve.money import Till
 
+Found = Opened | Refusal
 MANY = 1500  # far more than calls may nest
+
+
+def ask(purse: Purse, secret: bytes, then: Callable[[Found], None]) -> None:
+    """Ask for a short stream of the first model."""
+    purse.open(
+        secret, model_i=0, input_tokens=5, max_output_tokens=9, stream=True, now_s=time.monotonic(), then=then
+    )  # fmt: skip
 
 
 def test_many_who_end_as_soon_as_they_are_opened_leave_nothing_behind(tmp_path: Path) -> None:
@@ -28,21 +37,13 @@ def test_many_who_end_as_soon_as_they_are_opened_leave_nothing_behind(tmp_path: 
         owner, purse = await till.owner(), await till.purse()
         told: list[str] = []
 
-        def then(found: Opened | Refusal) -> None:
+        def then(found: Found) -> None:
             told.append(type(found).__name__)
             if isinstance(found, Opened):
                 purse.cancel(found)
 
         for _ in range(MANY):
-            purse.open(
-                secret,
-                model_i=0,
-                input_tokens=10,
-                max_output_tokens=10,
-                stream=False,
-                now_s=time.monotonic(),
-                then=then,
-            )
+            ask(purse, secret, then)
         until_s = time.monotonic() + 10.0
         while len(told) < MANY and time.monotonic() < until_s:
             await asyncio.sleep(0.01)
@@ -64,15 +65,13 @@ def test_a_bug_at_one_request_ends_no_other_s_wait(tmp_path: Path) -> None:
         purse = Purse(till.run, 0, till.tables)
         await purse.start()
 
-        def then(found: Opened | Refusal) -> None:
+        def then(found: Found) -> None:
             told.append(found)
             if len(told) == 1:
                 raise ValueError("a bug of this one")
 
         for secret in secrets:
-            purse.open(
-                secret, model_i=0, input_tokens=1, max_output_tokens=1, stream=False, now_s=time.monotonic(), then=then
-            )
+            ask(purse, secret, then)
         until_s = time.monotonic() + 10.0
         while len(told) < 3 and time.monotonic() < until_s:
             await asyncio.sleep(0.05)
@@ -81,7 +80,7 @@ def test_a_bug_at_one_request_ends_no_other_s_wait(tmp_path: Path) -> None:
         assert not any(task.done() for task in purse._tasks)
         await purse.close(1.0)
 
-    told: list[Opened | Refusal] = []
+    told: list[Found] = []
     heard: list[Exception] = []
     asyncio.run(go())
     assert heard and isinstance(heard[0], ExceptionGroup)
@@ -109,16 +108,8 @@ def test_a_row_recovered_after_a_crash_has_its_tenant_s_region(tmp_path: Path) -
         till = Till(tmp_path, fleet)
         secret = till.key().secret.encode()
         owner, purse = await till.owner(), await till.purse()
-        found: list[Opened | Refusal] = []
-        purse.open(
-            secret,
-            model_i=0,
-            input_tokens=5,
-            max_output_tokens=9,
-            stream=True,
-            now_s=time.monotonic(),
-            then=found.append,
-        )
+        found: list[Found] = []
+        ask(purse, secret, found.append)
         while not found:
             await asyncio.sleep(0.01)
         assert isinstance(found[0], Opened)

@@ -117,8 +117,13 @@ class Client(Outgoing):
         """The client is gone, and so is what it asked for and its socket had not taken."""
         self.gateway.clients.discard(self)
         closed = exc is None and not self._cut and self.transport is not None
-        if closed and self.settling and not self.transport.get_write_buffer_size():
-            self.pushed()  # it was closed behind all that was written
+        try:
+            if closed and self.settling and not self.transport.get_write_buffer_size():
+                self.pushed()  # it was closed behind all that was written
+        finally:
+            self._gone()
+
+    def _gone(self) -> None:
         self.transport, self.closing = None, True
         self.forget()
         self._queue.clear()

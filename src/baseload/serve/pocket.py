@@ -246,6 +246,13 @@ class Pocket:
         back = self.back(money=idle_s >= IDLE_MONEY_S, leases=idle_s >= IDLE_LEASE_S)
         return back if back.money_nano or back.tokens or back.requests or back.permits or back.leases else None
 
+    def late(self, now_s: float) -> list[Wish]:
+        """Return who has waited too long, and let them wait no longer."""
+        late = [wish for wish in self.wishes if wish.until_s <= now_s]
+        if late:
+            self.wishes = deque(wish for wish in self.wishes if wish.until_s > now_s)
+        return late
+
     def is_done(self, now_s: float) -> bool:
         """Say whether nothing is left here, and has not been for long."""
         left = self.n_open or self.unstored_nano or self.leases or self.wishes or self.asked or self.money_nano

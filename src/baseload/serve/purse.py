@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -148,9 +148,8 @@ class Purse:
             self._wire, self._down_s = None, self._clock_s()
             for pocket in self._pockets.values():
                 pocket.asked = 0
-            for then in self._receipts.values():
-                then(None)
-            self._receipts.clear()
+            receipts, self._receipts = self._receipts, {}
+            tell_all(partial(then, None) for then in receipts.values())
 
     def _ask_whose(self, message: wire.LookUp) -> bool:
         self._send(message)
@@ -171,29 +170,20 @@ class Purse:
             beat += 1
             now_s = self._clock_s()
             try:
-                self._look_after(beat, now_s)
+                self._end_waits(now_s)
             except Exception as error:  # a bug at one request must not end this for all others
                 asyncio.get_running_loop().call_exception_handler({"message": "a purse's tick", "exception": error})
-
-    def _look_after(self, beat: int, now_s: float) -> None:
-        """Refuse who waited too long; now and then give back what lies idle, and tell the owner how things stand."""
-        self._end_waits(now_s)
-        if beat % 4 == 0:
-            self._return_idle(now_s)
-            if self._stats is not None:
-                counts = {"opened": self.n_opened, "settled": self.n_settled, **self.counts}
-                mine = {f"purse_{name}": float(n) for name, n in counts.items()}
-                self._send(wire.Stats({**self._stats(), **mine}))
+            if beat % 4 == 0:
+                self._return_idle(now_s)
+                if self._stats is not None:
+                    counts = {"opened": self.n_opened, "settled": self.n_settled, **self.counts}
+                    mine = {f"purse_{name}": float(n) for name, n in counts.items()}
+                    self._send(wire.Stats({**self._stats(), **mine}))
 
     def _end_waits(self, now_s: float) -> None:
         """Refuse who has waited too long for the owner; what goes wrong at one is raised when all are told."""
-        tells: list[Callable[[], None]] = []
-        for pocket in self._pockets.values():
-            late = [wish for wish in pocket.wishes if wish.until_s <= now_s]
-            if late:
-                pocket.wishes = deque(wish for wish in pocket.wishes if wish.until_s > now_s)
-                tells += [partial(self._refuse, wish, "storage", None) for wish in late]
-        tell_all([*tells, *self.bearers.late(now_s)])
+        late = [wish for pocket in self._pockets.values() for wish in pocket.late(now_s)]
+        tell_all([*(partial(self._refuse, wish, "storage", None) for wish in late), *self.bearers.late(now_s)])
 
     def _return_idle(self, now_s: float) -> None:
         """Give back what was not used for a while; a hoard at one worker is a refusal at another."""
@@ -335,26 +325,21 @@ class Purse:
     # ---- waiting ----
 
     def _serve(self, pocket: Pocket) -> None:
-        """Open what waits and can be opened; ask for the rest.
-
-        Whoever is opened here may end at once and give back what the next one waits for: that one is opened by this loop,
-        not from within. What goes wrong at one is raised when all are served.
-        """
-        if pocket.serving:
+        """Open what waits and can be opened, ask for the rest; who ends at once gives back what the next one waits for."""
+        if pocket.serving:  # the loop that is at it goes on
             return
-        pocket.serving, wrong = True, list[Exception]()
+        pocket.serving = True
+        try:
+            tell_all(self._grants(pocket))
+        finally:
+            pocket.serving = False
+            if pocket.wishes and not pocket.asked and self.connected:
+                self.counts["asks"] += 1
+                self._send(pocket.ask(self._next_i()))
+
+    def _grants(self, pocket: Pocket) -> Iterator[Callable[[], None]]:
         while pocket.wishes and not pocket.lacks(pocket.wishes[0]):
-            wish = pocket.wishes.popleft()
-            try:
-                self._grant(pocket, wish)
-            except Exception as error:  # a bug at one must not cost the others
-                wrong.append(error)
-        pocket.serving = False
-        if pocket.wishes and not pocket.asked and self.connected:
-            self.counts["asks"] += 1
-            self._send(pocket.ask(self._next_i()))
-        if wrong:
-            raise ExceptionGroup("requests that waited for their purse", wrong)
+            yield partial(self._grant, pocket, pocket.wishes.popleft())
 
     def _grant(self, pocket: Pocket, wish: Wish) -> None:
         """Give a wish what it waited for."""
@@ -364,11 +349,9 @@ class Purse:
         if pocket.view.tenant_i < 0:  # its tenant left the fleet file while it waited
             self._refuse(wish, "gone", None)
             return
-        lease = pocket.lease
-        request_id = pocket.take(wish.money_nano, wish.tokens)
+        lease, request_id = pocket.lease, pocket.take(wish.money_nano, wish.tokens)
         assert request_id and lease is not None
-        prices = self._prices[pocket.view.tenant_i]
-        self._begin(pocket, lease, request_id, wish.money_nano, prices, *wish.item)
+        self._begin(pocket, lease, request_id, wish.money_nano, self._prices[pocket.view.tenant_i], *wish.item)
 
     def _refuse(self, wish: Wish, reason: str, retry_s: float | None) -> None:
         if wish.renewal:
@@ -500,8 +483,7 @@ class Purse:
             case wire.Forget():
                 self.bearers.forget()
             case wire.ReceiptIs():
-                then = self._receipts.pop(message.ask_i, None)
-                if then is not None:
+                if (then := self._receipts.pop(message.ask_i, None)) is not None:
                     then(message.blob)
             case wire.Reload():
                 if self._on_reload is not None:
