@@ -147,3 +147,21 @@ def test_the_quick_look_at_a_large_request_agrees(monkeypatch: pytest.MonkeyPatc
             patch.setattr(conflict, "_MANY_COLUMNS", 0)
             other = conflict.find(asked)
         assert (one is None) == (other is None)
+
+
+def test_what_the_first_period_lacks_is_named_in_it_alone() -> None:
+    """Racks without end come in the second period: what is impossible in the first, where demand is least, is named there."""
+    problem = instance(4, 3, 3, 6, 6, seed=0)
+    early = replace(
+        problem,
+        sign_max=problem.sign_max * 0.0,
+        existing=problem.existing * 0.0,
+        lead=np.ones_like(problem.lead),
+        supply=np.full_like(problem.supply, np.inf),
+        shared=np.full_like(problem.shared, np.inf),
+        power_mw=problem.power_mw * 1e3,
+    )
+    assert early.demand.sum(axis=(0, 1)).argmin() == 0
+    found = conflict.find(early)
+    assert found is not None and found.proven
+    assert {side.periods for side in found.sides} == {problem.periods[:1]}

@@ -78,17 +78,21 @@ class _Group:
 def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool] | None = None) -> Conflict | None:
     """Return the smallest conflict of a request, or None where everything can be met (in divisible phases and racks).
 
-    The period of the largest demand is looked at alone first, then the others join it one by one, each from where the last look
-    ended; once they contradict each other, those in which most is missed are looked at alone: where the demand of one is
-    impossible by itself, the others need no look. Demands are taken by service, and by client where few are left.
+    The period of the largest demand is looked at alone first, then that with the fewest racks for its demand, then the others
+    join the first one by one, each from where the last look ended; once they contradict each other, those in which most is
+    missed are looked at alone: where the demand of one is impossible by itself, the others need no look. Demands are taken by
+    service, and by client where few are left.
     """
     began_s = time.process_time()
     until_s = began_s + cpu_limit_s
     order = [int(t) for t in np.argsort(-problem.demand.sum(axis=(0, 1)), kind="stable")]
-    search = _alone(problem, order[0], until_s, stop)
-    least = search.least()
+    begun = search = _alone(problem, order[0], until_s, stop)
+    least, tight = search.least(), _tightest(problem)
+    if least <= _NOTHING and tight != order[0]:
+        search = _alone(problem, tight, until_s, stop)
+        least = search.least()
     if least <= _NOTHING:
-        begun, search = search, _Search(problem, until_s, stop, search.halls)
+        search = _Search(problem, until_s, stop, building.all_of(begun.halls, search.halls))
         if len(search.cost) > _MANY_COLUMNS and search.can_be_met():
             return None
         search.begin_from(begun)
@@ -113,6 +117,18 @@ def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool
 def _alone(problem: Problem, t: int, until_s: float, stop: Callable[[], bool] | None) -> _Search:
     """Return the search for a conflict with the demand of one period alone."""
     return _Search(_only(problem, [t]), until_s, stop)
+
+
+def _tightest(problem: Problem) -> int:
+    """Return the period with the fewest racks for its demand: those that are there, may have come by then, may be rented."""
+    n_periods = len(problem.periods)
+    racks = problem.existing.sum(axis=0) + problem.sign_max.sum(axis=(0, 2))[:, None]
+    for a, (lead, life) in enumerate(zip(problem.lead, problem.life, strict=True)):
+        come = np.concatenate([[0.0], np.cumsum(np.minimum(problem.supply[a], 1e9))])
+        t = np.arange(n_periods)
+        racks[a] += come[np.maximum(0, t + 1 - lead)] - come[np.maximum(0, t + 1 - lead - life)]
+    work = np.maximum(1e-9, problem.rate.max(axis=1) @ racks)
+    return int(np.argmax(problem.demand.sum(axis=(0, 1)) / work))
 
 
 def _only(problem: Problem, periods: list[int]) -> Problem:
