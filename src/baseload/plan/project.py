@@ -31,8 +31,9 @@ class Sheet:
         self.n_rows = 0
         self.families: list[Ints] = []  # rows' numbers as they were added
         self._columns: list[tuple[Floats, Floats, Floats, Bools]] = []
-        self._rows: list[tuple[Floats, Floats]] = []
-        self._cells: list[tuple[Ints, Ints, Floats]] = []
+        none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
+        self._rows: list[tuple[Floats, Floats]] = [(none, none)]
+        self._cells: list[tuple[Ints, Ints, Floats]] = [(nobody, nobody, none)]
 
     def columns(
         self, exists: Bools, cost: Floats | float, lower: Floats | float, upper: Floats | float, whole: bool = False

@@ -297,7 +297,7 @@ class _Search:
             n = int(0.25 * self._left_s() / self.chosen_s)
             n = min(n, _MOST_CHOSEN, len(self.scenes))
             if w.tobytes() not in self.guesses and n > 0:
-                self.guesses[w.tobytes()] = orders.begun(self.scenes, w, self.least, self.cvar, n)
+                self.guesses[w.tobytes()] = orders.begun(self.scenes, w, self.least, self.cvar, n, self.mean)
             state = self.guesses.get(w.tobytes())
             while state is not None and w.tobytes() not in self.tried:
                 if most == 0 or self.gap() <= gap or self.over():
