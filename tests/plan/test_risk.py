@@ -132,11 +132,11 @@ def test_a_scenario_costs_the_same_wherever_its_solve_begins() -> None:
     problem = instance(3, 2, 2, 4, 6, seed=3)
     one, other = (applied(problem, future) for future in draw(problem, 2, seed=4))
     costs = []
-    for cold_s, warm_s in ((INF, 0.0), (1e-9, 0.0), (1e-9, 1.0)):  # no limit; one of nought; never from another's end
+    for cold_s, near_s in ((INF, 0.0), (1e-9, 0.0), (1e-9, 1.0)):  # no limit; one of nought; never from another's end
         pace = Pace()
         before, scene = Scene(one, 2, pace=pace), Scene(other, 2, pace=pace)
         assert before.free(INF) is not None and pace.cold_s < INF
-        pace.cold_s, pace.warm_s = cold_s, warm_s
+        pace.cold_s, pace.near_s = cold_s, near_s
         with pytest.MonkeyPatch.context() as hurried:
             hurried.setattr("baseload.plan.scene._SOON_S", 0.0)
             scene.begin_from(before)
@@ -146,7 +146,7 @@ def test_a_scenario_costs_the_same_wherever_its_solve_begins() -> None:
             none = [np.zeros(scene.parts[name].shape) for name in ("buy", "sign")]
             kept = scene.kept(Now(w=begun, buy=none[0], sign=none[1]), INF)
         assert kept is not None and kept.cost >= free[0] - 1e-6 * abs(free[0])
-        assert (pace.warm_s > 0.0) and (pace.cold_s > 1e-9)
+        assert (pace.near_s > 0.0) and (pace.cold_s > 1e-9)
         costs.append((free[0], kept.cost))
     assert np.ptp(costs, axis=0) == pytest.approx(0.0, abs=1e-6 * abs(costs[0][0]))
 

@@ -1,7 +1,8 @@
 """All scenarios, a few that must decide alike at a time: a bound for the mean, and about what would be decided now.
 
 Sandikci, Kong and Schaefer (2013). For large problems alone, where each scenario by itself would take most of the time: groups
-of three take half as long again, and their bound is much higher. Groups become smaller where time is short.
+of three take half as long again, and their bound is much higher. Groups are of four where time is ample, and become smaller
+where it is short.
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ from baseload.plan.scenarios import Scenario, applied
 from baseload.plan.scene import Pace, Scene
 
 GROUP = 3
-_SHARES = {1: 0.7, 2: 0.8, GROUP: 1.0}  # of the time of a scenario in a full group, by the size of the group
+_SHARES = {
+    1: 0.7,
+    2: 0.8,
+    GROUP: 1.0,
+    4: 1.3,
+}  # of the time of a scenario in a group of three, by the size of the group
+_COLD_SHARE = 0.53  # what a scenario takes by itself, likewise, from nothing
 _CHOSEN_SHARE = 1.3  # what a scenario takes among a few with phases kept, likewise: of three 1.3, of four 1.4
 _PRICED_SHARE = 0.4  # what pricing a decision takes in one, likewise; as much is kept for a guess of a few
+_WELL_SHARE = 18.0  # what a guess of five, its pricing and trying other phases take, likewise
 _DEAR = 0.01  # of a group's cost: slacks that cost less at their own prices are left at a lower one
 
 
@@ -54,7 +62,9 @@ def in_groups(
     halls = building.lawful(problem, held.halls)
     known = {_name(hall) for hall in halls}
     found = Alike(scenes=[], costs=np.zeros(n), bound=-INF, now=np.zeros(0))
-    rest, size = np.argsort([one.demand.mean() for one in scenarios]), GROUP
+    rest = np.argsort([one.demand.mean() for one in scenarios])
+    cold_s = pace.cold_s / _COLD_SHARE
+    size = max(GROUP, _largest(n, n, cold_s, until_s - time.process_time())) if np.isfinite(cold_s) else GROUP
     while len(rest) and time.process_time() < until_s:
         began_s, step = time.process_time(), -(-len(rest) // size)
         group, rest = rest[::step].tolist(), np.delete(rest, np.arange(0, len(rest), step))
@@ -80,14 +90,19 @@ def in_groups(
             known |= {_name(hall) for hall in broken}
         each_s = (time.process_time() - began_s) / len(group) / _SHARES[len(group)]
         found.chosen_s = _CHOSEN_SHARE * each_s
-        spare_s = until_s - time.process_time() - _PRICED_SHARE * each_s * (n + GROUP)
-        size = max([k for k, share in _SHARES.items() if share * each_s * len(rest) < spare_s], default=1)
+        size = _largest(n, len(rest), each_s, until_s - time.process_time())
     for k in set(range(n)) - set(made):
         made[k] = Scene(applied(problem, scenarios[k]), first, halls, held, pace)
     found.scenes = [made[k] for k in range(n)]
     if found.costs.all():
         found.bound = total / n
     return found
+
+
+def _largest(n: int, n_left: int, each_s: float, left_s: float) -> int:
+    """Return how large groups may be so that those of `n` scenarios that are left, and a decision after them, come in time."""
+    after = {k: _WELL_SHARE if k > GROUP else _PRICED_SHARE * (n + GROUP) for k in _SHARES}
+    return max([k for k, share in _SHARES.items() if each_s * (share * n_left + after[k]) < left_s], default=1)
 
 
 def _name(hall: Hall) -> tuple[int, int, bytes]:

@@ -5,8 +5,8 @@ bound on any plan. Where all together are not too large they are solved in one p
 decisions; where they are, phases come from what scenarios would begin on average, and orders from a few scenarios that stand
 for the others (`orders.py`), and the bound is bettered by scenarios that must decide alike, a few at a time: for the mean all
 of them, unlike ones in a group (`alike.py`, where even each by itself takes most of the time: at once), for CVaR those that
-cost most. Every decision is priced in every scenario, and phases are begun earlier where the prices say so. Racks and hosting
-are divisible after what is decided now.
+cost most. Every decision is priced in every scenario, and phases are moved where the prices say so (`moves.py`). Racks and
+hosting are divisible after what is decided now.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from baseload.plan import build as building
 from baseload.plan.build import Hall
 from baseload.plan.held import Held
 from baseload.plan.highs import INF, Stop
-from baseload.plan.nothing import pulled
-from baseload.plan.problem import Answer, Bools, Floats, Problem
+from baseload.plan.moves import moved, promising, whole_phases
+from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
 from baseload.plan.scene import Kept, Pace, Scene
 from baseload.plan.scene import Now as Now
@@ -38,8 +38,9 @@ _TIMES_CHOSEN = 1.3  # what a few in one programme take, likewise
 _TIMES_WARM = 2.6  # the same, where each was solved from the end of the mean scenario
 _TIMES_MORE = 1.7  # what three take in times of two, and five of three
 _TIMES_COLD = 2.2  # what groups and one pricing take at least, in times of solving each from nothing
-_EARLY = 0.2  # of a phase that scenarios would have begun by then: it may be begun as early
-_PULLS = 2
+_MOVES = 2  # times that phases are moved
+_TIMES_MOVE = 0.6  # what moving them takes, in times of the first pricing
+_PROMISE = 0.01  # of the gap asked for: what a move must promise to save
 _AGAIN = 0.4  # what pricing nearly the same takes, in times of the last pricing
 _FEW = 4  # scenarios that show whether phases begun earlier are worth it
 _MOST_CHOSEN = 5  # an interior point takes more than twice the time for twice as many
@@ -109,7 +110,7 @@ def robust(
     if search.is_long():
         search.alike_alone()
         search.guess(gap, 1)
-        search.earlier(gap)
+        search.move(gap)
         if not search.gap() <= gap:
             search.price_mean_plan()
             search.guess(gap, _GUESSES)
@@ -125,7 +126,7 @@ def robust(
         search.guess(gap, 1)
         search.price_mean_plan()
         search.deciding_alike(gap)
-        search.earlier(gap)
+        search.move(gap)
         search.guess(gap, _GUESSES)
     return search.answer(began_s)
 
@@ -169,6 +170,7 @@ class _Search:
         self.value, self.bound, self.free, self.of_mean_plan = INF, -INF, -INF, INF
         self.mean = np.zeros(0)  # what scenarios would decide now, on average
         self.tried: set[bytes] = set()
+        self.standing: tuple[list[int], Ints] | None = None  # scenarios that stand for the others, and which for which
         self.guesses: dict[bytes, orders.Guess] = {}  # by phases
         self.kept: list[Kept] = []  # the best decision, in each scenario
         self.known_s = INF  # CPU seconds that all scenarios took as if known
@@ -292,12 +294,12 @@ class _Search:
         assert self.decided is not None
         if not np.isfinite(self.least).all():
             return
-        for threshold in _BEGUN:
-            w = self._in_order((self._mean_phases() >= threshold).astype(np.float64))
-            n = int(0.25 * self._left_s() / self.chosen_s)
-            n = min(n, _MOST_CHOSEN, len(self.scenes))
+        rounded = [whole_phases(self.problem, self._mean_phases() >= threshold) for threshold in _BEGUN]
+        for w in rounded if self.best is None else [self.best.w, *rounded]:
+            n = min(int(0.3 * self._left_s() / self.chosen_s), _MOST_CHOSEN, len(self.scenes))
             if w.tobytes() not in self.guesses and n > 0:
-                self.guesses[w.tobytes()] = orders.begun(self.scenes, w, self.least, self.cvar, n, self.mean)
+                begun = orders.begun(self.scenes, w, self.least, self.cvar, n, self.mean)
+                self.guesses[w.tobytes()], self.standing = begun, (begun.chosen, begun.nearest)
             state = self.guesses.get(w.tobytes())
             while state is not None and w.tobytes() not in self.tried:
                 if most == 0 or self.gap() <= gap or self.over():
@@ -317,14 +319,24 @@ class _Search:
                 if kept is None or before - self.value < least_gain:  # more of the same would not close it
                     self.tried.add(w.tobytes())
 
-    def earlier(self, gap: float) -> None:
-        """Begin phases earlier where prices over all scenarios call it a saving, and scenarios would have begun to a part."""
-        for _ in range(_PULLS):
-            if not self.kept or self.best is None or self.gap() <= gap or _AGAIN * self.priced_s > self._left_s():
+    def move(self, gap: float) -> None:
+        """Begin phases earlier, later or never, site by site, where prices call it a saving and a few scenarios agree."""
+        for _ in range(_MOVES):
+            ends = not self.kept or self.gap() <= gap or _TIMES_MOVE * self.priced_s > self._left_s()
+            if ends or self.best is None or self.standing is None:
                 return
-            now, part = self.best, self._mean_phases()
-            worth = np.mean([one.slope[: part.size] for one in self.kept], axis=0).reshape(part.shape)
-            w = self._in_order(pulled(now.w, worth, part >= _EARLY, least=_DUST * abs(self.value)))
+            now, (few, near) = self.best, self.standing
+            until_s = self.until_s - _AGAIN * self.priced_s
+            worth = np.mean([one.slope[: now.w.size] for one in self.kept], axis=0).reshape(now.w.shape)
+            share = np.bincount(near, minlength=len(few)) / len(near)
+            moves = promising(self.problem, now.w, self._mean_phases(), worth, _PROMISE * gap * abs(self.value))
+
+            def price(w: Floats, now: Now = now, few: list[int] = few, until_s: float = until_s) -> Floats | None:
+                found = [self.scenes[k].kept(replace(now, w=w), until_s, self.stop) for k in few]
+                costs = [one.cost for one in found if one is not None]
+                return np.array(costs) if len(costs) == len(few) else None
+
+            w = moved(self.problem, now.w, moves, self.costs[few], share, price)
             if (w == now.w).all() or self._priced(replace(now, w=w), than=self.costs) is None or self.best is now:
                 return
 
@@ -421,7 +433,7 @@ class _Search:
         n_w, n_buy = parts["w"].size, parts["buy"].size
         fixed = np.full(now.shape, np.nan)
         begun = (now[:n_w] >= threshold).astype(np.float64).reshape(parts["w"].shape)
-        fixed[:n_w] = self._in_order(begun).ravel()
+        fixed[:n_w] = whole_phases(self.problem, begun).ravel()
         whole = self._are_whole()[n_w : n_w + n_buy]
         racks = whole_racks(self.problem, now[n_w : n_w + n_buy].reshape(parts["buy"].shape), threshold).ravel()
         fixed[n_w : n_w + n_buy] = np.where(whole, racks, np.nan)
@@ -444,19 +456,6 @@ class _Search:
     def _mean_phases(self) -> Floats:
         shape = self.scenes[0].parts["w"].shape
         return self.mean[: shape[0] * shape[1]].reshape(shape)
-
-    def _in_order(self, w: Floats) -> Floats:
-        """Return phases that keep their order and dates, near `w`."""
-        t = np.arange(w.shape[1])[None]
-        least = (t >= self.problem.begin_by[:, None]).astype(np.float64)
-        most = (t >= self.problem.begin_from[:, None]).astype(np.float64)
-        w = np.clip(np.maximum.accumulate(w, axis=1), least, most)
-        for _ in range(len(w)):
-            for p, before in enumerate(self.problem.phase_after):
-                if before >= 0:
-                    w[before] = np.maximum(w[before], least[p])
-                    w[p] = np.minimum(w[p], w[before])
-        return w
 
     def _pay(self, w: Floats, vector: Floats) -> None:
         """Price a decision in every scenario, and keep it where it is the best."""

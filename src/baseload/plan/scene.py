@@ -65,11 +65,11 @@ class Pace:
 
     cold_s: float = INF  # from nothing, by an interior point
     warm_s: float = 0.0  # from where another one ended, by the simplex method
+    near_s: float = 0.0  # from where another one ended in which the same was decided, likewise
 
-    @property
-    def is_cold(self) -> bool:
+    def is_cold(self, *, near: bool) -> bool:
         """Return whether it is better to begin from nothing."""
-        return self.warm_s > self.cold_s
+        return (self.near_s if near else self.warm_s) > self.cold_s
 
 
 class Scene:
@@ -92,6 +92,7 @@ class Scene:
         self.weights = Weights(self.lp)
         self.warm = held is not None and held.fits(problem)
         self.solved = False  # here, not where `held` comes from
+        self.near = False  # begun from another scenario in which the same was decided
         if held is not None and self.warm:
             places = building.carried_over(held.model, held.halls, self.model, self.halls)
             self.lp.set_basis(moved_basis(held.basis, *places))
@@ -157,11 +158,12 @@ class Scene:
     def _begun(self, left_s: float, stop: Callable[[], bool] | None) -> Solution:
         """Solve from where this or another one ended, or from nothing where that is likely to be sooner."""
         pace, options, began_s = self.pace, self.weights.after(MANY), time.process_time()
-        if self.warm and (self.solved or not pace.is_cold):
+        if self.warm and (self.solved or not pace.is_cold(near=self.near)):
             limit_s = min(left_s, max(_SOON_S, _PATIENCE * pace.cold_s))
             found = self.lp.solve(method="simplex", cpu_limit_s=limit_s, stop=stop, options=options)
             if not self.solved:  # one that had to be given up took twice as long, it may be
-                pace.warm_s = found.cpu_s if found.state == "optimal" else 2.0 * limit_s
+                took_s = found.cpu_s if found.state == "optimal" else 2.0 * limit_s
+                pace.near_s, pace.warm_s = (took_s, pace.warm_s) if self.near else (pace.near_s, took_s)
             if found.state != "stopped" or limit_s == left_s:
                 return found
         slow = self.slow
@@ -178,12 +180,12 @@ class Scene:
         return found
 
     def begin_from(self, other: Scene) -> None:
-        """Begin the next solve where another scenario's last one ended, if that is likely to be sooner."""
-        basis = None if self.pace.is_cold else other.lp.basis()
+        """Begin the next solve where another scenario that decides the same ended, if that is likely to be sooner."""
+        basis = None if self.pace.is_cold(near=True) else other.lp.basis()
         if basis is not None:
             places = building.carried_over(other.model, other.halls, self.model, self.halls)
             self.lp.set_basis(moved_basis(basis, *places))
-            self.warm = True
+            self.warm = self.near = True
 
     def add(self, halls: list[Hall]) -> None:
         """Add survival rows."""
