@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from baseload.plan.problem import Floats, Ints, Problem
 from baseload.plan.project import Program, Sheet
 from baseload.plan.scene import Kept, Scene
 
+_SCALED: dict[str, Any] = {
+    "user_objective_scale": -10
+}  # costs of 1e5 in 1e3: the interior point stops half-way otherwise
 _SWAPS = 20  # of a scenario that stands for others for one that does it better
 
 
@@ -103,7 +107,13 @@ def guess(state: Guess, *, cpu_limit_s: float, stop: Stop | None = None) -> Floa
     began_s = time.process_time()
     program, orders = _programme(state)
     left_s = max(0.1, cpu_limit_s - (time.process_time() - began_s))
-    found = Lp(program, relaxed=True).solve(method="ipm", crossover=False, cpu_limit_s=left_s, stop=stop)
+    options = dict(_SCALED)
+    if (
+        state.priced or state.cvar is not None
+    ):  # what a scenario costs would be put into all rows that say something of it
+        options["presolve"] = "off"
+    solver = Lp(program, relaxed=True)
+    found = solver.solve(method="ipm", crossover=False, cpu_limit_s=left_s, stop=stop, options=options)
     late = time.process_time() - began_s >= cpu_limit_s or (stop is not None and stop())
     if found.x is None or not np.isfinite(found.x).all() or (found.state != "optimal" and late):
         return None
