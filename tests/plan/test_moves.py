@@ -40,7 +40,7 @@ def test_a_move_of_phases_saves_no_more_than_its_prices_promise(seed: int) -> No
     none = [np.zeros(scenes[0].parts[name].shape) for name in ("buy", "sign")]
     costs, slopes = priced(scenes, Now(w=w, buy=none[0], sign=none[1]))
     worth = slopes[:, : w.size].mean(axis=0).reshape(w.shape)
-    tried = []
+    tried: list[float] = []
 
     def price(other: Floats) -> Floats:
         found = priced(scenes, Now(w=other, buy=none[0], sign=none[1]))[0]
