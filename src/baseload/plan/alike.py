@@ -32,7 +32,7 @@ _SHARES = {
 _COLD_SHARE = 0.53  # what a scenario takes by itself, likewise, from nothing
 _CHOSEN_SHARE = 1.3  # what a scenario takes among a few with phases kept, likewise: of three 1.3, of four 1.4
 _PRICED_SHARE = 0.4  # what pricing a decision takes in one, likewise; as much is kept for a guess of a few
-_WELL_SHARE = 18.0  # what a guess of five, its pricing and trying other phases take, likewise
+_WELL_SHARE = 22.0  # what a guess of five, its pricing and trying other phases take, likewise
 _DEAR = 0.01  # of a group's cost: slacks that cost less at their own prices are left at a lower one
 
 

@@ -23,6 +23,7 @@ from baseload.plan.weights import MANY, Weights
 
 _ROUNDS = 12
 _PATIENCE = 1.1  # times what an interior point takes from nothing: so long a start from another one's end may take
+_NEAR_PATIENCE = 2.0  # or one from where the same was decided: the next ones are sooner, and need fewer rounds after it
 _SOON_S = 0.2  # or that, where it is more
 _MISSED = 1e-4
 _LOOSE = 1e-7  # of a cost that the solver calls best
@@ -69,7 +70,7 @@ class Pace:
 
     def is_cold(self, *, near: bool) -> bool:
         """Return whether it is better to begin from nothing."""
-        return (self.near_s if near else self.warm_s) > self.cold_s
+        return self.near_s > _NEAR_PATIENCE * self.cold_s if near else self.warm_s > self.cold_s
 
 
 class Scene:
@@ -159,7 +160,8 @@ class Scene:
         """Solve from where this or another one ended, or from nothing where that is likely to be sooner."""
         pace, options, began_s = self.pace, self.weights.after(MANY), time.process_time()
         if self.warm and (self.solved or not pace.is_cold(near=self.near)):
-            limit_s = min(left_s, max(_SOON_S, _PATIENCE * pace.cold_s))
+            patience = _NEAR_PATIENCE if self.near else _PATIENCE
+            limit_s = min(left_s, max(_SOON_S, patience * pace.cold_s))
             found = self.lp.solve(method="simplex", cpu_limit_s=limit_s, stop=stop, options=options)
             if not self.solved:  # one that had to be given up took twice as long, it may be
                 took_s = found.cpu_s if found.state == "optimal" else 2.0 * limit_s
