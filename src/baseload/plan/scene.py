@@ -23,7 +23,8 @@ from baseload.plan.weights import MANY, Weights
 
 _ROUNDS = 12
 _PATIENCE = 1.1  # times what an interior point takes from nothing: so long a start from another one's end may take
-_NEAR_PATIENCE = 2.0  # or one from where the same was decided: the next ones are sooner, and need fewer rounds after it
+_NEAR_PATIENCE = 2.0  # or one from where the same was decided: it needs fewer rounds after it
+_NEAR_LONG = 1.4  # likewise: where one took longer, the next begin from nothing
 _SOON_S = 0.2  # or that, where it is more
 _MISSED = 1e-4
 _LOOSE = 1e-7  # of a cost that the solver calls best
@@ -70,7 +71,7 @@ class Pace:
 
     def is_cold(self, *, near: bool) -> bool:
         """Return whether it is better to begin from nothing."""
-        return self.near_s > _NEAR_PATIENCE * self.cold_s if near else self.warm_s > self.cold_s
+        return self.near_s > _NEAR_LONG * self.cold_s if near else self.warm_s > self.cold_s
 
 
 class Scene:
