@@ -66,7 +66,7 @@ def _standing_for(
     alone may all be late with the same kind, or none of them.
     """
     seen = _seen(scenes, w, least, mean)
-    apart = np.abs(seen[:, None] - seen[None]).sum(axis=2)
+    apart = np.array([np.abs(seen - one).sum(axis=1) for one in seen])
     weight = np.ones(len(scenes))
     if cvar is not None:  # those that cost most decide
         weight = np.where(np.argsort(np.argsort(-least)) < max(n, 2.0 * (1.0 - cvar) * len(least)), 1.0, 0.01)
