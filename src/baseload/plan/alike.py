@@ -23,12 +23,8 @@ from baseload.plan.scenarios import Scenario, applied
 from baseload.plan.scene import Pace, Scene
 
 GROUP = 3
-_SHARES = {
-    1: 0.7,
-    2: 0.8,
-    GROUP: 1.0,
-    4: 1.3,
-}  # of the time of a scenario in a group of three, by the size of the group
+# of the time of a scenario in a group of three, by the size of the group
+_SHARES = {1: 0.7, 2: 0.8, GROUP: 1.0, 4: 1.3}
 _COLD_SHARE = 0.53  # what a scenario takes by itself, likewise, from nothing
 _CHOSEN_SHARE = 1.3  # what a scenario takes among a few with phases kept, likewise: of three 1.3, of four 1.4
 _PRICED_SHARE = 0.4  # what pricing a decision takes in one, likewise; as much is kept for a guess of a few

@@ -122,7 +122,7 @@ def _alone(problem: Problem, t: int, until_s: float, stop: Callable[[], bool] | 
 def _tightest(problem: Problem) -> int:
     """Return the period with the fewest racks for its demand: those that are there, may have come by then, may be rented."""
     n_periods = len(problem.periods)
-    racks = problem.existing.sum(axis=0) + problem.sign_max.sum(axis=(0, 2))[:, None]
+    racks = problem.existing.sum(axis=0) + np.minimum(problem.sign_max, 1e9).sum(axis=(0, 2))[:, None]
     for a, (lead, life) in enumerate(zip(problem.lead, problem.life, strict=True)):
         come = np.concatenate([[0.0], np.cumsum(np.minimum(problem.supply[a], 1e9))])
         t = np.arange(n_periods)

@@ -22,9 +22,8 @@ from baseload.plan.problem import Floats, Ints, Problem
 from baseload.plan.project import Program, Sheet
 from baseload.plan.scene import Kept, Scene
 
-_SCALED: dict[str, Any] = {
-    "user_objective_scale": -10
-}  # costs of 1e5 in 1e3: the interior point stops half-way otherwise
+# costs of 1e5 by a thousand less: the interior point stops half-way otherwise
+_SCALED: dict[str, Any] = {"user_objective_scale": -10}
 _SWAPS = 20  # of a scenario that stands for others for one that does it better
 
 
@@ -108,10 +107,8 @@ def guess(state: Guess, *, cpu_limit_s: float, stop: Stop | None = None) -> Floa
     program, orders = _programme(state)
     left_s = max(0.1, cpu_limit_s - (time.process_time() - began_s))
     options = dict(_SCALED)
-    if (
-        state.priced or state.cvar is not None
-    ):  # what a scenario costs would be put into all rows that say something of it
-        options["presolve"] = "off"
+    if state.priced or state.cvar is not None:
+        options["presolve"] = "off"  # it would put what a scenario costs into all rows that say something of it
     solver = Lp(program, relaxed=True)
     found = solver.solve(method="ipm", crossover=False, cpu_limit_s=left_s, stop=stop, options=options)
     late = time.process_time() - began_s >= cpu_limit_s or (stop is not None and stop())
