@@ -48,7 +48,7 @@ _GUESSES = 4
 _GAIN = 0.05  # of the gap asked for: a guess that betters the last by less is the last
 _BRANCH_SHARE = 0.4  # of the time left, for whole decisions of now
 _DUST = 1e-6
-_GRACE_S = 30.0  # to price a decision that was found in time
+_GRACE_S = 30.0  # to price a decision that was found in time, and the mean plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +272,8 @@ class _Search:
     def price_mean_plan(self) -> None:
         """Price what deciding by the mean scenario costs, and keep it where it is the best."""
         assert self.decided is not None
-        if np.isfinite(self.of_mean_plan) or (self.kept and _AGAIN * self.priced_s > self._left_s()):
+        grace_s = _GRACE_S if np.isfinite(self.told_s) else 0.0  # the decision stands
+        if np.isfinite(self.of_mean_plan) or (self.kept and _AGAIN * self.priced_s > self._left_s() + grace_s):
             return
         costs = self._keep(self.decided, must=self.best is None)
         if costs is not None:
