@@ -23,7 +23,7 @@ from baseload.plan.build import Hall
 from baseload.plan.held import Held
 from baseload.plan.highs import INF, Stop
 from baseload.plan.moves import moved, promising, whole_phases
-from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem
+from baseload.plan.problem import Answer, Bools, Floats, Problem
 from baseload.plan.scenarios import Scenario, applied, mean_of, measured
 from baseload.plan.scene import Kept, Pace, Scene
 from baseload.plan.scene import Now as Now
@@ -42,7 +42,7 @@ _MOVES = 2  # times that phases are moved
 _TIMES_MOVE = 0.6  # what moving them takes, in times of the first pricing
 _PROMISE = 0.01  # of the gap asked for: what a move must promise to save
 _AGAIN = 0.4  # what pricing nearly the same takes, in times of the last pricing
-_FEW = 4  # scenarios that show whether phases begun earlier are worth it
+_FEW = 4  # scenarios that show whether phases that were moved are worth it
 _MOST_CHOSEN = 5  # an interior point takes more than twice the time for twice as many
 _GUESSES = 4
 _GAIN = 0.05  # of the gap asked for: a guess that betters the last by less is the last
@@ -170,7 +170,6 @@ class _Search:
         self.value, self.bound, self.free, self.of_mean_plan = INF, -INF, -INF, INF
         self.mean = np.zeros(0)  # what scenarios would decide now, on average
         self.tried: set[bytes] = set()
-        self.standing: tuple[list[int], Ints] | None = None  # scenarios that stand for the others, and which for which
         self.guesses: dict[bytes, orders.Guess] = {}  # by phases
         self.kept: list[Kept] = []  # the best decision, in each scenario
         self.known_s = INF  # CPU seconds that all scenarios took as if known
@@ -299,8 +298,7 @@ class _Search:
         for w in rounded if self.best is None else [self.best.w, *rounded]:
             n = min(int(0.3 * self._left_s() / self.chosen_s), _MOST_CHOSEN, len(self.scenes))
             if w.tobytes() not in self.guesses and n > 0:
-                begun = orders.begun(self.scenes, w, self.least, self.cvar, n, self.mean)
-                self.guesses[w.tobytes()], self.standing = begun, (begun.chosen, begun.nearest)
+                self.guesses[w.tobytes()] = orders.begun(self.scenes, w, self.least, self.cvar, n, self.mean)
             state = self.guesses.get(w.tobytes())
             while state is not None and w.tobytes() not in self.tried:
                 if most == 0 or self.gap() <= gap or self.over():
@@ -324,9 +322,10 @@ class _Search:
         """Begin phases earlier, later or never, site by site, where prices call it a saving and a few scenarios agree."""
         for _ in range(_MOVES):
             ends = not self.kept or self.gap() <= gap or _TIMES_MOVE * self.priced_s > self._left_s()
-            if ends or self.best is None or self.standing is None:
+            if ends or self.best is None or not self.guesses:
                 return
-            now, (few, near) = self.best, self.standing
+            now, last = self.best, next(reversed(self.guesses.values()))
+            few, near = last.chosen, last.nearest
             until_s = self.until_s - _AGAIN * self.priced_s
             worth = np.mean([one.slope[: now.w.size] for one in self.kept], axis=0).reshape(now.w.shape)
             share = np.bincount(near, minlength=len(few)) / len(near)

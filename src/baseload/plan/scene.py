@@ -166,7 +166,10 @@ class Scene:
             found = self.lp.solve(method="simplex", cpu_limit_s=limit_s, stop=stop, options=options)
             if not self.solved:  # one that had to be given up took twice as long, it may be
                 took_s = found.cpu_s if found.state == "optimal" else 2.0 * limit_s
-                pace.near_s, pace.warm_s = (took_s, pace.warm_s) if self.near else (pace.near_s, took_s)
+                if self.near:
+                    pace.near_s = took_s
+                else:
+                    pace.warm_s = took_s
             if found.state != "stopped" or limit_s == left_s:
                 return found
         slow = self.slow
