@@ -1,4 +1,4 @@
-"""A question over longer periods: what it tells of survival rows and of phases, and the plans that are found with it."""
+"""A question over longer periods: what it tells of survival rows, and the plans that are found with it."""
 
 from __future__ import annotations
 
@@ -31,21 +31,6 @@ def test_longer_periods_ask_a_sound_question_of_the_same_size(n: int) -> None:
     assert len(longer.periods) == -(-6 // n)
     assert longer.cost_owned.sum() == pytest.approx(problem.cost_owned.sum())
     assert longer.demand.mean() == pytest.approx(problem.demand.mean(), rel=0.25)
-
-
-def test_a_choice_of_phases_costs_over_the_same_periods_what_its_programme_does() -> None:
-    """Where periods are not made longer, what is said of phases is the least cost with them, but for rows not needed before."""
-    problem = instance(4, 3, 3, 8, 6, seed=5)
-    judge = Coarse(problem, 1, until_s=INF)
-    halls = judge.halls()
-    n_phases, n_periods = len(problem.phases), len(problem.periods)
-    model = building.build(problem, halls)
-    for begun in (np.zeros((n_phases, n_periods)), np.ones((n_phases, n_periods))):
-        lp, number = Lp(model.program, relaxed=True), model.columns["w"].ravel()
-        lp.set_bounds(number, begun.ravel(), begun.ravel())
-        least = lp.solve().cost
-        assert judge.cost(begun) <= least * (1.0 + 1e-9)
-        assert judge.cost(begun) == pytest.approx(least, rel=0.01)
 
 
 def test_a_plan_found_with_longer_periods_is_whole_and_its_bound_holds() -> None:

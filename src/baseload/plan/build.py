@@ -216,7 +216,11 @@ def all_of(halls: list[Hall], more: Iterable[Hall]) -> list[Hall]:
 def in_all_periods(problem: Problem, halls: Iterable[Hall]) -> list[Hall]:
     """Return survival rows as they hold in every period: what one period breaks, others often do too."""
     sets = {(hall.lost, hall.m, hall.sites.tobytes()): hall for hall in halls}
-    every = [replace(hall, t=t) for hall in sets.values() for t in range(len(problem.periods))]
+    every = [
+        Hall(lost=hall.lost, m=hall.m, t=t, clients=hall.clients, sites=hall.sites)
+        for hall in sets.values()
+        for t in range(len(problem.periods))
+    ]
     return [hall for hall in lawful(problem, every) if hall.clients.any()]
 
 

@@ -1,8 +1,7 @@
-"""The same question over fewer, longer periods: what a large programme can be told before and between its solves.
+"""The same question over fewer, longer periods: what a large programme can be told before it is solved.
 
-Neither bound nor plan comes of it. It knows which survival rows are likely to bind (which sites are short when another is lost
-depends little on how finely time is cut), and about what a choice of phases costs more than another: power is taken at its mean
-over a longer period, so that phases keep their own dates.
+Neither bound nor plan comes of it. It knows which survival rows are likely to bind: which sites are short when another is lost
+depends little on how finely time is cut.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan.build import Hall
 from baseload.plan.highs import INF, Lp, Method, Stop
-from baseload.plan.nothing import live
 from baseload.plan.problem import Floats, Ints, Problem, spans
 
 _ROUNDS = 12
@@ -97,9 +95,6 @@ class Coarse:
         self._lp = Lp(self._model.program, relaxed=True)
         self._is_warm = was is not None and was.basis is not None and self._lp.set_basis(was.basis)
         self.held: Held | None = None
-        own = building.first_hall_row(self._model)
-        self._rows = self._model.program.row_lower[:own], self._model.program.row_upper[:own]
-        self._given = False  # whether power is given, and phases are not to be chosen
 
     def halls(self) -> list[Hall]:
         """Return the survival rows that a plan over longer periods needs, in all periods of the problem."""
@@ -114,26 +109,6 @@ class Coarse:
             self._known += more
         self.held = Held(halls=tuple(self._known), basis=self._lp.basis())
         return building.in_all_periods(self.problem, self._known)
-
-    def cost(self, w: Floats) -> float:
-        """Return about what the best plan with phases `w` costs; inf where time was over. To be compared with its like."""
-        problem = self.problem
-        if not self._given:
-            number = self._model.columns["w"].ravel()
-            self._lp.set_bounds(number, np.zeros(len(number)), np.zeros(len(number)))
-            self._given = True
-        is_live, begun = live(problem, w), np.diff(w, axis=1, prepend=0.0)
-        power = problem.power_mw.copy()
-        np.add.at(power, problem.phase_site, problem.phase_mw[:, None] * is_live)
-        given = building.build(coarser(replace(problem, power_mw=power), self.n)).program
-        lower, upper = given.row_lower, given.row_upper
-        other = np.flatnonzero((lower != self._rows[0]) | (upper != self._rows[1]))
-        self._lp.set_rows(other, lower[other], upper[other])
-        self._rows = lower, upper
-        found = self._lp.solve(method="simplex", cpu_limit_s=self._left_s(), stop=self.stop)
-        if found.state != "optimal":
-            return INF
-        return found.cost + float((problem.cost_begin * begun).sum() + (problem.cost_live * is_live).sum())
 
     def _left_s(self) -> float:
         return max(0.05, self.until_s - time.process_time())

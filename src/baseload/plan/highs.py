@@ -82,6 +82,7 @@ class Lp:
         self._set("threads", 1)
         self._set("random_seed", 1)
         self._whole = np.flatnonzero(arrays.whole) if not relaxed else np.zeros(0, dtype=np.int64)
+        self._is_whole = len(self._whole) > 0  # asked for, so that branch and bound answers
         self._pass(arrays)
         self._stop: Stop | None = None
         self._progress: Progress | None = None
@@ -174,6 +175,7 @@ class Lp:
             self._highs.changeColsIntegrality(
                 len(self._whole), self._whole.astype(np.int32), np.array([kind] * len(self._whole))
             )
+            self._is_whole = on
 
     def basis(self) -> object:
         """Return where the simplex method ended, for `set_basis` of a programme of the same size; None where nowhere."""
@@ -183,8 +185,7 @@ class Lp:
     def set_basis(self, basis: object) -> bool:
         """Begin the next solve from another programme's end; one of another size is left out. Return whether it was taken."""
         assert isinstance(basis, highspy.HighsBasis)
-        lp = self._highs.getLp()
-        if (len(basis.col_status), len(basis.row_status)) != (lp.num_col_, lp.num_row_):
+        if (len(basis.col_status), len(basis.row_status)) != (self._highs.getNumCol(), self._highs.getNumRow()):
             return False
         return bool(self._highs.setBasis(basis) != highspy.HighsStatus.kError)
 
@@ -271,7 +272,7 @@ class Lp:
             kinds.kObjectiveBound: "stopped",
             kinds.kUnknown: "stopped",
         }
-        is_mip = self._is_mip()
+        is_mip = self._is_whole
         feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
         found = self._highs.getSolution()
         x = np.array(found.col_value, dtype=np.float64) if len(found.col_value) else None
@@ -286,10 +287,6 @@ class Lp:
         if is_mip and not feasible:
             x, cost = None, INF
         return Solution(state=state, x=x, row_dual=dual, reduced_cost=reduced, cost=cost, bound=bound, cpu_s=cpu_s)
-
-    def _is_mip(self) -> bool:
-        kinds = self._highs.getLp().integrality_
-        return len(self._whole) > 0 and any(kind != highspy.HighsVarType.kContinuous for kind in kinds)
 
 
 def moved_basis(basis: object, column_of: Ints, row_of: Ints) -> object:

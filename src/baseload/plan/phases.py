@@ -3,10 +3,9 @@
 The whole programme is relaxed once (interior point, then a vertex) and survival rows are added until none is missing; a large
 one begins with those that the same question over longer periods needs (`coarse.py`). The phases that the relaxation has begun
 are rounded up and a plan is settled from its racks (`settle.py`): that takes a second, so that there is a plan from then on.
-Phases are rounded at a few thresholds, and in a large programme changed site by site, as the longer periods judge best; then
-each choice is solved warm, and best-first branching on phases closes what is left. All bounds are prices evaluated
-anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis and survival rows: a changed
-price or date is solved from there (`warm`).
+Phases are rounded at a few thresholds, each choice is solved warm, and best-first branching on phases closes what is left. All
+bounds are prices evaluated anew (`proof.py`), so that they hold whatever the solver's tolerances. An answer holds its basis and
+survival rows: a changed price or date is solved from there (`warm`).
 """
 
 from __future__ import annotations
@@ -31,10 +30,8 @@ from baseload.plan.proof import safe_bound, upper_bounds
 from baseload.plan.settle import settled
 from baseload.plan.weights import MANY, Weights
 
-_THRESHOLDS = (0.5, 0.3, 0.1, 0.7)
-_JUDGED = (0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 1e-4)  # thresholds where each costs little to judge
-_JUDGE_SHARE = 0.1  # of the time, for judging
-_LONGER = 5  # periods as one, for judging
+_THRESHOLDS = (0.3, 0.2, 0.5, 0.1, 0.7)  # parts begun from which on a phase is tried, the first the best most often
+_LONGER = 5  # periods as one, to know survival rows from
 _ROUNDS = 30
 _SETTLE_WHEN = 6.0  # times what settling takes a solve has taken: the next with more rows would take about as long
 _FEW = 200  # survival rows: so many missing change the bound of a large change little
@@ -42,6 +39,7 @@ _PULLS = 3  # times that phases are tried, begun earlier each time where prices 
 _EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begun as early
 _CLOSE = 1.3  # times the gap asked for: a plan so near may be proven good enough by the bound with the rows found since
 _NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
+_AS_IT_IS, _EVEN = 0, 2  # how HiGHS scales: not at all is a fifth sooner where most rows of survival ask for more
 _WHOLE = 1e-6  # nearer than this counts as whole
 
 
@@ -156,9 +154,9 @@ class _Search:
                 root, self.bound = further, max(self.bound, further.bound)
             self.held = self._hold(held)
             assert root.x is not None
-            nearest = self.program_w(root.x) >= _THRESHOLDS[0]
-            for choices in (iter([warm.w]), self._choices(root, held) if is_other else iter([nearest])):
-                self._try(next(choices), root, unless_hopeless=True)
+            nearest = next(self._choices(root))
+            for w in (nearest,) if is_other else (warm.w, nearest):
+                self._try(w, root, unless_hopeless=True)
                 if self._closed():
                     return "optimal"
                 root = self._raised(root) if self._closed(_CLOSE) else root
@@ -179,7 +177,7 @@ class _Search:
             self._try(warm.w, root)
         if not self._closed():
             self._round_up(root.x)
-        choices = self._choices(root, held)
+        choices = self._choices(root)
         while not self._closed() and not self._over() and (chosen := next(choices, None)) is not None:
             self._try(chosen, root)
             if not self._closed() and self._closed(_CLOSE):
@@ -231,7 +229,10 @@ class _Search:
         bound, first = node.bound, self.best is None and node.x is None and not np.isfinite(node.bound)
         if held is not None:
             self.lp.set_basis(self._moved(held))
-        found = self._first() if first and held is None else self._solve("simplex")
+        if first and held is None:
+            found = self._first()
+        else:
+            found = self._solve("simplex", scale=_AS_IT_IS if held is not None and self.more_survives else _EVEN)
         for turn in range(rounds):
             if found.state == "infeasible":
                 return replace(node, bound=INF, x=None)
@@ -271,12 +272,12 @@ class _Search:
             return held.basis
         return moved_basis(held.basis, columns, rows)
 
-    def _solve(self, method: str, n_rows: int = MANY) -> Solution:
+    def _solve(self, method: str, n_rows: int = MANY, *, scale: int = _EVEN) -> Solution:
         return self.lp.solve(
             method="ipm" if method == "ipm" else "simplex",
             cpu_limit_s=max(0.05, self.until_s - time.process_time()),
             stop=self.stop,
-            options=self.weights.after(n_rows),
+            options=self.weights.after(n_rows) | {"simplex_scale_strategy": scale},
         )
 
     def _first(self) -> Solution:
@@ -360,40 +361,11 @@ class _Search:
         found = pulled(w, worth, self.program_w(root.x) >= _EARLY, least=_WHOLE * abs(self.bound))
         return in_order(self.problem, found, root.lower, root.upper)
 
-    def _choices(self, root: _Node, held: Held | None) -> Iterator[Floats | Bools]:
-        """Yield phases to try, those that longer periods judge best first."""
+    def _choices(self, root: _Node) -> Iterator[Bools]:
+        """Yield phases to try: those that the relaxation has begun to a part that is large enough."""
         assert root.x is not None
         w = self.program_w(root.x)
-        if self.longer is None and is_large(self.problem):
-            was = None if held is None else held.longer
-            self.longer = Coarse(self.problem, _LONGER, until_s=self.until_s, stop=self.stop, was=was)
-            self.longer.halls()
-        if self.longer is None:
-            yield from (w >= threshold for threshold in _THRESHOLDS)
-            return
-        share = _JUDGE_SHARE if self.is_fresh else 0.0
-        until_s = time.process_time() + share * max(0.0, self.until_s - time.process_time())
-        rounded = [in_order(self.problem, w >= threshold, root.lower, root.upper) for threshold in _JUDGED]
-        judged = sorted(((self.longer.cost(one), i) for i, one in enumerate(rounded)), key=lambda one: one[0])
-        yield self._changed_by_site(rounded[judged[0][1]], judged[0][0], rounded, until_s)
-        yield from (rounded[i] for _, i in judged)
-
-    def _changed_by_site(self, w: Floats, cost: float, others: list[Floats], until_s: float) -> Floats:
-        """Return phases with some sites' as others have them, where longer periods judge that to be better."""
-        assert self.longer is not None
-        at = self.problem.phase_site
-        away = [
-            float(sum(np.abs(w - other)[at == s].sum() for other in others)) for s in range(len(self.problem.sites))
-        ]
-        for s in np.argsort(away)[::-1]:
-            for other in others:
-                changed = np.where((at == s)[:, None], other, w)
-                if (changed == w).all() or time.process_time() >= until_s:
-                    continue
-                found = self.longer.cost(changed)
-                if found < cost:
-                    w, cost = changed, found
-        return w
+        yield from (w >= threshold for threshold in _THRESHOLDS)
 
     def _round_up(self, x: Floats) -> None:
         """Keep the plan that is settled from a relaxation's racks, with all phases that it has begun to any part."""
@@ -449,7 +421,7 @@ class _Search:
                     dropped = min(dropped, solved.bound)
                     continue
                 if number % 4 == 0 or number < 8:
-                    self._try(self.program_w(solved.x) >= 0.4, root)
+                    self._try(self.program_w(solved.x) >= _THRESHOLDS[0], root)
                 heapq.heappush(heap, (solved.bound, number := number + 1, solved))
         self.bound = max(self.bound, min([self.best_cost, dropped] + [bound for bound, _, _ in heap]))
 
