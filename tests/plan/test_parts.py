@@ -30,6 +30,20 @@ def test_parts_cover_all_whole_columns_and_the_most_saved_a_second_comes_first()
     assert parts.next(1e9) is None
 
 
+def test_a_part_that_is_not_worth_trying_holds_up_no_other() -> None:
+    """What promises too little is passed over however soon it would be done; the best of the others is tried, not looked at."""
+    problem = instance(4, 2, 2, 5, 5, seed=1, hosting=True, whole=True)
+    model = building.build(problem, building.first_halls(problem))
+    parts = parts_of(model, np.flatnonzero(model.program.whole))
+    for part in parts.parts:
+        parts.looked(part, 2.0 if part.kind == "span" else 1.0)
+    parts.belief["span", False] = (0.001, 9.0)
+    chosen = parts.next(1.5)
+    assert chosen is not None
+    assert chosen.kind == "span"
+    assert parts.looked(chosen, 2.0)
+
+
 def test_a_window_frees_its_periods_and_holds_the_racks_at_its_end() -> None:
     """One period frees hosting there alone; longer ones also racks and phases that come then, up to the first period after."""
     problem = instance(4, 2, 2, 5, 6, seed=1, hosting=True, whole=True)

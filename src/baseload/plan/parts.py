@@ -68,6 +68,7 @@ class Parts:
 
     parts: list[Part]
     belief: dict[tuple[str, bool], tuple[float, float]] = field(default_factory=lambda: dict(_FIRST))
+    least: float = 0.0  # a part that promises no more is left as it is
 
     def next(self, least: float) -> Part | None:
         """Return the part to look at: the most saved a second by what is believed; None where none promises `least`."""
@@ -77,8 +78,12 @@ class Parts:
                 part.promise = (
                     sum(alone[site] for site in part.members) if part.members else max(alone.values(), default=INF)
                 )
-        worth = [part for part in self.parts if part.promise - part.stuck > least]
+        self.least = least
+        worth = [part for part in self.parts if self._is_worth(part)]
         return max(worth, key=self._pace, default=None)
+
+    def _is_worth(self, part: Part) -> bool:
+        return part.promise - part.stuck > self.least
 
     def _pace(self, part: Part) -> float:
         share, seconds = self.belief[part.kind, part.exact]
@@ -88,7 +93,8 @@ class Parts:
         """Take down what a part promises as things are; return whether it is still about the most promising one."""
         part.promise, part.seen = promise, True
         return self._pace(part) >= _NEAR * max(
-            (self._pace(other) for other in self.parts if other is not part and other.seen), default=0.0
+            (self._pace(other) for other in self.parts if other is not part and other.seen and self._is_worth(other)),
+            default=0.0,
         )
 
     def told(self, part: Part, saved: float, seconds: float) -> None:
