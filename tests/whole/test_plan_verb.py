@@ -21,6 +21,7 @@ from baseload.errors import FleetError, InputError
 ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / "examples" / "three-sites" / "fleet.yaml"
 QUICK = ("--date", "2026-11-21", "--horizon", "2y", "--table", "modelled", "--quick")
+WRITTEN = "sites.oslo.grid[1].energised=2026-10-01"  # as the example has it
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +82,20 @@ def test_the_page_needs_nothing_from_outside(folder: Path):
 
 
 def test_what_if_says_what_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A later substation is planned for anew, and the difference is told."""
+    """A later substation is planned for anew, and the difference is told, with what its racks cost until there is power."""
     what = "sites.oslo.grid[1].energised=2028-06"
     assert cli.run(["plan", str(FLEET), *QUICK, "--out", str(tmp_path / "p"), "--what-if", what]) == 0
-    assert "What changed" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"the cost (rises|falls) by .* of it racks that stand without power: [\d,.]+ EUR more", told)
     assert "energised: 2028-06-01" in (tmp_path / "p" / "fleet.yaml").read_text()
+
+
+def test_a_what_if_that_changes_nothing_says_that_the_cost_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The date that the file has already: no rise and no fall of nothing."""
+    assert cli.run(["plan", str(FLEET), *QUICK, "--out", str(tmp_path / "p"), "--what-if", WRITTEN]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"What changed - the cost stays at [\d,.]+ EUR in present value", told)
+    assert "what is bought, rented and begun stays the same" in told
 
 
 def test_an_impossible_demand_gets_its_smallest_conflict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

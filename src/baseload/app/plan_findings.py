@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONFLICT_CPU_S = 10.0
 UNSERVED = 1e-6
 WHY_MAX = 4
+SAME = 1e-6  # of a cost: two that are nearer are the same
 LESS = ("serve", "survive the loss of a site")
 KINDS = {
     "serve": "the demand of {who}",
@@ -145,16 +146,18 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
     assert before is not None and after is not None
     currency, now_cost = plan_map.currency, after.cost * second.plan_map.money_unit + second.plan_map.sunk
     more = now_cost - before.cost * plan_map.money_unit - plan_map.sunk
+    moves = f"{'rises' if more > 0 else 'falls'} by {number(abs(more), currency)} to"
     said = [
-        f"the cost {'rises' if more > 0 else 'falls'} by {number(abs(more), currency)} to "
-        f"{number(now_cost, currency)} in present value"
+        f"the cost {moves if abs(more) > SAME * abs(now_cost) else 'stays at'} {number(now_cost, currency)} in present value"
     ]
-    moved = whatif.parts(problem, before, other, after)
-    why = sorted(moved, key=lambda name: -abs(moved[name][1] - moved[name][0]))
-    for name in why[:WHY_MAX]:
-        by = moved[name][1] * second.plan_map.money_unit - moved[name][0] * plan_map.money_unit
-        if abs(by) > 1e-4 * abs(now_cost):
-            said.append(f"of it {name.replace('_', ' ')}: {number(abs(by), currency)} {'more' if by > 0 else 'less'}")
+    moved = {
+        name.replace("_", " "): now * second.plan_map.money_unit - was * plan_map.money_unit
+        for name, (was, now) in whatif.parts(problem, before, other, after).items()
+    }
+    moved["racks that stand without power"] = second.plan_map.sunk - plan_map.sunk
+    for name in sorted(moved, key=lambda name: -abs(moved[name]))[:WHY_MAX]:
+        if abs(moved[name]) > 1e-4 * abs(now_cost):
+            said.append(f"of it {name}: {number(abs(moved[name]), currency)} {'more' if moved[name] > 0 else 'less'}")
     for s, site in enumerate(problem.sites):
         for a, kind in enumerate(problem.kinds):
             if site not in other.sites or kind not in other.kinds:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json", "replicas.json")
 DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit
+FIRST_ROUND = "both costs are those of the first round, before the twin corrected what a replica carries"
 SCENARIOS = 20
 
 
@@ -245,6 +246,8 @@ def solved(wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> 
         findings.changes = plan_findings.what_changed(before, asked)
     if wish.rounds and not stop():
         asked = _in_the_twin(asked, wish, findings, say, stop)
+        if findings.changes and len(findings.rounds) > 1:
+            findings.changes.append(FIRST_ROUND)
     if not wish.quick and not stop():
         plan_findings.look(asked, findings, wish, say, stop)
     if wish.risk is not None and not stop():
