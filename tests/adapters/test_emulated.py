@@ -102,8 +102,10 @@ def test_a_request_alone_takes_what_its_steps_take(tmp_path: Path):
     chunks_s = table.base_s[512] + table.head_s[0] + 1e-10 * 512 * 256
     chunks_s += table.base_s[488] + table.head_s[1] + max(1e-10 * 488 * (512 + 244), 1e-8 * 512)
     decode_s = table.base_s[1] + table.head_s[1] + 2e-8 * 1050
-    assert min(seen.ttft_s for seen in tries) == pytest.approx(chunks_s, rel=0.03, abs=0.004)
-    assert min(seen.tpot_s for seen in tries) == pytest.approx(decode_s, rel=0.03)
+    first_s = min(seen.ttft_s for seen in tries)
+    last_s = min(seen.ttft_s + 99 * seen.tpot_s for seen in tries)  # with a late first token alone the rest seems quick
+    assert first_s == pytest.approx(chunks_s, rel=0.03, abs=0.004)
+    assert (last_s - first_s) / 99 == pytest.approx(decode_s, rel=0.03)
 
 
 @pytest.mark.alone
