@@ -86,6 +86,7 @@ def test_what_if_says_what_changes(tmp_path: Path, capsys: pytest.CaptureFixture
     what = "sites.oslo.grid[1].energised=2028-06"
     assert cli.run(["plan", str(FLEET), *QUICK, "--out", str(tmp_path / "p"), "--what-if", what]) == 0
     told = " ".join(capsys.readouterr().out.split())
+    assert "What changed" in told
     assert re.search(r"the cost (rises|falls) by .* of it racks that stand without power: [\d,.]+ EUR more", told)
     assert "energised: 2028-06-01" in (tmp_path / "p" / "fleet.yaml").read_text()
 

@@ -125,8 +125,7 @@ def missing_halls(
 ) -> tuple[list[Hall], Floats]:
     """Return the survival rows that an answer breaks by more than `short` [M,T], and what is truly short [M,T].
 
-    `carry` is [S,M,T], `unserved` [R,M,T]; an answer's sites carry what is served. The rows are the tightest cuts of largest
-    flows, so that none is missed.
+    `carry` is [S,M,T], `unserved` [R,M,T]. The rows are the tightest cuts of largest flows, so that none is missed.
     """
     n_sites, _, n_services, _, n_periods = problem.shape
     truly = np.zeros((n_services, n_periods))
@@ -139,14 +138,10 @@ def missing_halls(
     carry_mts = np.ascontiguousarray(carry.transpose(1, 2, 0))
     of = transport.blocks(problem)
     scale = np.maximum(1.0, need_mtr.sum(axis=2))
-    more = (problem.survive_ratio > 1.0)[:, None]  # than what is served: short even with all sites
     for k in range(n_sites):
         if not (problem.allowed[:, k].any(axis=0) & (problem.survive_ratio > 0.0)).any():
             continue
-        is_lost = (carry_mts[..., k] > 0.0) | more  # where it carries nothing, the others carry what is served
-        if not is_lost.any():
-            continue
-        missing, clients, sites = transport.shortfalls(of, carry_mts, need_mtr * is_lost[..., None], k)
+        missing, clients, sites = transport.shortfalls(of, carry_mts, need_mtr, k)
         truly = np.maximum(truly, missing)
         for m, t in np.argwhere(missing > short + tolerance * scale):
             # the row speaks of all clients that have no way round these sites, needed or not today
