@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.chaos.stack import Gateway
+from tests.living import contents
 
 PARTS = {"owner": "owner_main", "worker": "serve.worker"}
 PAGES = ("/metrics", "/healthz", "/readyz", "/", "/login", "/api/snapshot", "/api/usage", "/api/keys", "/api/ladder")
@@ -83,9 +84,8 @@ def found(words: Iterable[str], folders: Iterable[Path], more: Mapping[str, byte
         wrong.extend(f"{word[:6]!r}… stands in {name}" for word in secret if word in content)
 
     for folder in folders:
-        for path in [folder] if folder.is_file() else folder.rglob("*"):
-            if path.is_file():
-                look(str(path), path.read_bytes())
+        for name, content in ({str(folder): folder.read_bytes()} if folder.is_file() else contents(folder)).items():
+            look(name, content)
     for name, content in more.items():
         look(name, content)
     return wrong

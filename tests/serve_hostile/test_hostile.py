@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.stack import Gateway, MockEngine, fleet_text
+from tests.living import contents
 from tests.serve_hostile import cases
 
 HEADER_S, BODY_S = 0.6, 1.2
@@ -223,7 +224,7 @@ def test_the_canary_sings_nowhere(rig: Rig) -> None:
             pages[path] = error.read()
         except OSError:
             continue
-    files = {str(p): p.read_bytes() for p in rig.gateway.state.rglob("*") if p.is_file() and not p.is_socket()}
+    files = contents(rig.gateway.state)
     files[str(rig.gateway.log)] = rig.gateway.log.read_bytes()
     for name, content in {**files, **pages}.items():
         for word in (CANARY_PROMPT.encode(), rig.key.encode(), rig.key[-20:].encode()):
