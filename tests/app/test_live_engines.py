@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ from baseload.adapters.engine_process import ProcessProvisioner
 from baseload.adapters.engines.step_loop import StepTable
 from baseload.adapters.http_small import ask
 from baseload.app import live_calibrate as lc
-from baseload.app import live_engines, serve_tables
+from baseload.app import live_engines, owner_main, serve_tables
 from baseload.errors import FleetError
 from baseload.fleet import load
 from tests.simulate import specs
@@ -73,6 +74,27 @@ def test_the_example_comes_up_emulated_in_one_process(tmp_path: Path):
 
     assert n_engines > 30
     assert rss_mb < 120
+
+
+def test_external_engines_without_an_address_are_named_as_such():
+    """Asking for external engines alone, none of which has an address, says so, and not that nothing is deployed."""
+    with pytest.raises(FleetError, match="none has an address"):
+        live("external")
+
+
+def test_who_waits_for_a_first_engine_is_told_for_which():
+    """After a few silent seconds the engines that do not answer are named with the reason, once; then it goes on without."""
+    told: list[str] = []
+    keeper = SimpleNamespace(
+        n_up=0, orders=[object(), None], places=[SimpleNamespace(why="connection refused"), SimpleNamespace(why="")],
+        wanted=lambda r: r == 0, name=lambda r: "chat/oslo/0", say=told.append,
+    )  # fmt: skip
+    asyncio.run(owner_main.first_engine(keeper, silent_s=0.05, most_s=0.1))
+    assert len(told) == 1 and "chat/oslo/0 (connection refused)" in told[0]
+
+    keeper.n_up = 1
+    asyncio.run(owner_main.first_engine(keeper, silent_s=0.05, most_s=0.1))
+    assert len(told) == 1
 
 
 def test_an_external_replica_is_told_its_address():

@@ -59,6 +59,7 @@ def test_a_folder_where_a_file_belongs_is_named(tmp_path: Path, name: str) -> No
         ["--tenant", TENANT, "--name", "turned \u202e round"],
         ["--tenant", TENANT, "--name", "x" * 201],
         ["--role", "viewer", "--name", "bell \x07"],
+        ["--role", "viewer", "--budget", "5"],
     ],
 )
 def test_absurd_keys_are_refused(tmp_path: Path, words: list[str]) -> None:
@@ -73,6 +74,27 @@ def test_a_folder_without_keys_is_said_and_not_made(tmp_path: Path) -> None:
     wrong = tmp_path / "mistyped"
     told = keys(wrong, "list")
     assert told.returncode == 2 and "holds no keys" in told.stderr and not wrong.exists()
+
+
+@pytest.mark.parametrize("words", [["usage"], ["ledger", "backup", "copy.db"], ["ledger", "rotate", "old.db"]])
+def test_asking_for_a_ledger_makes_no_folder(tmp_path: Path, words: list[str]) -> None:
+    """A mistyped state folder is named, with exit code 2, and is not there afterwards."""
+    wrong = tmp_path / "mistyped"
+    told = subprocess.run(
+        [*BASELOAD, *words, "--state", str(wrong)], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert told.returncode == 2 and str(wrong) in told.stderr and "no ledger" in told.stderr, told.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tenant_that_nobody_knows_is_not_told_to_have_no_keys(tmp_path: Path) -> None:
+    """A misspelt tenant is named beside those that are known; one that is known and has no key left is no error."""
+    state = tmp_path / "state"
+    assert keys(state, "create", "--tenant", TENANT).returncode == 0
+    told = keys(state, "list", "--tenant", "call-centers")
+    assert told.returncode == 2 and "call-centers" in told.stderr and TENANT in told.stderr
+    assert keys(state, "revoke", "1").returncode == 0
+    assert keys(state, "list", "--tenant", TENANT).returncode == 0
 
 
 def test_a_lost_pepper_is_not_replaced_in_silence(tmp_path: Path) -> None:

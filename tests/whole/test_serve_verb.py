@@ -230,3 +230,4 @@ def test_at_the_end_the_books_are_whole_and_nothing_is_left(served: Served) -> N
     assert "whole" in served.run("verify", str(served.state / "ledger.db"), "--witness", witness)
     rows = json.loads(served.run("usage", "--json", "--state", str(served.state)))
     assert sum(row["requests"] for row in rows) > 20 and rows[0]["tenant"] == TENANT
+    assert served.run("usage", "--tenant", "nobody", "--state", str(served.state), code=2) == ""

@@ -81,6 +81,7 @@ def _create(options: argparse.Namespace, ring: Keyring) -> int:
         raise InputError(f"keys create: --days {options.days:g} is out of range; give days from now")
     expires_ns = None if options.days is None else now_ns + round(options.days * DAY_S * NS)
     if options.role is not None:
+        _no_limits(options)
         if options.role == "tenant" and options.tenant is not None:
             _known_tenant(options.tenant, _served_fleet(options.state))
         token = ring.create_token(
@@ -97,6 +98,15 @@ def _create(options: argparse.Namespace, ring: Keyring) -> int:
         concurrency=options.concurrency, expires_ns=expires_ns,
     )  # fmt: skip
     return _made(options, made.secret, _key_row(made.record))
+
+
+def _no_limits(options: argparse.Namespace) -> None:
+    given = [f"--{name}" for name in ("budget", "rpm", "tpm", "concurrency") if getattr(options, name) is not None]
+    if given:
+        raise InputError(
+            f"keys create: {', '.join(given)} limits what a tenant's key may ask of models, which a control token cannot; "
+            "leave it out, or leave out --role"
+        )
 
 
 def _nano(amount: float) -> int:
@@ -124,6 +134,14 @@ def _known_tenant(name: str, known: list[str] | None) -> None:
         raise InputError(f"keys create: the fleet that is served has no tenant `{name}`; it has {shown}")
 
 
+def _ever_heard_of(verb: str, options: argparse.Namespace, known: set[str]) -> None:
+    """Raise where a tenant asked about is none of those `known` (empty: forgotten ones), nor of the fleet that is served."""
+    every = sorted(known.union(_served_fleet(options.state) or ()) - {""})
+    if options.tenant not in every:
+        has = f"known are {', '.join(every[:NAMES_SHOWN])}" if every else "none is known here; see --state"
+        raise InputError(f"{verb}: nothing is known of a tenant `{_calm(options.tenant)}`; {has}")
+
+
 def _made(options: argparse.Namespace, secret: str, row: dict[str, Any]) -> int:
     if options.json:
         print(json.dumps({"secret": secret, **row}))
@@ -139,11 +157,13 @@ def _list(options: argparse.Namespace, ring: Keyring) -> int:
         rows += [_token_row(record) for record in ring.accounts.tokens()]
     else:
         rows += [_token_row(record) for record in ring.accounts.tokens() if record.tenant == options.tenant]
+    if not rows and options.tenant is not None:
+        _ever_heard_of("keys list", options, {record.tenant for record in ring.list()})
     if options.json:
         print(json.dumps(rows))
         return 0
     if not rows:
-        print("no keys yet; make one with `baseload keys create --tenant NAME`")
+        print(f"no keys yet; make one with `baseload keys create --tenant {options.tenant or 'NAME'}`")
         return 0
     head = ("id", "for", "name", "begins", "budget", "a minute", "at once", "created", "state")
     _print_table(head, [_shown(row) for row in rows])
@@ -247,12 +267,8 @@ _KEYS = {"create": _create, "list": _list, "revoke": _revoke, "rotate-pepper": _
 def usage_verb(options: argparse.Namespace) -> int:
     """Print what was used, by tenant and month, from the ledger's own sums."""
     from baseload.adapters.ledger_sqlite import SqliteLedger
-    from baseload.app.serving import state_folder
 
-    folder = state_folder(options.state)
-    path = folder / "ledger.db"
-    if not path.is_file():
-        raise InputError(f"{path}: there is no ledger yet; run `baseload serve`, or name its folder with --state")
+    path = _ledger_of(options.state)
     _, accounts = keyring(options.state)
     names = accounts.tenants()
     accounts.close()
@@ -262,6 +278,8 @@ def usage_verb(options: argparse.Namespace) -> int:
         else:
             totals = ledger.totals(datetime.now(UTC).strftime("%Y-%m"))
     rows = _usage_rows(totals, names, options.tenant)
+    if not rows and options.tenant is not None:
+        _ever_heard_of("usage", options, set(names.values()))
     if options.json:
         print(json.dumps(rows))
         return 0
@@ -281,6 +299,17 @@ def usage_verb(options: argparse.Namespace) -> int:
         ],
     )  # fmt: skip
     return 0
+
+
+def _ledger_of(state: Path | None) -> Path:
+    """Return the ledger of a state folder; raises InputError, and makes nothing, where there is none."""
+    from baseload.app import early
+    from baseload.app.serving import state_folder
+
+    path = (state or Path(early.STATE)) / "ledger.db"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no ledger yet; run `baseload serve`, or name its folder with --state")
+    return state_folder(state) / "ledger.db"
 
 
 def _instant(day: str) -> int:
@@ -365,8 +394,11 @@ def ledger_verb(options: argparse.Namespace) -> int:
     from baseload.adapters.signing import SigningKey, Witness
     from baseload.app import serving
 
-    folder = serving.state_folder(options.state)
-    path, key = folder / "ledger.db", folder / "signing.key"
+    if options.ledger_verb == "restore":
+        path = serving.state_folder(options.state) / "ledger.db"
+    else:
+        path = _ledger_of(options.state)
+    folder, key = path.parent, path.parent / "signing.key"
     if options.ledger_verb == "backup":
         with SqliteLedger.read(path) as ledger:
             ledger.backup(options.file)

@@ -31,6 +31,8 @@ from baseload.errors import BaseloadError, FleetError
 PR_SET_PDEATHSIG = 1
 GC_AFTER = 20_000  # objects made and not freed, before the collector looks
 FIRST_ENGINE_S = 30.0  # the owner is ready once some engine answers, or after so long
+SILENT_S = 5.0  # of that, before it says whom it waits for
+WAITED_FOR_SHOWN = 3
 ADMIN = "admin.token"
 EARLY = (  # what it imports while its supervisor reads the fleet file; nothing that own rules have to come before
     "uvloop", "baseload.fleet.loaded", "baseload.policies", "baseload.adapters.accounts", "baseload.app.owner_made",
@@ -89,6 +91,23 @@ def _line_of_stdin() -> str:
 def say(sentence: str) -> None:
     """Tell the operator something; stdout belongs to the supervisor."""
     print(f"baseload: {sentence}", file=sys.stderr, flush=True)
+
+
+async def first_engine(keeper: Any, *, silent_s: float = SILENT_S, most_s: float = FIRST_ENGINE_S) -> None:
+    """Wait until an engine answers, `most_s` at most; after `silent_s` say which ones do not, and why."""
+    from baseload.app.housekeeping import until
+
+    if await until(lambda: keeper.n_up > 0, silent_s):
+        return
+    missing = [r for r, order in enumerate(keeper.orders) if order is not None and keeper.wanted(r)]
+    names = [f"{keeper.name(r)} ({keeper.places[r].why or 'is being started'})" for r in missing[:WAITED_FOR_SHOWN]]
+    if more := len(missing) - len(names):
+        names.append(f"{more} more")
+    keeper.say(
+        f"no engine answers yet: {', '.join(names) or 'none is wanted'}; requests are taken once one does, "
+        f"or in {most_s - silent_s:.0f} s without"
+    )
+    await until(lambda: keeper.n_up > 0, most_s - silent_s)
 
 
 def die_with_parent() -> None:
@@ -165,7 +184,7 @@ class House:
         from baseload.adapters.accounts import AccountsFile
         from baseload.adapters.engine_process import ProcessProvisioner
         from baseload.app import owner_made, owner_power
-        from baseload.app.housekeeping import Housekeeper, until
+        from baseload.app.housekeeping import Housekeeper
         from baseload.app.live_tally import Tally
         from baseload.app.owner_ledger import open_ledger
         from baseload.serve.drift import Drift
@@ -215,7 +234,7 @@ class House:
         self.spawn(self._each_hour())
         self.spawn(owner_power.meter(self))
         sock = self._bind_control()
-        await until(lambda: self.keeper.n_up > 0, FIRST_ENGINE_S)
+        await first_engine(self.keeper)
         self.spawn(owner_made.describe(self))
         self.spawn(self._control(sock))
         if good is not None and owner_reload.differs(self.config.fleet, good):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from baseload.errors import FleetError, Problem
 from baseload.fleet import catalog, dates, resolve
 from baseload.fleet.live import LiveEngine
 from baseload.fleet.loaded import Loaded
@@ -69,13 +70,23 @@ def live(loaded: Loaded, *, now: datetime | None = None, version: int = 1, kind:
 
 def _as_reachable(fleet: Fleet, kind: str | None) -> Fleet:
     """Return the fleet with as many external replicas as have an address: they run always, and are not ours to start."""
-    deployments = {}
+    deployments, asked = {}, []
     for name, deployment in fleet.deployments.items():
         engine = engine_of(fleet, name, kind)
+        asked.append(engine)
         if engine.kind == "external":
             found = {site: Replicas(min=len(urls), max=len(urls)) for site, urls in engine.urls.items() if urls}
             deployment = msgspec.structs.replace(deployment, sites=found)
         deployments[name] = deployment
+    if asked and all(engine.kind == "external" and not any(engine.urls.values()) for engine in asked):
+        raise FleetError(
+            Problem(
+                key="serve.engines",
+                what="all engines are external, and none has an address",
+                mend="give serve.engines.<deployment> kind: external and urls by site, or let other engines run "
+                "(--engines embedded or emulated)",
+            )
+        )
     return msgspec.structs.replace(fleet, deployments=deployments)
 
 

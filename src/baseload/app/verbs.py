@@ -183,7 +183,7 @@ def _wish(options: argparse.Namespace) -> Wish:
     if options.requests is not None and options.requests < 1:
         raise InputError(f"--requests {options.requests}: must be at least 1")
     if options.scale is not None and not 0.0 < options.scale < 1e9:
-        raise InputError(f"--scale {options.scale}: must be above 0")
+        raise InputError(f"--scale {options.scale:g}: must be above 0 and below 1e9")
     if options.trace is not None and not options.trace.strip():
         raise InputError("--trace: is empty; name a file, azure-conv or azure-code")
     if options.seed < 0:
