@@ -279,20 +279,22 @@ def write_tables(run: Path, now: tables.Tables, loaded: Loaded) -> None:
 def at_a_start(house: House, loaded: Any) -> None:
     """Refuse a reload that would change what is read at a start only: it would be ignored unsaid."""
     old, new = house.loaded.fleet.serve, loaded.fleet.serve
+    problems = []
+
+    def refuse(key: str, what: str, mend: str) -> None:
+        problems.append(Problem(file=house.config.fleet, key=key, what=what, mend=mend))
+
     for key in AT_A_START:
         if getattr(old, key, None) != getattr(new, key, None):
-            what, mend = "differs from what runs", "restart `baseload serve` for that, or put it back"
-            raise FleetError(Problem(file=house.config.fleet, key=f"serve.{key}", what=what, mend=mend))
+            refuse(f"serve.{key}", "differs from what runs", "restart `baseload serve` for that, or put it back")
     for kind in ("route", "admit", "scale", "cap"):
         rule = getattr(loaded.fleet.policy, kind)
         if ":" in rule and rule != getattr(house.loaded.fleet.policy, kind):
-            what, mend = "an own rule is loaded at start only", "restart `baseload serve` for that"
-            raise FleetError(Problem(file=house.config.fleet, key=f"policy.{kind}", what=what, mend=mend))
+            refuse(f"policy.{kind}", "an own rule is loaded at start only", "restart `baseload serve` for that")
     known = {engine.key_env for engine in old.engines.values()}
     for name, engine in new.engines.items():
         if engine.key_env and engine.key_env not in known and engine.key_env not in os.environ:
             what = f"{engine.key_env} is not in the environment that `baseload serve` was started with"
-            mend = "restart `baseload serve` with it"
-            raise FleetError(
-                Problem(file=house.config.fleet, key=f"serve.engines.{name}.key_env", what=what, mend=mend)
-            )
+            refuse(f"serve.engines.{name}.key_env", what, "restart `baseload serve` with it")
+    if problems:
+        raise FleetError(problems)
