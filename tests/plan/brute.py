@@ -185,6 +185,12 @@ def _site_rows(p: Problem, sheet: Sheet, owned: dict, rented: dict) -> None:
         sheet.at_most(
             plus(times(p.minimum_bill[s], live), {("billed", s, t): -1.0}), -p.minimum_bill[s] * p.power_mw[s, t]
         )
+        if p.billed_least is not None:
+            sheet.at_most({("billed", s, t): -1.0}, -p.billed_least[s, t])
+        if p.cost_used is not None and p.cost_used[s, t] > 0.0:
+            paid = {("w", q, k): p.phase_paid[q] for _, q, k in live}
+            sheet.variable(("used", s, t), p.cost_used[s, t])
+            sheet.at_most(plus(here, times(-1.0, paid), {("used", s, t): -1.0}), p.power_mw[s, t] - fixed_mw)
         for u in range(max(0, t - 3), t):
             before, fixed = draws[s, u]
             sheet.at_most(plus(times(p.ratchet[s], before), {("billed", s, t): -1.0}), -p.ratchet[s] * fixed)

@@ -10,7 +10,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from baseload.app import plan_demand, plan_fleet, plan_prices, plan_problem, plan_risk, plan_rows, plan_whole
+from baseload.app import (
+    plan_demand,
+    plan_fleet,
+    plan_prices,
+    plan_problem,
+    plan_report,
+    plan_risk,
+    plan_rows,
+    plan_whole,
+)
 from baseload.app.plan_map import PlanMap
 from baseload.app.plan_verb import Asked
 from baseload.fleet import check, dates
@@ -82,7 +91,70 @@ def test_power_is_what_redundancy_and_the_peak_pue_leave():
     assert problem.power_mw[0, 0] == pytest.approx(0.2 * 0.75)
     assert problem.power_mw[1, 0] == pytest.approx(0.3)
     assert problem.rack_mw[0, 0] == pytest.approx(8 * 0.95 * 1.25 / 1000.0)
-    assert problem.minimum_bill[0] == pytest.approx(0.6 / 0.75)
+    assert problem.billed_least is not None  # of what is contracted, energised or not
+    assert problem.billed_least[0].tolist() == pytest.approx([0.6 * 0.3] * 4)
+
+
+def test_terms_are_those_of_the_contracts_in_force():
+    """Energy, demand charge, minimum bill and green power follow the contracts from quarter to quarter."""
+    first = "{power_mw: 0.3, price_per_mwh: 100, demand_charge_per_kw_month: 5, until: 2027-07-01}"
+    then = "{power_mw: 0.2, price_per_mwh: 300, demand_charge_per_kw_month: 15, minimum_bill_ratio: 0.5, green_ratio: 1"
+    _, problem, plan_map = question(f"sites.oslo.contracts=[{first}, {then}, start: 2027-07-01}}]")
+    prices, later = plan_map.prices, [plan_map.days[t] >= date(2027, 7, 1) for t in range(4)]
+    assert any(later) and not all(later)
+    per_mwh = prices.owned_energy[1, 0] / prices.owned_mwh[1, 0] / 1.25
+    assert per_mwh.tolist() == pytest.approx([300.0 if on else 100.0 for on in later])
+    assert prices.demand_charge[1].tolist() == pytest.approx([45_000.0 if on else 15_000.0 for on in later])
+    assert problem.billed_least is not None
+    assert problem.billed_least[1].tolist() == pytest.approx([0.1 if on else 0.0 for on in later])
+    assert problem.power_mw[1].tolist() == pytest.approx([0.2 if on else 0.3 for on in later])
+    making = plan_map.fleet.money.embodied_kg_per_accelerator * 8 / 1000.0 / 20
+    green = prices.carbon_market_owned[1, 0] <= making * (1.0 + 1e-9)
+    assert green.tolist() == later
+
+
+def test_a_contract_that_ends_goes_on_unless_another_follows_it():
+    """One of two parallel contracts that ends is renewed like a single one; one with a successor ends; or the plan says no."""
+    both = "{power_mw: 0.1, price_per_mwh: 90, until: 2027-07-01}, {power_mw: 0.2, price_per_mwh: 90"
+    _, parallel, _ = question(f"sites.oslo.contracts=[{both}}}]")
+    assert parallel.power_mw[1].tolist() == pytest.approx([0.3] * 4)
+    _, followed, _ = question(f"sites.oslo.contracts=[{both}, start: 2027-05-01}}]")
+    assert followed.power_mw[1].tolist() != pytest.approx([0.3] * 4) and followed.power_mw[1, -1] == pytest.approx(0.2)
+    _, late, _ = question(f"sites.oslo.contracts=[{both}, start: 2027-10-01}}]")
+    assert late.power_mw[1].min() == pytest.approx(0.1), "it goes on until the other begins"
+    _, left, _ = question(f"sites.oslo.contracts=[{both}}}]", "plan.renew_contracts=false")
+    assert left.power_mw[1, -1] == pytest.approx(0.2)
+
+
+def test_a_block_costs_what_is_used_of_it_and_at_least_what_is_taken():
+    """Take or pay: the larger of what is drawn and the part that is paid even when unused, at the block's price."""
+    block = "{site: oslo, power_mw: 0.2, price_per_kw_month: 100, take_or_pay_ratio: 0.1, months: 0}"
+    _, problem, plan_map = question(
+        f"plan.colocation=[{block}]", "sites.oslo.contracts=[{power_mw: 0.01, price_per_mwh: 90}]", "sites.oslo.racks={}",
+        "deployments.chat.sites={frankfurt: {min: 8}}", "sites.frankfurt.contracts=[{power_mw: 0.02, price_per_mwh: 90}]",
+        quarters=6,
+    )  # fmt: skip
+    answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
+    assert not check_answer.check(problem, answer)
+    block_at = [one.kind for one in plan_map.phases].index("colocation")
+    live = np.concatenate([np.zeros(int(problem.phase_delay[block_at])), answer.w[block_at]])[: answer.w.shape[1]]
+    drawn = check_answer.derived(problem, answer).draw_mw[1]
+    assert live.any() and (drawn > 0.01 + 0.1 * 0.2).any(), "so that more is used than is paid anyway"
+    due = live * np.maximum(drawn - 0.01, 0.1 * 0.2) * 1000.0 * 100.0 * 3.0
+    kept = plan_report.books(problem, answer, plan_map, plan_report.terms_of(plan_map))
+    assert kept.running["grid and colocation"].tolist() == pytest.approx(due.tolist(), rel=1e-6)
+
+
+def test_what_pays_for_training_is_no_income_of_a_plan_that_leaves_its_cost_out():
+    """A tenant who asks for no tokens and commits to money counts where nothing trains, and is named where something does."""
+    lab = "tenants.lab={share: 0, committed_per_month: 1000}"
+    job = "sites.oslo.training={run: {accelerator: h100-sxm, accelerators: 8}}"
+    _, _, idle = question(lab)
+    _, _, trains = question(lab, job)
+    assert [least for clients, least in plan_report.terms_of(idle).committed if not clients] == [3000.0]
+    assert not [clients for clients, _ in plan_report.terms_of(trains).committed if not clients]
+    (said,) = plan_report.scope(trains)
+    assert "lab" in said and "12,000 USD a year" in said and not plan_report.scope(idle)
 
 
 def test_recurring_curtailment_and_the_cooling_plant_cap_power():

@@ -32,6 +32,8 @@ def tiny(
         return np.where(u(size=n_t) < 0.6, np.inf, u(low, high, n_t))
 
     shape = (n_s, n_a, n_t)
+    terms = np.random.default_rng([seed, 1])  # of power that is paid without being used
+    by_use = bool(terms.random() < 0.5)
     return Problem(
         name=f"tiny {seed}",
         sites=tuple(f"s{i}" for i in range(n_s)),
@@ -93,6 +95,9 @@ def tiny(
         water_owned=u(0.0, 1.0, shape),
         water_put=u(0.0, 1.0, (n_s, n_a, n_m, n_t)),
         water_budget=budget(1.0, 8.0),
+        billed_least=terms.uniform(0.0, 2.0, (n_s, n_t)) if terms.random() < 0.5 else None,
+        cost_used=np.where(terms.random((n_s, 1)) < 0.5, 0.0, terms.uniform(0.2, 3.0, (n_s, n_t))) if by_use else None,
+        phase_paid=terms.uniform(0.0, 2.0, n_p) if by_use else None,
         budget_span=rng.integers(1, np.arange(n_t) + 2) if rng.random() < 0.5 else None,
         slack_price={
             "short_power": u(20.0, 60.0, (n_s, n_t)),

@@ -125,8 +125,11 @@ def prices(f: Frame) -> Prices:
         put_carbon=put_t * money.carbon_price_per_t,
         carbon_market_owned=idle_mwh[:, :, None] * market[:, None, :] + embodied[None, :, None],
         carbon_market_put=market_put,
-        demand_charge=np.array([[_charge(one)] * T for one in f.sites]),
+        demand_charge=np.array(
+            [one.years.demand_charge_per_mw_quarter if one.years else np.zeros(T) for one in f.sites]
+        ),
         rent=_rent(f),
+        used=np.repeat(_used_price(f)[:, None], T, axis=1),
         begin=np.array([one.cost_to_begin for one in f.phases]),
         live=np.array([one.cost_per_year / 4.0 for one in f.phases]),
         income=np.broadcast_to(income[:, None], (len(f.clients), M)).copy(),
@@ -171,8 +174,14 @@ def _site_rates(f: Frame, what: str, *, rented: bool = False) -> Floats:
     return np.array([getattr(years, key) if years else zero for years in of])
 
 
-def _charge(site: PlanSite) -> float:
-    return site.years.demand_charge_per_mw_quarter if site.years else 0.0
+def _used_price(f: Frame) -> Floats:
+    """Return the price of a MW for a period beyond what is paid anyway, by site: the mean of its blocks by their MW."""
+    found = np.zeros(len(f.sites))
+    for s, site in enumerate(f.sites):
+        blocks = [(one.usable_mw - one.paid_mw, one.price_per_mw_quarter) for one in f.phases if one.site == site.name]
+        open_mw = sum(mw for mw, _ in blocks)
+        found[s] = sum(mw * price for mw, price in blocks) / open_mw if open_mw > 0.0 else 0.0
+    return found
 
 
 def _idle_kw(f: Frame) -> Floats:
@@ -284,6 +293,7 @@ def present_values(f: Frame, p: Prices) -> dict[str, Floats]:
         "cost_put": put * middle * after_tax,
         "cost_sign": _signed(f, p) * after_tax,
         "cost_billed": p.demand_charge * middle * after_tax,
+        "cost_used": p.used * middle * after_tax,
         "cost_flow": np.zeros((len(f.clients), len(f.sites), M, T)),
         "cost_unserved": _unserved(f, p) * middle,
     }

@@ -95,7 +95,10 @@ def _plan_sites(fleet: Fleet, years: dict[str, SiteYears], grid: dict[str, SiteY
         if own is None or halls == 1:
             made.append(PlanSite(name=name, declared=name, rented=own is None, years=own, grid=grid[name]))
             continue
-        share = replace(own, usable_mw=own.usable_mw / halls, training_mw=own.training_mw / halls)
+        share = replace(
+            own, usable_mw=own.usable_mw / halls, training_mw=own.training_mw / halls,
+            billed_least_mw=own.billed_least_mw / halls,
+        )  # fmt: skip
         for hall in range(halls):
             title = plan_sites.hall_name(name, hall)
             made.append(
@@ -141,7 +144,6 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         values[key] = values[key] / unit
     supply_racks, shared_use, shared = _supply(f)
     group_names, group_of, share_max = _groups(f)
-    P = len(f.phases)
     arrays: dict[str, Any] = {**values, **physical, **_phase_arrays(f)}
     problem = Problem(
         name=f.fleet.name,
@@ -168,7 +170,8 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         floor_m2=floor,
         **arrays,
         ratchet=np.array([one.years.ratchet if one.years else 0.0 for one in f.sites]),
-        minimum_bill=np.array([one.years.minimum_bill if one.years else 0.0 for one in f.sites]),
+        minimum_bill=np.zeros(S),
+        billed_least=np.array([one.years.billed_least_mw if one.years else np.zeros(T) for one in f.sites]),
         supply=supply_racks,
         shared_use=shared_use,
         shared=shared,
@@ -178,7 +181,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         survive_ratio=np.full(M, f.plan.survive.ratio),
         host_min=None,
         cost_host=np.zeros((S, M, T)),
-        spend_begin=np.broadcast_to((cash.begin / unit)[:, None], (P, T)).copy(),
+        spend_begin=np.broadcast_to((cash.begin / unit)[:, None], (len(f.phases), T)).copy(),
         spend_buy=(cash.buy_it + cash.buy_facility) / unit,
         capex_budget=_budget(f, f.plan.budgets.capex_by_year) / unit,
         carbon_budget=_budget(f, f.plan.budgets.carbon_t_by_year),
@@ -197,6 +200,7 @@ def _phase_arrays(f: Frame) -> dict[str, Any]:
     return {
         "phase_site": np.array([[s.name for s in f.sites].index(one.site) for one in f.phases], np.int64).reshape(P),
         "phase_mw": np.array([one.usable_mw for one in f.phases]).reshape(P),
+        "phase_paid": np.array([one.paid_mw for one in f.phases]).reshape(P),
         "phase_delay": np.array([one.periods for one in f.phases], np.int64).reshape(P),
         "phase_after": np.array([-1 if one.after is None else one.after for one in f.phases], np.int64).reshape(P),
         "begin_from": np.array([one.first_period for one in f.phases], np.int64).reshape(P),

@@ -102,7 +102,7 @@ def plan_report(
             )
             for row in table.rows
         ],
-        assumptions=[*plan_map.notes, *answer.notes, *findings.notes],
+        assumptions=[*plan_map.notes, *scope(plan_map), *answer.notes, *findings.notes],
     )  # fmt: skip
 
 
@@ -133,6 +133,7 @@ def terms_of(plan_map: PlanMap) -> money.Terms:
     """Return the terms under which a plan's cash is judged."""
     asked, terms, plan = plan_map.asked, plan_map.fleet.money, plan_map.plan
     everyone = plan_demand.tenants(plan_map.fleet)
+    beside = {name for name, _ in _for_training(plan_map)}
     return money.Terms(
         wacc=terms.wacc,
         tax_ratio=plan.tax_ratio,
@@ -144,9 +145,35 @@ def terms_of(plan_map: PlanMap) -> money.Terms:
         committed=tuple(
             (tuple(r for r, one in enumerate(plan_map.clients) if one.tenant == name), tenant.committed_per_month * 3.0)
             for name, tenant in everyone.items()
-            if tenant.committed_per_month > 0.0
+            if tenant.committed_per_month > 0.0 and name not in beside
         ),
     )
+
+
+def _for_training(plan_map: PlanMap) -> list[tuple[str, float]]:
+    """Return who commits to money without asking for anything served, (name, money a year), where the fleet trains.
+
+    What training costs is not in the books, so neither is what pays for it.
+    """
+    if not any(site.training for site in plan_map.fleet.sites.values()):
+        return []
+    served = {one.tenant for one in plan_map.clients}
+    return [
+        (name, tenant.committed_per_month * 12.0)
+        for name, tenant in plan_demand.tenants(plan_map.fleet).items()
+        if tenant.committed_per_month > 0.0 and name not in served
+    ]
+
+
+def scope(plan_map: PlanMap) -> list[str]:
+    """Return what the figures leave out because it is training's."""
+    if not any(site.training for site in plan_map.fleet.sites.values()):
+        return []
+    named = [f"{name} ({money_words(paid, plan_map.currency)} a year)" for name, paid in _for_training(plan_map)]
+    more = (
+        f"; what is committed for it without asking for tokens is no income here: {', '.join(named)}" if named else ""
+    )
+    return [f"what training draws, costs and emits is not in this plan's power, cost, carbon and water{more}"]
 
 
 # ---- what is not met -------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ HOURS_PER_QUARTER = HOURS_PER_YEAR / 4.0
 MONTHS_PER_QUARTER = 3.0
 KW_PER_MW = 1000.0
 PHASE_DRAWS = 2000
+FOLLOWS_WITHIN = timedelta(days=92)  # of a contract's end: one that begins then takes its place
 _EPS_MW = 1e-9
 _QUARTER_HOURS = (0, 2160, 4344, 6552, 8760)  # of a year of 365 days
 
@@ -54,6 +55,13 @@ class Phase:
     after: int | None  # place in the list of all phases
     cost_to_begin: float
     cost_per_year: float
+    paid_ratio: float = 1.0  # of a block, paid whether it is used or not
+    price_per_mw_quarter: float = 0.0  # of what is used beyond that
+
+    @property
+    def paid_mw(self) -> float:
+        """MW of what is usable that may be drawn without paying more."""
+        return min(self.usable_mw, self.paid_ratio * self.meter_mw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +79,9 @@ class SiteYears:
     water_m3_per_mwh: Floats
     mean_pue: Floats
     water_price_per_m3: float
-    demand_charge_per_mw_quarter: float
+    demand_charge_per_mw_quarter: Floats  # (T,)
     ratchet: float
-    minimum_bill: float  # of usable MW
+    billed_least_mw: Floats  # (T,) billed whatever is drawn, beyond what training draws
 
 
 def site_years(fleet: Fleet, name: str, days: Sequence[date], base_folder: Path, plan: Plan) -> SiteYears:
@@ -84,27 +92,64 @@ def site_years(fleet: Fleet, name: str, days: Sequence[date], base_folder: Path,
     training = _training_mw(site, plant.pue_peak)
     cap = cap_mw(site, plant.pue_peak)
     usable = np.array([min(_drawable_mw(site, day, plan) * share, cap) for day in days])
-    contract = dates.active_contract(site, days[0]) or max(site.contracts, key=lambda one: one.power_mw, default=None)
+    site = renewed(site, plan)
+    known: dict[tuple[int, ...], _Terms] = {}
+    terms = [_terms(fleet, site, name, day, base_folder, known) for day in days]
     pue, water = _by_hour(fleet, name, plant, base_folder)
-    price = _price(fleet, name, days[0], base_folder)
     carbon = _hours(site.carbon_g_per_kwh, site, "carbon_g_per_kwh", base_folder, f"sites.{name}.carbon_g_per_kwh")
-    green = _green_ratio(site, days[0])
+    green = np.array([one.green_ratio for one in terms])
+    paid = np.array([one.charge_per_mw_quarter for one in terms])
     return SiteYears(
         name=name,
         plant=plant,
         usable_share=share,
         usable_mw=np.maximum(0.0, usable - training),
         training_mw=training,
-        energy_cost_per_mwh=_by_quarter(price * pue, days),
+        energy_cost_per_mwh=np.array([_of_quarter(one.price * pue, day) for one, day in zip(terms, days, strict=True)]),
         carbon_t_per_mwh=_by_quarter(carbon * pue, days) / 1000.0,
-        carbon_market_t_per_mwh=_by_quarter(carbon * pue * (1.0 - green), days) / 1000.0,
+        carbon_market_t_per_mwh=_by_quarter(carbon * pue, days) * (1.0 - green) / 1000.0,
         water_m3_per_mwh=_by_quarter(water, days),
         mean_pue=_by_quarter(pue, days),
         water_price_per_m3=site.cooling.water_price_per_m3,
-        demand_charge_per_mw_quarter=_charge(contract),
-        ratchet=contract.ratchet_ratio if contract else 0.0,
-        minimum_bill=min(1.0, contract.minimum_bill_ratio / share) if contract else 0.0,
+        demand_charge_per_mw_quarter=paid,
+        ratchet=float(np.average([one.ratchet for one in terms], weights=paid)) if paid.sum() > 0.0 else 0.0,
+        billed_least_mw=np.maximum(0.0, np.array([one.billed_least_mw for one in terms]) - training),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """What the contracts in force on a day ask for together; each has its part of the peak, by its MW."""
+
+    price: Floats  # of each hour of a year, per MWh
+    green_ratio: float
+    charge_per_mw_quarter: float
+    ratchet: float
+    billed_least_mw: float
+
+
+def _terms(
+    fleet: Fleet, site: Site, name: str, day: date, base_folder: Path, known: dict[tuple[int, ...], _Terms]
+) -> _Terms:
+    """Return the terms of a day; `known` are those of the same contracts on other days."""
+    active = dates.active_contracts(site, day)
+    which = tuple(i for i, one in enumerate(site.contracts) if one in active)
+    if which in known:
+        return known[which]
+    charges = [one.power_mw * one.demand_charge_per_kw_month * KW_PER_MW * MONTHS_PER_QUARTER for one in active]
+    total_mw, charged = sum(one.power_mw for one in active), sum(charges)
+
+    def mean(values: Sequence[float]) -> float:  # by what each contract charges
+        return sum(charge * value for charge, value in zip(charges, values, strict=True)) / charged if charged else 0.0
+
+    known[which] = _Terms(
+        price=_price(fleet, site, name, day, base_folder),
+        green_ratio=_green_ratio(site, day),
+        charge_per_mw_quarter=charged / total_mw if active else 0.0,
+        ratchet=mean([one.ratchet_ratio for one in active]),
+        billed_least_mw=mean([one.minimum_bill_ratio for one in active]) * total_mw,
+    )
+    return known[which]
 
 
 def cap_mw(site: Site, pue_peak: float) -> float:
@@ -114,20 +159,32 @@ def cap_mw(site: Site, pue_peak: float) -> float:
     return float(min(curtailed, cool))
 
 
-def _charge(contract: PowerContract | None) -> float:
-    return contract.demand_charge_per_kw_month * KW_PER_MW * MONTHS_PER_QUARTER if contract else 0.0
+def renewed(site: Site, plan: Plan) -> Site:
+    """Return a site whose contracts go on after their end, until another that began later takes their place.
+
+    One that begins within a quarter before the end, or after it, is taken to follow.
+    """
+    if not plan.renew_contracts:
+        return site
+
+    def until(one: PowerContract) -> date | None:
+        if one.until is None:
+            return None
+        from_day, ends = one.start or date.min, one.until
+        following = [
+            other.start
+            for other in site.contracts
+            if other.start is not None and other.start > from_day and other.start >= ends - FOLLOWS_WITHIN
+        ]
+        return max(ends, min(following)) if following else None
+
+    kept = [msgspec.structs.replace(one, until=until(one)) for one in site.contracts]
+    return msgspec.structs.replace(site, contracts=kept)
 
 
 def _drawable_mw(site: Site, day: date, plan: Plan) -> float:
     """Return what may be drawn on a day; contracts that end are renewed where the plan says so."""
-    ends = [contract.until for contract in site.contracts]
-    if plan.renew_contracts and ends and None not in ends:
-        last = max(end for end in ends if end is not None)
-        if day >= last:
-            before = dates.active_contracts(site, last - timedelta(days=1))
-            renewed = [msgspec.structs.replace(one, until=None) for one in before]
-            site = msgspec.structs.replace(site, contracts=renewed)
-    return dates.drawable_mw(site, day)
+    return dates.drawable_mw(renewed(site, plan), day)
 
 
 def _training_mw(site: Site, pue_peak: float) -> float:
@@ -150,9 +207,9 @@ def _by_hour(fleet: Fleet, name: str, plant: SitePlant, base_folder: Path) -> tu
     return np.asarray(pue, float), np.asarray(cooling.wue_l_per_kwh(wetbulb, 1.0, plant.plant), float)
 
 
-def _price(fleet: Fleet, name: str, day: date, base_folder: Path) -> Floats:
+def _price(fleet: Fleet, site: Site, name: str, day: date, base_folder: Path) -> Floats:
     """Return the price of each hour: the mean of the contracts in force by their MW."""
-    site, key = fleet.sites[name], f"sites.{name}.contracts"
+    key = f"sites.{name}.contracts"
     rate = fleet.money.usd_rate
     active = dates.active_contracts(site, day) or site.contracts
     if not active:
@@ -183,8 +240,12 @@ def _hours(
 
 def _by_quarter(hourly: Floats, days: Sequence[date]) -> Floats:
     """Return the mean over the hours of each period's calendar quarter."""
-    means = [float(hourly[a:b].mean()) for a, b in pairwise(_QUARTER_HOURS)]
-    return np.array([means[(day.month - 1) // 3] for day in days])
+    return np.array([_of_quarter(hourly, day) for day in days])
+
+
+def _of_quarter(hourly: Floats, day: date) -> float:
+    a, b = list(pairwise(_QUARTER_HOURS))[(day.month - 1) // 3]
+    return float(hourly[a:b].mean())
 
 
 # ---- phases ----------------------------------------------------------------------------------------------
@@ -288,6 +349,8 @@ def _blocks(block: ColocationBlock, taken: int, before: int) -> list[Phase]:
             after=before + n - 1 if n else None,
             cost_to_begin=0.0,
             cost_per_year=block.power_mw * KW_PER_MW * price * 12.0 * block.take_or_pay_ratio,
+            paid_ratio=block.take_or_pay_ratio,
+            price_per_mw_quarter=price * KW_PER_MW * MONTHS_PER_QUARTER,
         )
         for n in range(block.blocks)
     ]

@@ -275,6 +275,7 @@ def answer_of(model: Model, x: Floats, *, bound: float, status: Status, method: 
         flow=get["flow"],
         unserved=get["unserved"],
         billed=get["billed"],
+        used=get.get("used"),
         slack=slack,
         cost=true_cost(model, x, short),
         bound=bound,

@@ -276,6 +276,15 @@ def _sites(problem: Problem, answer: Answer, of: Derived, report: _Report) -> No
             owed = problem.ratchet * of.draw_mw[:, u]
             report.at_most(f"billed: ratchet in {problem.periods[t]}", "S", owed, answer.billed[:, t])
     report.at_most("billed: minimum", "ST", problem.minimum_bill[:, None] * of.grid_mw, answer.billed)
+    if problem.billed_least is not None:
+        report.at_most("billed: contracts", "ST", problem.billed_least, answer.billed)
+    if problem.cost_used is not None and problem.phase_paid is not None:
+        used = np.zeros_like(of.draw_mw) if answer.used is None else answer.used
+        report.at_most("used is not negative", "ST", -used, 0.0)
+        for s, name in enumerate(problem.sites):
+            here = problem.phase_site == s
+            free = problem.power_mw[s] + problem.phase_paid[here] @ of.live[here] + used[s]
+            report.at_most(f"used: {name}", "T", np.where(problem.cost_used[s] > 0.0, of.draw_mw[s], 0.0), free)
     report.at_most("sign_max", "SAKT", of.rented, problem.sign_max[..., None])
 
 
@@ -329,6 +338,8 @@ def recompute_cost(problem: Problem, answer: Answer) -> Cost:
         "demand charge": float((problem.cost_billed * answer.billed).sum()),
         "unserved": float((problem.cost_unserved * answer.unserved).sum()),
     }
+    if problem.cost_used is not None and answer.used is not None:
+        parts["power by its use"] = float((problem.cost_used * answer.used).sum())
     if answer.host is not None:
         parts["hosting"] = float((problem.cost_host * answer.host).sum())
     for name in SLACKS:

@@ -42,6 +42,10 @@ def coarser(problem: Problem, n: int) -> Problem:
     term = fewer(problem.term, 1)
     changed: dict[str, Any] = {name: total(getattr(problem, name)) for name in _SUMS}
     changed |= {name: total(getattr(problem, name)) / size for name in _MEANS}
+    if problem.billed_least is not None:
+        changed["billed_least"] = total(problem.billed_least) / size
+    if problem.cost_used is not None:
+        changed["cost_used"] = total(problem.cost_used)
     for name in _BUDGETS:  # those that end within a period are that period's, of as many periods as make up theirs
         budget = getattr(problem, name)
         there = total(np.isfinite(budget).astype(np.float64))

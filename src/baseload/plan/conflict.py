@@ -411,6 +411,9 @@ def _bare(problem: Problem) -> Problem:
         cost_host=np.zeros_like(problem.cost_host),
         ratchet=np.zeros_like(problem.ratchet),
         minimum_bill=np.zeros_like(problem.minimum_bill),
+        billed_least=None,
+        cost_used=None,
+        phase_paid=None,
         slack_price={name: np.asarray(1.0 / unit[name]) for name in SLACKS},
         host_min=None,
     )

@@ -54,6 +54,7 @@ class Prices:
     carbon_market_owned: Floats  # (S,A,T) t, market-based
     carbon_market_put: Floats  # (S,A,M,T)
     demand_charge: Floats  # (S,T) a MW billed
+    used: Floats  # (S,T) a MW drawn of somebody's building, beyond what is paid anyway
     rent: Floats  # (S,A,K,T) a rack for a period
     begin: Floats  # (P,)
     live: Floats  # (P,) a period
@@ -179,7 +180,8 @@ def books(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> Boo
         "upkeep": (prices.owned_upkeep * owned).sum(axis=(0, 1)),
         "water": (prices.owned_water * owned).sum(axis=(0, 1)) + (prices.put_water * put).sum(axis=(0, 1, 2)),
         "carbon": (prices.owned_carbon * owned).sum(axis=(0, 1)) + (prices.put_carbon * put).sum(axis=(0, 1, 2)),
-        "grid and colocation": (prices.live[:, None] * live).sum(axis=0),
+        "grid and colocation": (prices.live[:, None] * live).sum(axis=0)
+        + (0.0 if answer.used is None else (prices.used * answer.used).sum(axis=0)),
         "people and other": prices.fixed.copy(),
     }
     served = answer.flow.sum(axis=1)  # (R,M,T)

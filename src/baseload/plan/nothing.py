@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baseload.plan.problem import Answer, Bools, Floats, Problem, in_budgets
+from baseload.plan.problem import Answer, Bools, Floats, Problem, billed_at_least, in_budgets, used_at_least
 
 Fix = dict[tuple[int, int], int]  # (phase, period) -> w
 
@@ -82,7 +82,7 @@ def nothing(problem: Problem, fix: Fix | None = None, *, bound: float = -np.inf)
     np.add.at(grid, problem.phase_site, problem.phase_mw[:, None] * is_live)
     mw = problem.rack_mw[:, :, None] * problem.existing
     draw = mw.sum(axis=1)
-    billed = np.maximum(draw, problem.minimum_bill[:, None] * grid)
+    billed = np.maximum(np.maximum(draw, problem.minimum_bill[:, None] * grid), billed_at_least(problem))
     for late in range(1, min(4, n_periods)):
         billed[:, late:] = np.maximum(billed[:, late:], problem.ratchet[:, None] * draw[:, :-late])
     begun = np.diff(w, axis=1, prepend=0.0)
@@ -102,6 +102,9 @@ def nothing(problem: Problem, fix: Fix | None = None, *, bound: float = -np.inf)
     cost = (problem.cost_begin * begun).sum() + (problem.cost_live * is_live).sum()
     cost += (problem.cost_owned * problem.existing).sum() + (problem.cost_unserved * problem.demand).sum()
     cost += (problem.cost_billed * billed).sum()
+    used = used_at_least(problem, draw, is_live)
+    if used is not None and problem.cost_used is not None:
+        cost += (problem.cost_used * used).sum()
     for name, short in slack.items():
         if short.any():
             price = np.broadcast_to(problem.slack_price.get(name, np.float64(np.inf)), short.shape)
@@ -116,6 +119,7 @@ def nothing(problem: Problem, fix: Fix | None = None, *, bound: float = -np.inf)
         flow=np.zeros((*problem.allowed.shape, n_periods)),
         unserved=problem.demand.copy(),
         billed=billed,
+        used=used,
         slack=slack,
         cost=float(cost),
         bound=bound,

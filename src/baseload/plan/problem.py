@@ -16,6 +16,7 @@ Variables
     host[S,M,T]     0 or 1: the service runs at the site (only where `host_min` is given)
     flow[R,S,M,T]   demand served where `allowed[r,s,m]`;  unserved[R,M,T] the rest
     billed[S,T]     MW that the demand charge counts
+    used[S,T]       MW drawn beyond what is paid whether it is drawn or not
 Derived
     live[p,t]    = w[p, t - delay[p]]                                       0 before
     owned[s,a,t] = existing[s,a,t] + sum of buy[s,a,u] over u + lead[a] <= t < u + lead[a] + life[a]
@@ -30,7 +31,10 @@ Rows
     racks     sum_m put[s,a,m,t] <= usable[s,a,t]
     power     draw_mw[s,t] <= grid_mw[s,t] + short_power[s,t]
     floor     sum_a rack_m2[a] (owned + on-site rented) <= floor_m2[s,t] + short_floor[s,t]
-    billed    billed[s,t] >= draw_mw[s,t];  >= ratchet[s] draw_mw[s,u] for t-3 <= u < t;  >= minimum_bill[s] grid_mw[s,t]
+    billed    billed[s,t] >= draw_mw[s,t];  >= ratchet[s] draw_mw[s,u] for t-3 <= u < t;  >= minimum_bill[s] grid_mw[s,t];
+              >= billed_least[s,t]
+    used      draw_mw[s,t] <= power_mw[s,t] + sum over phases of s of phase_paid[p] live[p,t] + used[s,t]
+              (only where cost_used is above nought: blocks of somebody's building, of which a part is paid even when unused)
     phases    w[p,t] >= w[p,t-1];  w[p,t] <= w[after[p],t];  begin_from/begin_by bound it
     supply    sum_s buy[s,a,t] <= supply[a,t];  sum_{s,a} shared_use[l,a] buy[s,a,t] <= shared[l,t]
     place     buy and sign only where may_place[s,a];  sign within sign_max[s,a,k]
@@ -108,7 +112,7 @@ class Problem:
     begin_from: Ints  # [P] first period in which it may begin; T: never
     begin_by: Ints  # [P] period in which it is begun at the latest (already decided); T: free
     ratchet: Floats  # [S]
-    minimum_bill: Floats  # [S]
+    minimum_bill: Floats  # [S] of what may be drawn
     # supply and rent
     supply: Floats  # [A,T] racks
     shared_use: Floats  # [L,A]
@@ -143,6 +147,9 @@ class Problem:
     water_owned: Floats  # [S,A,T] m3 a period
     water_put: Floats  # [S,A,M,T]
     water_budget: Floats  # [T]
+    billed_least: Floats | None = None  # [S,T] MW billed whatever is drawn or begun; None: none
+    cost_used: Floats | None = None  # [S,T] a MW drawn beyond what is paid anyway; None: nothing is paid by its use
+    phase_paid: Floats | None = None  # [P] MW of a phase that may be drawn without paying more; given with cost_used
     budget_span: Ints | None = None  # [T] periods, up to t, that the budgets of t are for; None: t alone
     slack_price: dict[str, Floats] = field(default_factory=dict)  # by SLACKS, in the slack's shape
 
@@ -156,6 +163,20 @@ def spans(problem: Problem) -> Ints:
     """Return the periods, up to each, that its budgets are for."""
     each = np.ones(len(problem.periods), dtype=np.int64)
     return each if problem.budget_span is None else problem.budget_span
+
+
+def billed_at_least(problem: Problem) -> Floats:
+    """Return the MW [S,T] that are billed whatever is drawn or begun."""
+    return np.zeros_like(problem.power_mw) if problem.billed_least is None else problem.billed_least
+
+
+def used_at_least(problem: Problem, draw_mw: Floats, live: Floats) -> Floats | None:
+    """Return the MW [S,T] drawn beyond what is paid anyway, given the phases energised [P,T]; None where nothing is paid so."""
+    if problem.cost_used is None or problem.phase_paid is None:
+        return None
+    free = problem.power_mw.copy()
+    np.add.at(free, problem.phase_site, problem.phase_paid[:, None] * live)
+    return np.where(problem.cost_used > 0.0, np.maximum(0.0, draw_mw - free), 0.0)
 
 
 def in_budgets(problem: Problem, used: Floats) -> Floats:
@@ -188,6 +209,7 @@ class Answer:
     method: str
     cpu_s: float
     notes: tuple[str, ...] = ()
+    used: Floats | None = None  # [S,T], where the problem has cost_used
     held: object | None = field(default=None, repr=False, compare=False)  # what a re-solve from here may use
 
     @property

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baseload.plan import transport
-from baseload.plan.problem import Bools, Floats, Ints, Problem, spans
+from baseload.plan.problem import Bools, Floats, Ints, Problem, billed_at_least, spans
 
 Columns = dict[str, Ints]
 INF = float("inf")
@@ -223,7 +223,11 @@ def _columns(problem: Problem, sheet: Sheet, at: Columns, projected: bool = True
         most_put = np.where(works, most[:, None] / problem.rate[None, :, :, None], 0.0)
     at["put"] = sheet.columns(works, problem.cost_put, 0.0, most_put)
     at["carry"] = sheet.columns(carries, 0.0, 0.0, most)
-    at["billed"] = sheet.columns(np.ones((n_sites, n_periods), bool), problem.cost_billed, 0.0, INF)
+    at["billed"] = sheet.columns(
+        np.ones((n_sites, n_periods), bool), problem.cost_billed, billed_at_least(problem), INF
+    )
+    if problem.cost_used is not None:
+        at["used"] = sheet.columns(problem.cost_used > 0.0, problem.cost_used, 0.0, INF)
     each = np.ones((n_services, n_periods), bool)
     if projected:
         at["serving"] = sheet.columns(each, 1.0, -INF, INF)
@@ -291,11 +295,11 @@ def _power_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
         sheet.cells(row[:, None, late:], at["own"][:, :, :end], weight)
         sheet.cells(row[:, None, None, late:], site_rent[:, :, :, :end], weight[:, :, None])
 
-    def phases(row: Ints, factor: Floats) -> None:
-        """Write minus the phases' power into `row`."""
+    def phases(row: Ints, factor: Floats, mw: Floats = problem.phase_mw) -> None:
+        """Write minus the phases' power, or another number of `mw`, into `row`."""
         for p, (s, delay) in enumerate(zip(problem.phase_site, problem.phase_delay, strict=True)):
             if delay < n_periods:
-                sheet.cells(row[s, delay:], at["w"][p, : n_periods - delay], -factor[s] * problem.phase_mw[p])
+                sheet.cells(row[s, delay:], at["w"][p, : n_periods - delay], -factor[s] * mw[p])
 
     row = sheet.rows(each, -INF, problem.power_mw)
     draws(row, 1.0)
@@ -316,6 +320,11 @@ def _power_rows(problem: Problem, sheet: Sheet, at: Columns) -> None:
     row = sheet.rows(each & (least > 0.0), least * problem.power_mw, INF)
     sheet.cells(row, at["billed"], 1.0)
     phases(row, problem.minimum_bill)
+    if problem.phase_paid is not None:
+        row = sheet.rows(at["used"] >= 0, -INF, problem.power_mw)
+        draws(row, 1.0)
+        phases(row, np.ones(n_sites), problem.phase_paid)
+        sheet.cells(row, at["used"], -1.0)
     row = sheet.rows(np.isfinite(problem.floor_m2), -INF, problem.floor_m2)
     sheet.cells(row[:, None], at["own"], problem.rack_m2[:, None])
     sheet.cells(row[:, None, None], site_rent, problem.rack_m2[:, None, None])

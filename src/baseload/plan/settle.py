@@ -14,7 +14,7 @@ import numpy as np
 from baseload.plan import build as building
 from baseload.plan import transport
 from baseload.plan.check_answer import derived, recompute_cost
-from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, in_budgets
+from baseload.plan.problem import Answer, Bools, Floats, Ints, Problem, billed_at_least, in_budgets, used_at_least
 
 _ROUNDS = 12  # of looking for what a loss leaves short, and renting for it
 _PART = 1e-6  # of a rack: less is rounding
@@ -66,10 +66,12 @@ def settled(
     flow = served.flow.transpose(2, 3, 0, 1).copy()
     unserved = served.unserved.transpose(2, 0, 1).copy()
     billed = np.maximum(there.draw_mw, problem.minimum_bill[:, None] * there.grid_mw)
+    billed = np.maximum(billed, billed_at_least(problem))
     for late in range(1, min(4, billed.shape[1])):
         billed[:, late:] = np.maximum(billed[:, late:], problem.ratchet[:, None] * there.draw_mw[:, :-late])
     _, short = building.missing_halls(problem, carry, unserved, np.zeros(short_shape(problem)))
-    answer = replace(answer, put=put, sign=sign, flow=flow, unserved=unserved, billed=billed)
+    used = used_at_least(problem, there.draw_mw, there.live)
+    answer = replace(answer, put=put, sign=sign, flow=flow, unserved=unserved, billed=billed, used=used)
     slack = nought | _missing(problem, answer) | {"short_survive": short}
     answer = replace(answer, slack=slack)
     return replace(answer, cost=recompute_cost(problem, answer).total)

@@ -184,6 +184,8 @@ def columns_of(model: Model, answer: Answer) -> Floats:
     x = np.zeros(len(model.program.cost))
     parts = {"w": answer.w, "buy": answer.buy, "sign": answer.sign, "put": answer.put, "flow": answer.flow}
     parts |= {"unserved": answer.unserved, "billed": answer.billed} | answer.slack
+    if answer.used is not None:
+        parts["used"] = answer.used
     if answer.host is not None:
         parts["host"] = answer.host
     for name, values in parts.items():

@@ -12,9 +12,9 @@ from baseload.errors import PlanError
 from baseload.plan.problem import SLACKS, Problem
 
 _AT_LEAST_NOUGHT = (
-    "demand rate rack_mw rack_m2 existing power_mw floor_m2 phase_mw ratchet minimum_bill supply shared_use shared useful "
-    "sign_max share_max survive_ratio spend_begin spend_buy capex_budget carbon_owned carbon_put carbon_budget water_owned "
-    "water_put water_budget cost_unserved cost_billed"
+    "demand rate rack_mw rack_m2 existing power_mw floor_m2 phase_mw ratchet minimum_bill billed_least supply shared_use "
+    "shared useful sign_max share_max survive_ratio spend_begin spend_buy capex_budget carbon_owned carbon_put carbon_budget "
+    "water_owned water_put water_budget cost_unserved cost_billed cost_used phase_paid"
 ).split()
 _MAY_BE_INFINITE = "floor_m2 supply shared sign_max share_max capex_budget carbon_budget water_budget".split()
 
@@ -36,6 +36,8 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     found |= {"cost_host": (s, m, t)}
     found |= dict.fromkeys(("capex_budget", "carbon_budget", "water_budget"), (t,))
     found |= {} if problem.budget_span is None else {"budget_span": (t,)}
+    found |= {} if problem.cost_used is None else {"cost_used": (s, t), "phase_paid": (p,)}
+    found |= {} if problem.billed_least is None else {"billed_least": (s, t)}
     return found if problem.host_min is None else found | {"host_min": (m,)}
 
 
