@@ -19,10 +19,11 @@ import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from baseload.app.plan_delay import written_stages
 from baseload.app.plan_map import PlanMap
 from baseload.app.plan_problem import quarter
 from baseload.app.plan_rent import price_per_hour, site_of
-from baseload.app.plan_sites import HOURS_PER_QUARTER
+from baseload.app.plan_sites import HOURS_PER_QUARTER, Phase
 from baseload.app.plan_whole import Whole, whole
 from baseload.fleet import catalog, resolve
 from baseload.fleet.check_service import SHIPPED_TRACES
@@ -198,6 +199,7 @@ class _Writer:
             day = self.days[live] if live < self.n_periods else None
             if phase.kind == "grid":
                 self._grid(site, phase.index, phase.meter_mw, self.days[begun], day)
+                self._stages(site, phase, self.days[begun])
             if day is not None and (site.get("contracts") or phase.kind == "colocation"):
                 self._contract(site, phase.meter_mw, day)
 
@@ -211,6 +213,17 @@ class _Writer:
                 entry["contracted"] = max(begun, entry.get("permitted") or begun, entry.get("announced") or begun)
         if day is not None:
             entry["energised"] = day
+
+    def _stages(self, site: CommentedMap, phase: Phase, begun: date) -> None:
+        """Write the stages of a phase with declared months scaled to them, so that the file's ladder has that median."""
+        for name, months in written_stages(self.map, phase, begun).items():
+            entry = site["grid"][phase.index]
+            if not entry.get("stages"):
+                entry["stages"] = CommentedMap()
+            if not entry["stages"].get(name):
+                entry["stages"][name] = CommentedMap()
+                entry["stages"][name].fa.set_flow_style()
+            entry["stages"][name].update(months)
 
     def _contract(self, site: CommentedMap, mw: float, day: date) -> None:
         """Add a power contract like the largest one, for what a phase brings."""
@@ -396,7 +409,7 @@ class _Writer:
     # -- the plan section
 
     def section(self) -> None:
-        """Write down from which day demand grows and by how much, so that `simulate --date` knows."""
+        """Write down from which day demand grows and by how much, for `simulate --date`; what is begun is no choice."""
         plan = self.document.get("plan")
         if plan is None:
             plan = CommentedMap()
@@ -404,6 +417,12 @@ class _Writer:
         plan["start"] = self.map.today
         if "demand" not in plan:
             plan["demand"] = CommentedMap(growth_per_year=self.map.plan.demand.growth_per_year)
+        choices = plan.get("begin") or []
+        for i, one in reversed(list(enumerate(choices))):
+            if one.get("phase") is not None and self.document["sites"][one["site"]]["grid"][one["phase"]].get(
+                "energised"
+            ):
+                del choices[i]
 
 
 def runs(values: Sequence[Any], empty: Any = 0) -> list[tuple[int, int, Any]]:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from baseload.app import plan_demand
+from baseload.app import plan_delay, plan_demand
 from baseload.app.plan_findings import Findings
 from baseload.app.plan_map import PlanMap
 from baseload.app.plan_prices import WEEKS_PER_QUARTER
@@ -39,7 +39,6 @@ from baseload.report.words import money as money_words
 
 Floats = npt.NDArray[np.float64]
 _EPS = 1e-6
-LADDER_DRAWS = 2000
 BUDGETS = ("over_capex", "over_carbon", "over_water")
 LIMITS = {
     "short_power": ("MW", "power at {who} is short by {amount}"),
@@ -396,16 +395,28 @@ def _serving(problem: Problem, plan_map: PlanMap, numbers: Whole) -> list[Servin
 
 
 def ladder(planned: str, loaded: Loaded, plan_map: PlanMap, numbers: Whole) -> CapacityReport | None:
-    """Return the planned fleet's capacity over time; planned phases keep their doubt, rented sites are left out."""
+    """Return the planned fleet's capacity over time; planned phases keep their doubt, rented sites are left out.
+
+    A phase with declared months stands as the file has it: its stages were scaled to them.
+    """
     fleet: Fleet = loads(planned, file="plan/fleet.yaml", base_folder=loaded.base_folder).fleet
     own = {name: site for name, site in fleet.sites.items() if name in loaded.fleet.sites}
+    said: list[str] = []
     for p, phase in enumerate(plan_map.phases):
         if phase.kind != "grid" or phase.index is None or numbers.begun[p] >= len(plan_map.days):
             continue
+        record = own[phase.declared].grid[phase.index]
+        if plan_delay.declared_months(plan_map, phase) is not None:
+            begun, live = plan_map.days[int(numbers.begun[p])], int(numbers.live[p])
+            said.append(plan_delay.said(plan_map, phase, record, begun, live))
+            continue
         grid = list(own[phase.declared].grid)
-        grid[phase.index] = msgspec.structs.replace(grid[phase.index], energised=None)
+        grid[phase.index] = msgspec.structs.replace(record, energised=None)
         own[phase.declared] = msgspec.structs.replace(own[phase.declared], grid=grid)
     if not own:
         return None
     kept = msgspec.structs.replace(fleet, sites=own)
-    return capacity.capacity(kept, plan_map.days[0], len(plan_map.days), draws=LADDER_DRAWS, seed=plan_map.seed)
+    made = capacity.capacity(
+        kept, plan_map.days[0], len(plan_map.days), draws=plan_delay.LADDER_DRAWS, seed=plan_map.seed
+    )
+    return msgspec.structs.replace(made, caveats=[*said, *made.caveats])

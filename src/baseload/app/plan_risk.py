@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from baseload.app import plan_delay
 from baseload.app.plan_map import PlanMap
 from baseload.fleet.phases import months_between
 from baseload.plan import keep, risk, scenarios
@@ -71,7 +72,7 @@ def look(
         if now is not planned:
             other = risk.evaluate(problem, planned, fresh, cpu_limit_s=CHECK_CPU_S, stop=stop)
         lines.append(out_of_sample(ours, other, cvar, lambda cost: _money(cost, plan_map)))
-    lines += _now(problem, plan_map, now)
+    lines += _now(problem, plan_map, now) + _uncentred(plan_map, seed)
     lines.append(_written(problem, plan_map, answer, now is planned, kept))
     return Risk(measure=_named(cvar), scenarios=n, lines=lines, kept=kept is not None), kept
 
@@ -128,11 +129,34 @@ def _delays(problem: Problem, plan_map: PlanMap, seed: int) -> npt.NDArray[np.in
         if one.index is None or one.kind != "grid":
             drawn[:, p] = one.periods
             continue
-        phase = plan_map.fleet.sites[one.declared].grid[one.index]
-        months = draw_phase(phase, plan_map.today, n=DRAWS, seed=[seed, 77, p]).draws.energised_month
+        months = _months(plan_map, p, seed)[0]
         months = np.minimum(months, 3.0 * (T + 1) + wait) - (wait if one.begun else 0.0)
         drawn[:, p] = np.ceil(np.maximum(0.0, months) / 3.0 - 1e-9)
     return drawn
+
+
+def _months(plan_map: PlanMap, p: int, seed: int) -> tuple[npt.NDArray[np.float64], bool]:
+    """Return draws of the months from begin to power of an announced phase, and False where they miss its declared ones."""
+    one = plan_map.phases[p]
+    assert one.index is not None
+    phase = plan_map.fleet.sites[one.declared].grid[one.index]
+    declared = plan_delay.declared_months(plan_map, one)
+    if declared is not None:
+        drawn, scaled = plan_delay.drawn_delay(phase, plan_map.today, declared, n=DRAWS, seed=[seed, 77, p])
+        return drawn - plan_delay.MOST_OFF_MONTHS, scaled  # else a median a little above whole quarters were one more
+    return draw_phase(phase, plan_map.today, n=DRAWS, seed=[seed, 77, p]).draws.energised_month, True
+
+
+def _uncentred(plan_map: PlanMap, seed: int) -> list[str]:
+    """Name each phase whose delays do not have the median that its declared months say."""
+    said = []
+    for p, one in enumerate(plan_map.phases):
+        declared = plan_delay.declared_months(plan_map, one)
+        if declared is None or _months(plan_map, p, seed)[1]:
+            continue
+        how = "its stages as they are" if plan_map.fleet.sites[one.declared].grid[one.index or 0].stages else "no doubt"
+        said.append(f"{one.name}: no stages can be scaled to its {declared:g} months; the scenarios draw it with {how}")
+    return said
 
 
 def out_of_sample(ours: Floats, other: Floats, cvar: float | None, said: Callable[[float], str]) -> str:

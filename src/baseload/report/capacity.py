@@ -106,6 +106,11 @@ def draw_phase(phase: GridConnection, today: date, *, n: int, seed: Sequence[int
     return PhaseDraws(phase, left, draws)
 
 
+def phase_seed(seed: int, site: str, i: int) -> list[int]:
+    """Return the seed of a phase's draws in the ladder, by its site and place in `grid`."""
+    return [seed, crc32(site.encode()), i]
+
+
 def waiting_for(drawn: PhaseDraws, month: float) -> str:
     """Return the stage that most often holds a phase up at a month; empty where it is done or given up in most draws."""
     finish = drawn.draws.finish_month
@@ -137,9 +142,7 @@ def _site(fleet: Fleet, name: str, today: date, days: Sequence[date], n: int, se
     site = fleet.sites[name]
     plant = plant_of(fleet, name, days[-1])
     months = np.array([phases.months_between(today, day) for day in days])
-    drawn = tuple(
-        draw_phase(phase, today, n=n, seed=[seed, crc32(name.encode()), i]) for i, phase in enumerate(site.grid)
-    )
+    drawn = tuple(draw_phase(phase, today, n=n, seed=phase_seed(seed, name, i)) for i, phase in enumerate(site.grid))
     bought = np.array([sum(c.power_mw for c in dates.active_contracts(site, day)) for day in days])
     shape = (n, len(days))
     if drawn:
