@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from calendar import monthrange
 from datetime import date, timedelta
+from math import inf, sqrt
 
 import msgspec
 import numpy as np
@@ -23,7 +24,9 @@ from baseload.report.words import percent
 
 LADDER_DRAWS = 2000
 ROUNDS = 60  # of scaling: a chance of withdrawal, or a stage that runs, bends the median, so that it takes some
+MOST_STEP = 4.0
 MOST_OFF_MONTHS = 0.01  # a third of a day: the median falls into the quarter that is meant
+MOST_OFF_RATIO = 0.03  # of the wait, where the median leaps from one draw to the next
 MOST_MONTHS = 600.0  # of a stage in a fleet file
 LEAST_MONTHS = 1e-6
 _THREES = (("min_months", "mode_months", "max_months"), ("p10_months", "p50_months", "p90_months"))
@@ -50,8 +53,11 @@ def power_day(begun: date, months: float) -> date:
 
 
 def once_begun(phase: GridConnection, day: date) -> GridConnection:
-    """Return a phase begun on a day: its agreement is signed then, unless its own stages say how long that takes."""
-    if phase.contracted is not None or "agreement" in phase.stages:
+    """Return a phase begun on a day: its agreement is signed then, unless its own stages say how long that takes.
+
+    As `plan_fleet.py` writes it: a stage of the agreement of which nothing is said says nothing of that.
+    """
+    if phase.contracted is not None or phase.stages.get("agreement", GridStage()) != GridStage():
         return phase
     return msgspec.structs.replace(phase, contracted=max(day, phase.permitted or day, phase.announced or day))
 
@@ -64,20 +70,32 @@ def centred(
     Months count from `today`; those of the stages from when it `begins`. What is given up is drawn for the scaled stages, at
     the phase's own rate or chance. None where no scale does it: nothing is open, or what is done later alone takes longer.
     """
-    phase, factor = msgspec.structs.replace(phase, energised=None), 1.0
-    for _ in range(ROUNDS):
+    phase, best = msgspec.structs.replace(phase, energised=None), None
+    factor, low, high = 1.0, 0.0, inf
+    for i in range(ROUNDS if month > begins else 0):
         scaled = _scaled(phase, factor)
         if scaled is None:
             break
         drawn = draw_phase(scaled, today, n=n, seed=seed).draws.energised_month
         ever = drawn[np.isfinite(drawn)]
         middle = float(np.median(ever)) if len(ever) else 0.0
-        if abs(middle - month) <= MOST_OFF_MONTHS and month > begins:
+        if abs(middle - month) <= MOST_OFF_MONTHS:
             return scaled
-        if middle <= begins or month <= begins:
-            break
-        factor *= (month - begins) / (middle - begins)
-    return None
+        low, high = (factor, high) if middle < month else (low, factor)
+        if middle > month and meets(middle, month, begins):
+            best = scaled
+        if high <= low * (1.0 + 1e-6):
+            break  # one draw more is given up beyond here, and the median leaps: not before the month
+        # In proportion, which is exact where all begins then and none is given up; else halved every other time.
+        factor *= min(MOST_STEP, max(1.0 / MOST_STEP, (month - begins) / max(LEAST_MONTHS, middle - begins)))
+        if not low < factor < high or (i % 2 and low > 0.0 and high < inf):
+            factor = sqrt(low * high)
+    return best
+
+
+def meets(middle: float, month: float, begins: float) -> bool:
+    """Say whether a median is the one that is meant, but for draws being so many and no more."""
+    return abs(middle - month) <= max(MOST_OFF_MONTHS, MOST_OFF_RATIO * (month - begins))
 
 
 def _scaled(phase: GridConnection, factor: float) -> GridConnection | None:
@@ -151,7 +169,7 @@ def said(plan_map: PlanMap, phase: Phase, record: GridConnection, begun: date, l
     seed = phase_seed(plan_map.seed, phase.declared, phase.index)
     drawn = draw_phase(record, today, n=LADDER_DRAWS, seed=seed).draws.energised_month
     ever, meant = drawn[np.isfinite(drawn)], months_between(today, power_day(begun, months))
-    if not len(ever) or abs(float(np.median(ever)) - meant) > 2.0 * MOST_OFF_MONTHS:
+    if not len(ever) or not meets(float(np.median(ever)), meant, months_between(today, begun)):
         words = f"{phase.name}: its stages cannot be scaled to its {months:g} months; the ladder goes by the stages as they are"
     else:
         gone = percent(float(np.mean(~np.isfinite(drawn))), 0)
