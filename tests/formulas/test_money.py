@@ -94,6 +94,36 @@ def test_payback_is_when_the_balance_turns(invested: float, returns: list[float]
     assert slower is None or (years is not None and slower >= years - 1e-9)
 
 
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=8))
+def test_a_rate_of_return_is_the_only_one(cash: list[int]):
+    """No other rate above 0 has an NPV of 0 (roots of the polynomial), and at each rate below it the plan gains."""
+    rate = money.irr(cash)
+    if rate is None:
+        return
+    found = [1.0 / x.real - 1.0 for x in np.roots(cash[::-1]) if abs(x.imag) < 1e-7 and x.real > 1e-9]
+    above = [one for one in found if one > 1e-6]
+    assert min(abs(one - rate) for one in found) < 1e-5
+    assert len(above) == (1 if rate > 1e-6 else 0)
+    if rate > 0.01:
+        assert money.npv(cash, rate / 2.0) > 0.0 > money.npv(cash, 2.0 * rate)
+
+
+def test_a_stream_without_one_rate_of_return_has_none():
+    """Two rates at once, a stream never in the red with a late outlay (its only rates would be absurd), no gain at all."""
+    assert money.npv([-100.0, 230.0, -132.0], 0.1) == pytest.approx(0.0)
+    assert money.npv([-100.0, 230.0, -132.0], 0.2) == pytest.approx(0.0)
+    assert money.irr([-100.0, 230.0, -132.0]) is None
+    assert money.irr([10.0, 10.0, -1.0, 10.0]) is None
+    assert money.irr([0.0, 0.0]) is None and money.irr([-1.0, -1.0]) is None and money.irr([1.0, -2.0]) is None
+
+
+def test_payback_is_by_the_balance():
+    """A late outlay that the balance bears leaves nothing to pay back; one that it does not bear has to come back, too."""
+    assert money.payback_years([10.0, 10.0, -1.0, 10.0]) == 0.0
+    assert money.payback_years([-10.0, 20.0, -20.0, 40.0]) == pytest.approx(2.25)
+    assert money.payback_years([-10.0, 20.0, -20.0]) is None
+
+
 @given(amounts, st.floats(0.0, 1e6), st.floats(0.0, 1e6), st.floats(0.0, 1e12), st.floats(0.0, 1e12))
 def test_split_parts_add_up(cost: float, prefill_s: float, decode_s: float, inputs: float, outputs: float):
     """Cost of input and of output tokens is the whole cost, whichever phase is empty."""

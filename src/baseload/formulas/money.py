@@ -8,6 +8,7 @@ float64 arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from math import expm1, log1p
 
 from baseload.formulas.elementwise import Real, holds, larger
@@ -89,39 +90,60 @@ def npv(cash_by_year: Sequence[float], rate: float) -> float:
 
 
 def irr(cash_by_year: Sequence[float], highest: float = 100.0) -> float | None:
-    """Return the rate at which the NPV is 0, or None if the NPV has one sign from -99 % to `highest`.
+    """Return the rate at which the NPV is 0; None where none is from -99 % to `highest`, or where there may be several.
 
-    Bisection; a stream that changes sign more than once may have several rates, of which this is one.
+    There is one where money goes out first, and either cash changes sign once, or its running total does and ends above 0:
+    then no other rate above 0 does it (Norstrom 1972). The NPV is positive just below it.
 
-    >>> round(irr([-100.0, 60.0, 60.0]), 4)
-    0.1307
+    >>> round(irr([-100.0, 60.0, 60.0]), 4), irr([50.0, -20.0, 50.0]), irr([-100.0, 250.0, -150.0])
+    (0.1307, None, None)
     """
-    low, high = -0.99, highest
-    npv_low, npv_high = npv(cash_by_year, low), npv(cash_by_year, high)
-    if npv_low * npv_high > 0.0 or npv_low == npv_high:
+    total = list(accumulate(cash_by_year))
+    first = next((cash for cash in cash_by_year if cash != 0.0), 0.0)
+    once = _turns(cash_by_year) == 1 or (_turns(total) == 1 and total[-1] > 0.0)
+    if first >= 0.0 or not once:
+        return None
+    gains = total[-1] > 0.0
+    low, high = (0.0, highest) if gains else (-0.99, 0.0)
+    if _worth_sign(cash_by_year, low) < 0 or _worth_sign(cash_by_year, high) > 0:
         return None
     for _ in range(200):
         middle = (low + high) / 2.0
-        if npv(cash_by_year, middle) * npv_low > 0.0:
+        if _worth_sign(cash_by_year, middle) > 0:
             low = middle
         else:
             high = middle
     return (low + high) / 2.0
 
 
-def payback_years(cash_by_year: Sequence[float], rate: float = 0.0) -> float | None:
-    """Return the years until discounted cash has paid back, within the year by the straight line; None if never.
+def _turns(values: Sequence[float]) -> int:
+    """Return how often values change sign; zeros do not count."""
+    signs = [value > 0.0 for value in values if value != 0.0]
+    return sum(one != other for one, other in pairwise(signs))
 
-    >>> payback_years([-100.0, 40.0, 40.0, 40.0]), payback_years([-100.0, 10.0])
-    (2.5, None)
+
+def _worth_sign(cash_by_year: Sequence[float], rate: float) -> int:
+    """Return the sign of the NPV; below 0 % that of the worth at the end, whose terms do not overflow."""
+    last = len(cash_by_year) - 1 if rate < 0.0 else 0
+    worth = sum(cash * (1.0 + rate) ** (last - year) for year, cash in enumerate(cash_by_year))
+    return (worth > 0.0) - (worth < 0.0)
+
+
+def payback_years(cash_by_year: Sequence[float], rate: float = 0.0) -> float | None:
+    """Return the years from which on the discounted balance is not below 0, within the year by the straight line.
+
+    0 where it never is; None where it is at the end.
+
+    >>> payback_years([-100.0, 40.0, 40.0, 40.0]), payback_years([-100.0, 10.0]), payback_years([50.0, -20.0])
+    (2.5, None, 0.0)
     """
-    balance = 0.0
+    balance = paid_back = 0.0
     for year, cash in enumerate(cash_by_year):
         worth: float = cash * (1.0 + rate) ** -year
         if balance < 0.0 <= balance + worth:
-            return year - 1 + -balance / worth
+            paid_back = year - 1 + -balance / worth
         balance += worth
-    return 0.0 if cash_by_year and min(cash_by_year) >= 0.0 else None
+    return paid_back if balance >= 0.0 else None
 
 
 def return_on_investment(gain: float, invested: float) -> float:

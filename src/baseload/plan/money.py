@@ -128,8 +128,8 @@ class Worth:
     cash_by_year: Floats
     tax: Floats
     npv: float
-    irr: float | None  # a year; None where there is none
-    payback_years: float | None
+    irr: float | None  # a year; None where there is none, or may be several
+    payback_years: float | None  # from then on the discounted balance is not below 0; None: it is at the end
     invested: float
     roi: float | None  # income over all cost, capital of what stands already included, less 1
     roi_without_idle: float | None  # the same, were capacity that stands idle free
@@ -293,7 +293,7 @@ def worth(book: Books, terms: Terms) -> Worth:
     tax_by_period[_last_of_years(n)] = tax
     cash = book.income - book.opex - book.spent - tax_by_period + end
     per_quarter = (1.0 + terms.wacc) ** 0.25 - 1.0
-    quarterly = money.irr(cash.tolist(), highest=10.0) if cash.min() < 0.0 < cash.max() else None
+    quarterly = money.irr(cash.tolist(), highest=10.0)
     payback = money.payback_years(cash.tolist(), per_quarter)
     invested = float(book.spent.sum())
     cost = float((book.opex + book.capital_charge).sum())

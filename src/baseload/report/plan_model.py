@@ -104,8 +104,8 @@ class Worth(_Part, frozen=True, kw_only=True):
     """What the cash is worth."""
 
     npv: float
-    irr: float | None
-    payback_years: float | None
+    irr: float | None  # None where it is not defined: no rate does it, or several may
+    payback_years: float | None  # from then on the discounted balance is not below 0; None: it is at the end
     invested: float
     roi: float | None
     roi_without_idle: float | None

@@ -193,9 +193,10 @@ def worth_line(report: PlanReport) -> str:
     """Return what the cash is worth, in a sentence."""
     worth, currency = report.worth, report.currency
     parts = [f"Net present value {money(worth.npv, currency)}"]
-    if worth.irr is not None:
-        parts.append(f"internal rate of return {percent(worth.irr)}")
-    if worth.payback_years is not None:
+    parts.append(f"internal rate of return {'not defined' if worth.irr is None else percent(worth.irr)}")
+    if worth.payback_years is None:
+        parts.append("not paid back by the end")
+    else:
         parts.append(f"paid back after {worth.payback_years:.1f} years" if worth.payback_years else "never in the red")
     if worth.roi is not None:
         parts.append(
