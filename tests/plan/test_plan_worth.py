@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from baseload.plan import money
+import numpy as np
+import pytest
+
+from baseload.app import plan_report
+from baseload.plan import money, solve
+from tests.plan.test_plan_problem import question
 
 TERMS = money.Terms(
     wacc=0.1, tax_ratio=0.4, resale_ratio=0.5, it_life_years=5.0, facility_life_years=20.0, load_ratio=0.5,
@@ -28,3 +33,27 @@ def test_a_plan_that_is_never_in_the_red_needs_no_payback_and_has_no_rate():
     worth = money.worth(kept, TERMS)
     assert worth.cash.tolist() == [80.0, 80.0, 80.0, 80.0 - 0.4 * 320.0] * 2
     assert worth.npv > 0.0 and worth.irr is None and worth.payback_years == 0.0
+
+
+def test_present_value_is_counted_from_when_money_flows():
+    """Racks are paid on the first day of a quarter, income and running cost come in its middle, resale at the horizon."""
+    kept = books(income=[0.0, 60.0], spent=[100.0, 0.0], running=[5.0, 10.0], salvage=30.0)
+    worth = money.worth(kept, replace(TERMS, tax_ratio=0.0))
+    assert worth.npv == pytest.approx(-100.0 - 5.0 / 1.1**0.125 + 50.0 / 1.1**0.375 + 30.0 / 1.1**0.5)
+    assert worth.cash.tolist() == [-105.0, 80.0]
+    assert money.worth(kept, replace(TERMS, tax_ratio=0.0, wacc=0.0)).npv == pytest.approx(-25.0)
+
+
+def test_without_tax_a_plan_is_worth_its_income_less_its_cost():
+    """The objective and the books are two ways to one figure: NPV is discounted income less cost less what is fixed."""
+    _, problem, plan_map = question("money.opex_per_year=50000", "plan.tax_ratio=0", "demand.scale=0.7", quarters=6)
+    answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
+    terms = plan_report.terms_of(plan_map)
+    kept = plan_report.books(problem, answer, plan_map, terms)
+    assert answer.meets and answer.unserved.max() < 1e-6 and kept.spent.sum() > 0.0
+    middle = 1.1 ** -((np.arange(6) + 0.5) / 4.0)
+    cost = answer.cost * plan_map.money_unit + plan_map.sunk
+    fixed = float((kept.running["people and other"] * middle).sum())
+    worth = float((kept.income * middle).sum()) - cost - fixed
+    assert fixed == pytest.approx(12500.0 * middle.sum())
+    assert money.worth(kept, terms).npv == pytest.approx(worth, rel=1e-6)

@@ -20,6 +20,7 @@ from baseload.units import HOURS_PER_YEAR, S_PER_HOUR, TOKENS_PER_MTOK
 
 Floats = NDArray[np.float64]
 SECONDS_PER_QUARTER = HOURS_PER_YEAR / 4.0 * S_PER_HOUR
+HALVES_PER_YEAR = 8  # half quarters
 CAPEX = ("racks", "buildings", "grid")
 RUNNING = (
     "rent",
@@ -281,7 +282,10 @@ def _charge(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> F
 
 
 def worth(book: Books, terms: Terms) -> Worth:
-    """Return NPV, IRR, payback and ROI of a plan's books; losses are carried forward, racks resold at the horizon."""
+    """Return NPV, IRR, payback and ROI of a plan's books; losses are carried forward, racks resold at the horizon.
+
+    Discounted as the objective is: capex on a quarter's first day, the rest in mid-quarter, resale at the horizon.
+    """
     n = len(book.income)
     end = np.zeros(n)
     end[-1] = book.salvage
@@ -292,9 +296,13 @@ def worth(book: Books, terms: Terms) -> Worth:
     tax_by_period = np.zeros(n)
     tax_by_period[_last_of_years(n)] = tax
     cash = book.income - book.opex - book.spent - tax_by_period + end
-    per_quarter = (1.0 + terms.wacc) ** 0.25 - 1.0
-    quarterly = money.irr(cash.tolist(), highest=10.0)
-    payback = money.payback_years(cash.tolist(), per_quarter)
+    by_half = np.zeros(2 * n + 1)  # cash of half quarters, at the beginning of each
+    by_half[0:-1:2] = -book.spent
+    by_half[1::2] = book.income - book.opex - tax_by_period
+    by_half[-1] = book.salvage
+    halves = by_half.tolist()
+    per_half = (1.0 + terms.wacc) ** (1.0 / HALVES_PER_YEAR) - 1.0
+    rate, payback = money.irr(halves, highest=10.0), money.payback_years(halves, per_half)
     invested = float(book.spent.sum())
     cost = float((book.opex + book.capital_charge).sum())
     earned = float(book.income.sum())
@@ -303,9 +311,9 @@ def worth(book: Books, terms: Terms) -> Worth:
         cash=cash,
         cash_by_year=by_year(cash),
         tax=tax,
-        npv=money.npv(cash.tolist(), per_quarter),
-        irr=None if quarterly is None else (1.0 + quarterly) ** 4 - 1.0,
-        payback_years=None if payback is None else payback / 4.0,
+        npv=money.npv(halves, per_half),
+        irr=None if rate is None else (1.0 + rate) ** HALVES_PER_YEAR - 1.0,
+        payback_years=None if payback is None else payback / HALVES_PER_YEAR,
         invested=invested,
         roi=money.return_on_investment(earned, cost) if cost > 0.0 else None,
         roi_without_idle=money.return_on_investment(earned, cost - idle) if cost > idle else None,
