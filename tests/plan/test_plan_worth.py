@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from baseload.app import plan_report
+from baseload.app import plan_report, plan_whole
 from baseload.plan import money, solve
 from tests.plan.test_plan_problem import question
 
@@ -57,3 +57,21 @@ def test_without_tax_a_plan_is_worth_its_income_less_its_cost():
     worth = float((kept.income * middle).sum()) - cost - fixed
     assert fixed == pytest.approx(12500.0 * middle.sum())
     assert money.worth(kept, terms).npv == pytest.approx(worth, rel=1e-6)
+
+
+BLOCK = (
+    "plan.colocation=[{site: frankfurt, power_mw: 0.05, months: 6, price_per_kw_month: 20, take_or_pay_ratio: 0.85}]"
+)
+
+
+@pytest.mark.parametrize(("begun", "dark"), [(0, "2027-Q2"), (1, "2027-Q3")])
+def test_a_phase_is_dark_until_the_quarter_before_its_power(begun: int, dark: str):
+    """A block of half a year: `until` of the decision names the last quarter without power, within the horizon."""
+    _, problem, plan_map = question(BLOCK, "demand.scale=0.2")
+    answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
+    p = next(p for p, one in enumerate(plan_map.phases) if one.kind == "colocation")
+    w = answer.w.copy()
+    w[p] = np.arange(4) >= begun
+    made = replace(answer, w=w)
+    rows = plan_report.decisions(problem, made, plan_map, plan_whole.whole(problem, made, plan_map))
+    assert [one.until for one in rows if one.action == "begin"] == [dark]

@@ -107,6 +107,9 @@ def test_an_impossible_demand_gets_its_smallest_conflict(tmp_path: Path, capsys:
     assert cli.run(arguments) == 3  # for a script that asks whether it does
     said = capsys.readouterr().out
     assert "DOES NOT MEET" in said and "Cannot hold together" in said
+    priced, page = "(the price of misses included)", (tmp_path / "p" / "report.html").read_text()
+    assert f"What binds {priced}" in said and f"What the cost depends on {priced}" in said
+    assert page.count(f"{priced}</h2>") == 2
     assert "IT DOES NOT MEET" in (tmp_path / "p" / "fleet.yaml").read_text().splitlines()[0]
 
 

@@ -267,9 +267,10 @@ def _begun(problem: Problem, plan_map: PlanMap, numbers: Whole, t: int, name: st
             when = f"power from {problem.periods[live]}{median}" if live < T else "power after the horizon"
             if kept > 0.0 and live < T:
                 when += f", {money_words(kept, plan_map.currency)} a quarter"
+            dark = problem.periods[min(live, T) - 1] if live > t else ""
             made.append(
                 _decision(
-                    name, day, "begin", phase.site, phase.name, phase.meter_mw, "MW", until=problem.periods[min(live, T - 1)],
+                    name, day, "begin", phase.site, phase.name, phase.meter_mw, "MW", until=dark,
                     cash=phase.cost_to_begin + kept * (T - live), note=when,
                 )
             )  # fmt: skip

@@ -25,6 +25,7 @@ from baseload.report.plan_text import (
     alternative_line,
     money_table,
     money_title,
+    priced,
     quarter_row,
     swing_lines,
     todo_rows,
@@ -85,6 +86,7 @@ def _parts(report: PlanReport) -> dict[str, Any]:
     return {
         "r": report,
         "verdict": verdict(report),
+        "priced": priced(report),
         "cards": _cards(report),
         "decision_head": DECISION_HEAD,
         "decision_rows": todo[:DECISIONS_MAX],

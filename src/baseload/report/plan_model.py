@@ -24,7 +24,7 @@ class Decision(_Part, frozen=True, kw_only=True):
     what: str  # grid phase, rack kind, or service on a kind
     amount: float
     unit: str  # MW, racks, accelerators, replicas
-    until: str  # last quarter that a rent is signed for, or in which a phase is not yet live; else empty
+    until: str  # last quarter that a rent or lease is for, or that a phase begun has no power in; else empty
     cash: float  # spent for it up to the horizon: over its term where it is rent, each quarter with power where that costs
     note: str = ""
 

@@ -47,10 +47,9 @@ def to_text(report: PlanReport, width: int = 80) -> str:
     lines += ["", *lay_out(QUARTER_HEAD, [quarter_row(report.by_quarter[k], report.currency) for k in shown], width)]
     lines += ["", fill(money_title(report), width), *lay_out(*money_table(report), width)]
     lines.append(fill(worth_line(report), width))
-    lines += _list("What binds", [one.words for one in report.binding], width)
+    lines += _list(f"What binds{priced(report)}", [one.words for one in report.binding], width)
     lines += _list("Plans that cost nearly the same", [alternative_line(one) for one in report.alternatives], width)
-    priced = "" if report.meets else " (the price of misses included)"
-    lines += _list(f"What the cost depends on{priced}", swing_lines(report), width)
+    lines += _list(f"What the cost depends on{priced(report)}", swing_lines(report), width)
     lines += _list("In the twin", [f"round {one.number}: {one.words}" for one in report.rounds], width)
     if report.risk is not None:
         lines += _list(f"Risk ({report.risk.measure}, {report.risk.scenarios} scenarios)", report.risk.lines, width)
@@ -205,6 +204,11 @@ def worth_line(report: PlanReport) -> str:
         )
     parts.append(f"idle capacity costs {money(worth.idle_cost, currency)}")
     return "; ".join(parts) + "."
+
+
+def priced(report: PlanReport) -> str:
+    """Return what a title adds whose figures hold the price of what the plan misses."""
+    return "" if report.meets else " (the price of misses included)"
 
 
 def alternative_line(one: Alternative) -> str:
