@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from baseload.app import plan_report, plan_whole
-from baseload.plan import money, solve
+from baseload.app import plan_findings, plan_report, plan_rows, plan_whole
+from baseload.app.plan_verb import Asked
+from baseload.plan import alternatives, money, solve
 from tests.plan.test_plan_problem import question
 
 TERMS = money.Terms(
@@ -75,3 +76,23 @@ def test_a_phase_is_dark_until_the_quarter_before_its_power(begun: int, dark: st
     made = replace(answer, w=w)
     rows = plan_report.decisions(problem, made, plan_map, plan_whole.whole(problem, made, plan_map))
     assert [one.until for one in rows if one.action == "begin"] == [dark]
+
+
+def test_a_phase_that_comes_after_the_horizon_is_no_decision():
+    """Begun for nothing in the third quarter of four, with power half a year later: no less of it, and no change."""
+    loaded, problem, plan_map = question(BLOCK, "demand.scale=0.2")
+    answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
+    p = next(p for p, one in enumerate(plan_map.phases) if one.kind == "colocation")
+    w, w_soon = answer.w.copy(), answer.w.copy()
+    w[p], w_soon[p] = [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]
+    late, soon = replace(answer, w=w), replace(answer, w=w_soon)
+    assert not [aim for aim in alternatives.aims(problem, late) if aim.unit == "MW"]
+    fewer = next(aim for aim in alternatives.aims(problem, soon) if aim.unit == "MW")
+    assert fewer.of(soon) == pytest.approx(problem.phase_mw[p]) and fewer.of(late) == 0.0
+    table = plan_rows.modelled_table(loaded.fleet, plan_map.asked)
+    none, begun, with_power = (
+        Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=table, answer=one)
+        for one in (answer, late, soon)
+    )
+    assert plan_findings.what_changed(none, begun)[-1] == "what is bought, rented and begun stays the same"
+    assert f"{problem.phases[p]}: begun in 2027-Q2, before not begun" in plan_findings.what_changed(none, with_power)

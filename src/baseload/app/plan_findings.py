@@ -177,7 +177,8 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
         if name not in other.phases:
             continue
         q = other.phases.index(name)
-        was_t, now_t = _begun(before.w[p]), _begun(after.w[q])
+        was_t = _begun(before.w[p], int(problem.phase_delay[p]))
+        now_t = _begun(after.w[q], int(other.phase_delay[q]))
         if was_t != now_t:
             said.append(f"{name}: {_when(now_t, other)}, before {_when(was_t, problem)}")
         elif int(problem.phase_delay[p]) != int(other.phase_delay[q]):
@@ -188,8 +189,9 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
     return [*said, "what is bought, rented and begun stays the same"] if same else said
 
 
-def _begun(row: Sequence[float]) -> int:
-    return next((t for t, value in enumerate(row) if value > 0.5), len(row))
+def _begun(row: Sequence[float], delay: int) -> int:
+    """Return the period in which a phase is begun; the horizon where that brings no power within it."""
+    return next((t for t, value in enumerate(row[: max(0, len(row) - delay)]) if value > 0.5), len(row))
 
 
 def _when(t: int, problem: Problem) -> str:

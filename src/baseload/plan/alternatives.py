@@ -62,10 +62,9 @@ class Aim:
 def aims(problem: Problem, answer: Answer) -> list[Aim]:
     """Return what an alternative may have less of, by what the answer has most of."""
     found = []
-    last = np.zeros_like(answer.w)
-    last[:, -1] = 1.0
-    if (answer.w * last).sum() >= 1.0:
-        found.append(Aim(name="fewer MW of grid begun", unit="MW", weights={"w": last * problem.phase_mw[:, None]}))
+    mw = _mw_begun(problem)
+    if (answer.w * mw).sum() > 0.0:
+        found.append(Aim(name="fewer MW of grid begun", unit="MW", weights={"w": mw}))
     buy, sign = np.ones_like(answer.buy), np.ones_like(answer.sign)
     months = np.minimum(problem.term[:, None], len(problem.periods) - np.arange(len(problem.periods))[None])
     sign = sign * months[None, None]
@@ -87,6 +86,16 @@ def aims(problem: Problem, answer: Answer) -> list[Aim]:
     if answer.sign.sum() > 0.0:
         found.append(Aim(name="less rent", unit="rack periods", weights={"sign": sign}))
     return found
+
+
+def _mw_begun(problem: Problem) -> Floats:
+    """Return weights on w that count the MW of phases that are begun in time to bring power, and not decided already."""
+    n_periods = len(problem.periods)
+    mw = np.zeros((len(problem.phases), n_periods))
+    for p, delay in enumerate(problem.phase_delay):
+        if delay < n_periods <= problem.begin_by[p]:
+            mw[p, n_periods - 1 - int(delay)] = problem.phase_mw[p]
+    return mw
 
 
 def alternatives(
