@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from baseload.app import plan_findings
 from baseload.plan import conflict
 from baseload.plan.generate import instance
 from baseload.plan.problem import SLACKS, Problem
 from tests.plan.brute import best_cost
+from tests.plan.test_plan_problem import question
 from tests.plan.tiny import tiny
 
 _SLACK_OF = {
@@ -165,3 +167,30 @@ def test_what_the_first_period_lacks_is_named_in_it_alone() -> None:
     found = conflict.find(early)
     assert found is not None and found.proven
     assert {side.periods for side in found.sides} == {problem.periods[:1]}
+
+
+def test_a_rented_site_has_no_power_to_give_way() -> None:
+    """A cloud's offer that is too small is named as that, and no power of ours where there is none; what is named clashes."""
+    rent = (
+        "plan.rent=[{accelerator: h100-sxm, place: frankfurt, operator: c, operator_jurisdiction: DE, "
+        "price_per_accelerator_hour: 4, most: 16}]"
+    )
+    _, problem, plan_map = question(rent)
+    found = plan_findings.Findings()
+    plan_findings.find_conflict(problem, plan_map, found, lambda: False)
+    named = [line.rsplit(", ", 1)[0] for line in found.conflict]
+    assert "the offer of rent, c-frankfurt" in named and "serving chat@2000ms/100ms/99% with a site lost" in named
+    assert not [
+        line for line in found.conflict + found.relax if line.startswith(("the power at c-", "the floor at c-"))
+    ]
+
+
+def test_a_limit_that_cannot_give_way_is_no_side() -> None:
+    """With a price of inf on missing it a limit is kept: the demand that it stands against is named alone."""
+    problem = instance(4, 3, 3, 6, 6, seed=0)
+    asked = replace(problem, demand=problem.demand * 20.0)
+    kinds = {side.kind for side in conflict.find(asked).sides}  # type: ignore[union-attr]
+    assert "power" in kinds
+    held = replace(asked, slack_price=asked.slack_price | {"short_power": np.full(problem.power_mw.shape, np.inf)})
+    found = conflict.find(held)
+    assert found is not None and found.proven and "power" not in {side.kind for side in found.sides}

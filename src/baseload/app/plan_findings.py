@@ -6,8 +6,10 @@ Each part is `plan/`'s; this turns its figures into sentences with the units and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from baseload.app.plan_map import PlanMap
 from baseload.plan import conflict, whatif
@@ -99,7 +101,7 @@ def look_at_risk(
 
 def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Callable[[], bool]) -> None:
     """Write down the smallest set of demands and limits that cannot hold together, and what giving way would take."""
-    found = conflict.find(problem, cpu_limit_s=CONFLICT_CPU_S, stop=stop)
+    found = conflict.find(_without_power_of_others(problem, plan_map), cpu_limit_s=CONFLICT_CPU_S, stop=stop)
     if found is None:
         into.conflict.append(
             "each demand and each limit can be kept, at a price above that of missing it or with parts of racks and phases"
@@ -114,6 +116,16 @@ def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Cal
         for side in found.sides
         if side.gives is not None
     ]
+
+
+def _without_power_of_others(problem: Problem, plan_map: PlanMap) -> Problem:
+    """Return the problem in which power and floor give way at sites of one's own alone: elsewhere there is only rent."""
+    rented = np.array([site.rented for site in plan_map.sites])[:, None]
+    price = {
+        name: np.where(rented, np.inf, np.broadcast_to(problem.slack_price[name], problem.power_mw.shape))
+        for name in ("short_power", "short_floor")
+    }
+    return replace(problem, slack_price=problem.slack_price | price)
 
 
 def _side(side: conflict.Side, plan_map: PlanMap) -> str:

@@ -81,7 +81,7 @@ def find(problem: Problem, *, cpu_limit_s: float = 30.0, stop: Callable[[], bool
     The period of the largest demand is looked at alone first, then that with the fewest racks for its demand, then the others
     join the first one by one, each from where the last look ended; once they contradict each other, those in which most is
     missed are looked at alone: where the demand of one is impossible by itself, the others need no look. Demands are taken by
-    service, and by client where few are left.
+    service, and by client where few are left. A limit whose slack has a price of inf cannot give way: it is kept, and no side.
     """
     began_s = time.process_time()
     until_s = began_s + cpu_limit_s
@@ -390,7 +390,7 @@ def _halves(groups: list[_Group]) -> list[list[_Group]]:
 
 
 def _bare(problem: Problem) -> Problem:
-    """Return the problem with a price on what is missed alone, each in shares of a size that suits it."""
+    """Return the problem with a price on what is missed alone, each in shares of a size that suits it; inf stays inf."""
     total = float(max(1e-9, problem.demand.sum() / max(1, len(problem.periods))))
     mw = float(max(1e-9, problem.power_mw.max(initial=0.0) + problem.phase_mw.sum()))
     finite = [
@@ -414,7 +414,10 @@ def _bare(problem: Problem) -> Problem:
         billed_least=None,
         cost_used=None,
         phase_paid=None,
-        slack_price={name: np.asarray(1.0 / unit[name]) for name in SLACKS},
+        slack_price={
+            name: np.where(np.isinf(problem.slack_price.get(name, np.zeros(()))), INF, 1.0 / unit[name])
+            for name in SLACKS
+        },
         host_min=None,
     )
 
