@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
-from baseload.app import plan_findings, plan_report, plan_rows, plan_whole
+from baseload.app import plan_findings, plan_report, plan_rows, plan_verb, plan_whole
 from baseload.app.plan_verb import Asked
 from baseload.plan import alternatives, money, solve
+from baseload.report import plan_html, plan_text, words
+from baseload.report.plan_model import PlanReport
 from tests.plan.test_plan_problem import question
 
 TERMS = money.Terms(
@@ -45,19 +48,34 @@ def test_present_value_is_counted_from_when_money_flows():
     assert money.worth(kept, replace(TERMS, tax_ratio=0.0, wacc=0.0)).npv == pytest.approx(-25.0)
 
 
-def test_without_tax_a_plan_is_worth_its_income_less_its_cost():
-    """The objective and the books are two ways to one figure: NPV is discounted income less cost less what is fixed."""
-    _, problem, plan_map = question("money.opex_per_year=50000", "plan.tax_ratio=0", "demand.scale=0.7", quarters=6)
+def reported(*overrides: str) -> PlanReport:
+    """Return the report of a fleet in which all are served."""
+    loaded, problem, plan_map = question("demand.scale=0.7", *overrides, quarters=6)
     answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
-    terms = plan_report.terms_of(plan_map)
-    kept = plan_report.books(problem, answer, plan_map, terms)
-    assert answer.meets and answer.unserved.max() < 1e-6 and kept.spent.sum() > 0.0
+    table = plan_rows.modelled_table(loaded.fleet, plan_map.asked)
+    asked = Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=table, answer=answer)
+    return plan_verb.reported(asked, plan_findings.Findings())[0]
+
+
+def test_without_tax_a_plan_is_worth_its_income_less_its_cost():
+    """NPV is the income of the table by quarter, discounted, less the headline's cost less what is said to be not in it."""
+    report = reported("money.opex_per_year=50000", "plan.tax_ratio=0")
+    assert report.meets and report.missed < 1e-6 and report.worth.invested > 0.0
     middle = 1.1 ** -((np.arange(6) + 0.5) / 4.0)
-    cost = answer.cost * plan_map.money_unit + plan_map.sunk
-    fixed = float((kept.running["people and other"] * middle).sum())
-    worth = float((kept.income * middle).sum()) - cost - fixed
-    assert fixed == pytest.approx(12500.0 * middle.sum())
-    assert money.worth(kept, terms).npv == pytest.approx(worth, rel=1e-6)
+    income_per_s = report.years.income[0] / sum(one.served_per_s for one in report.by_quarter[:4])
+    income = sum(income_per_s * one.served_per_s * now for one, now in zip(report.by_quarter, middle, strict=True))
+    assert report.fixed == pytest.approx(12_500.0 * middle.sum())
+    assert report.worth.npv == pytest.approx(income - report.cost - report.fixed, rel=1e-6)
+
+
+def test_what_the_headline_leaves_out_is_said_beside_it():
+    """People and other fixed cost, in words with the amount, on the terminal and the page; nothing where there is none."""
+    report = reported("money.opex_per_year=50000", "plan.tax_ratio=0.25")
+    said = f"(people and other fixed cost, {words.money(report.fixed, 'USD')}, not in it)"
+    assert report.fixed == pytest.approx(0.75 * 12_500.0 * (1.1 ** -((np.arange(6) + 0.5) / 4.0)).sum())
+    assert said in plan_text.verdict(report)[0] and said in plan_html.to_html(report)
+    assert plan_html.to_html(report).count("people and other fixed cost") == 2
+    assert "fixed cost" not in plan_text.to_text(msgspec.structs.replace(report, fixed=0.0))
 
 
 BLOCK = (

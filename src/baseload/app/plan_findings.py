@@ -170,6 +170,11 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
     for name in sorted(moved, key=lambda name: -abs(moved[name]))[:WHY_MAX]:
         if abs(moved[name]) > 1e-4 * abs(now_cost):
             said.append(f"of it {name}: {number(abs(moved[name]), currency)} {'more' if moved[name] > 0 else 'less'}")
+    beside = second.plan_map.fixed - plan_map.fixed
+    if abs(beside) > 1e-4 * abs(now_cost):
+        said.append(
+            f"not in it, of people and other fixed cost: {number(abs(beside), currency)} {'more' if beside > 0 else 'less'}"
+        )
     for s, site in enumerate(problem.sites):
         for a, kind in enumerate(problem.kinds):
             if site not in other.sites or kind not in other.kinds:
@@ -197,7 +202,7 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
             said.append(
                 f"{name}: {int(other.phase_delay[q])} quarters from begin to power, before {int(problem.phase_delay[p])}"
             )
-    same = not any(one for one in said[1:] if not one.startswith("of it "))
+    same = not any(one for one in said[1:] if not one.startswith(("of it ", "not in it, ")))
     return [*said, "what is bought, rented and begun stays the same"] if same else said
 
 

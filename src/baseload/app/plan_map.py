@@ -93,3 +93,8 @@ class PlanMap:
     def currency(self) -> str:
         """The fleet's currency."""
         return self.fleet.money.currency
+
+    @property
+    def fixed(self) -> float:
+        """Present value after tax of what no decision changes and no cost holds: people, offices, racks rented already."""
+        return float((self.prices.fixed * self.discount).sum()) * (1.0 - self.plan.tax_ratio)

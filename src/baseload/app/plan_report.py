@@ -73,6 +73,7 @@ def plan_report(
         cost=answer.cost * unit + plan_map.sunk,
         bound=answer.bound * unit + plan_map.sunk,
         missed=_missed(problem, answer) * unit,
+        fixed=plan_map.fixed,
         gap=answer.gap,
         cpu_s=answer.cpu_s,
         misses=missed,

@@ -126,8 +126,9 @@ def _cards(report: PlanReport) -> list[dict[str, str]]:
             "note": "budgets, shares, power, floor, the loss of a site" if report.meets else f"{unmet} listed below",
         },
         {
-            "name": "present value of all cost", "value": f"{short(report.cost - report.missed)} {currency}", "css": "",
-            "note": ("" if report.meets else f"beside {short(report.missed)}, the price of what it misses; with it, ")
+            "name": "present value of cost", "value": f"{short(report.cost - report.missed)} {currency}", "css": "",
+            "note": (f"people and other fixed cost, {short(report.fixed)}, not in it; " if report.fixed else "")
+            + ("" if report.meets else f"beside {short(report.missed)}, the price of what it misses; with it, ")
             + (
                 f"no plan below {short(report.bound)}: gap {percent(report.gap, 2)}"
                 if isfinite(report.bound)

@@ -170,7 +170,7 @@ class PlanReport(_Part, frozen=True, kw_only=True):
     status: str
     method: str
     meets: bool
-    cost: float  # present value, in the fleet's currency, with the price of what is not met
+    cost: float  # present value, in the fleet's currency, with the price of what is not met and without `fixed`
     bound: float
     gap: float
     cpu_s: float
@@ -193,3 +193,4 @@ class PlanReport(_Part, frozen=True, kw_only=True):
     carried: list[Carried] = []
     assumptions: list[str] = []
     missed: float = 0.0  # part of `cost`: the price of what is not met, which nobody pays
+    fixed: float = 0.0  # no part of `cost`: present value of people and other, which no decision changes

@@ -73,12 +73,13 @@ def verdict(report: PlanReport) -> list[str]:
     capex = sum(sum(values) for values in report.years.capex.values())
     running = sum(sum(values) for values in report.years.running.values())
     last = report.by_quarter[-1]
-    cost, missed = money(report.cost - report.missed, report.currency), money(report.missed, report.currency)
+    cost = f"costs {money(report.cost - report.missed, report.currency)} in present value{_beside(report)}"
     how = f"{_status(report)}; {report.method}, {number(report.cpu_s, 's')} CPU"
     if report.meets:
-        told, less = f"Meets every limit: costs {cost} in present value", "no plan can cost less than"
+        told, less = f"Meets every limit: {cost}", "no plan can cost less than"
     else:
-        told = f"DOES NOT MEET every limit: costs {cost} in present value, and what it misses is priced at {missed}"
+        missed = money(report.missed, report.currency)
+        told = f"DOES NOT MEET every limit: {cost}, and what it misses is priced at {missed}"
         less = "no plan can bring both together below"
     if isfinite(report.bound):
         proof = f"{less} {money(report.bound, report.currency)} (gap {percent(report.gap, 2)}; {how})."
@@ -96,6 +97,10 @@ def verdict(report: PlanReport) -> list[str]:
         only = "" if report.meets else ", on what is served: what the plan misses was not asked of it"
         said.append(f"The twin {agree} after {n} round{'s' * (n > 1)}{only}.")
     return said
+
+
+def _beside(report: PlanReport) -> str:
+    return f" (people and other fixed cost, {money(report.fixed, report.currency)}, not in it)" if report.fixed else ""
 
 
 def _todo(report: PlanReport, width: int) -> list[str]:
