@@ -114,3 +114,17 @@ def test_a_phase_that_comes_after_the_horizon_is_no_decision():
     )
     assert plan_findings.what_changed(none, begun)[-1] == "what is bought, rented and begun stays the same"
     assert f"{problem.phases[p]}: begun in 2027-Q2, before not begun" in plan_findings.what_changed(none, with_power)
+
+
+@pytest.mark.parametrize("survive", [1.0, 0.0])
+def test_busy_is_what_the_served_demand_needs(survive: float):
+    """Requests at mean load over what all racks carry, whether or not racks are held for the loss of a site."""
+    small = ("demand.scale=0.3", "tenants.all.share=9", f"plan.survive.ratio={survive}")
+    _, problem, plan_map = question(*small)
+    answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
+    assert problem.rate.shape == (1, 1) and answer.buy.sum() == 0.0 and answer.unserved.max() < 1e-6
+    needed = problem.demand.sum(axis=(0, 1)) / problem.rate[0, 0]
+    kept = plan_report.books(problem, answer, plan_map, plan_report.terms_of(plan_map))
+    assert kept.busy_ratio == pytest.approx(needed / 4.0 / 1.5)
+    held = answer.put.sum(axis=(0, 1, 2)) / needed
+    assert held == pytest.approx(1.8 if survive else 1.0, rel=1e-3)

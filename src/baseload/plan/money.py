@@ -93,7 +93,7 @@ class Books:
     carbon_t: Floats
     carbon_market_t: Floats
     water_m3: Floats
-    busy_ratio: Floats  # of usable racks, at mean load
+    busy_ratio: Floats  # of usable racks, by the demand that flows, at mean load; what is held in reserve is idle
 
     @property
     def opex(self) -> Floats:
@@ -187,7 +187,7 @@ def books(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> Boo
     }
     served = answer.flow.sum(axis=1)  # (R,M,T)
     usable = (owned + (rented * problem.useful[None, None, :, None]).sum(axis=2)).sum(axis=(0, 1))
-    busy = np.divide(put.sum(axis=(0, 1, 2)), usable, out=np.zeros(len(usable)), where=usable > 0.0)
+    busy = np.divide(_at_work(problem, answer), usable, out=np.zeros(len(usable)), where=usable > 0.0)
     salvage, book = _at_the_end(problem, answer, prices, terms)
     return Books(
         capex=capex,
@@ -209,6 +209,13 @@ def books(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> Boo
         water_m3=(problem.water_owned * owned).sum(axis=(0, 1)) + (problem.water_put * put).sum(axis=(0, 1, 2)),
         busy_ratio=np.minimum(1.0, busy) * terms.load_ratio,
     )
+
+
+def _at_work(problem: Problem, answer: Answer) -> Floats:
+    """Return the racks that the demand that flows needs, by period; the rest of `put` is held for the loss of a site."""
+    carry = np.einsum("am,samt->smt", problem.rate, answer.put)
+    share = np.divide(answer.flow.sum(axis=0), carry, out=np.zeros_like(carry), where=carry > 0.0)
+    return np.asarray((answer.put.sum(axis=1) * np.minimum(1.0, share)).sum(axis=(0, 1)))
 
 
 def _live(problem: Problem, w: Floats) -> Floats:

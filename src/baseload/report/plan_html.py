@@ -158,7 +158,7 @@ def _cards(report: PlanReport) -> list[dict[str, str]]:
         },
         {
             "name": "busy", "value": percent(last.busy_ratio, 0), "css": "",
-            "note": f"of capacity at mean load; idle costs {short(worth.idle_cost)} {currency} over all",
+            "note": f"of capacity at mean load; idle, reserve included, costs {short(worth.idle_cost)} {currency} over all",
         },
     ]  # fmt: skip
 

@@ -123,7 +123,7 @@ class Quarter(_Part, frozen=True, kw_only=True):
     rented: int  # of them
     draw_mw: float
     drawable_mw: float
-    busy_ratio: float
+    busy_ratio: float  # of usable racks, by what is served, at mean load; what is held for the loss of a site is idle
     cost_per_mtok: float | None
     carbon_kg_per_mtok: float | None
     carbon_market_kg_per_mtok: float | None

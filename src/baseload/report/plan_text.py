@@ -207,7 +207,9 @@ def worth_line(report: PlanReport) -> str:
             f"income is {percent(abs(worth.roi), 0)} {'above' if worth.roi >= 0.0 else 'below'} all cost, capital of what "
             f"stands already included ({percent(worth.roi_without_idle, 0)} were idle capacity free)"
         )
-    parts.append(f"idle capacity costs {money(worth.idle_cost, currency)}")
+    parts.append(
+        f"idle capacity, what is held for the loss of a site included, costs {money(worth.idle_cost, currency)}"
+    )
     return "; ".join(parts) + "."
 
 
