@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from baseload.app import plan_findings, plan_report, plan_rows, plan_verb, plan_whole
 from baseload.app.plan_verb import Asked
@@ -37,6 +38,24 @@ def test_a_plan_that_is_never_in_the_red_needs_no_payback_and_has_no_rate():
     worth = money.worth(kept, TERMS)
     assert worth.cash.tolist() == [80.0, 80.0, 80.0, 80.0 - 0.4 * 320.0] * 2
     assert worth.npv > 0.0 and worth.irr is None and worth.payback_years == 0.0
+    out_of_income = money.worth(books(income=[100.0] * 8, spent=[60.0, *[0.0] * 7], running=[20.0] * 8), TERMS)
+    assert out_of_income.cash.min() < 0.0 and out_of_income.irr is None and out_of_income.payback_years == 0.0
+
+
+def test_an_investment_is_paid_back_and_has_one_rate():
+    """Balance by quarter: -100, -60, -20, 20: back in the middle of the fourth; at the rate of return nothing is left."""
+    kept = books(income=[0.0, 40.0, 40.0, 40.0], spent=[100.0, 0.0, 0.0, 0.0], running=[0.0] * 4)
+    plain = replace(TERMS, wacc=0.0, tax_ratio=0.0)
+    assert money.worth(kept, plain).payback_years == pytest.approx(3.5 / 4.0)
+    rate = money.worth(kept, plain).irr
+    assert rate is not None and rate == pytest.approx(brentq(lambda r: discounted(r) - 100.0, 0.0, 10.0))
+    assert money.worth(kept, replace(plain, wacc=rate)).npv == pytest.approx(0.0, abs=1e-6)
+    assert money.worth(kept, replace(plain, wacc=rate + 0.01)).payback_years is None
+
+
+def discounted(rate: float) -> float:
+    """Return what 40 in the middle of each quarter but the first are worth."""
+    return sum(40.0 * (1.0 + rate) ** -((t + 0.5) / 4.0) for t in (1, 2, 3))
 
 
 def test_present_value_is_counted_from_when_money_flows():

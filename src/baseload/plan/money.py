@@ -21,6 +21,7 @@ from baseload.units import HOURS_PER_YEAR, S_PER_HOUR, TOKENS_PER_MTOK
 Floats = NDArray[np.float64]
 SECONDS_PER_QUARTER = HOURS_PER_YEAR / 4.0 * S_PER_HOUR
 HALVES_PER_YEAR = 8  # half quarters
+HIGHEST_IRR = 1.0  # in half a quarter: above it is no figure
 CAPEX = ("racks", "buildings", "grid")
 RUNNING = (
     "rent",
@@ -309,7 +310,8 @@ def worth(book: Books, terms: Terms) -> Worth:
     by_half[-1] = book.salvage
     halves = by_half.tolist()
     per_half = (1.0 + terms.wacc) ** (1.0 / HALVES_PER_YEAR) - 1.0
-    rate, payback = money.irr(halves, highest=10.0), money.payback_years(halves, per_half)
+    invests = money.irr(cash.tolist()) is not None  # by quarter: what a quarter's own income pays for is no investment
+    rate = money.irr(halves, highest=HIGHEST_IRR) if invests else None
     invested = float(book.spent.sum())
     cost = float((book.opex + book.capital_charge).sum())
     earned = float(book.income.sum())
@@ -320,12 +322,20 @@ def worth(book: Books, terms: Terms) -> Worth:
         tax=tax,
         npv=money.npv(halves, per_half),
         irr=None if rate is None else (1.0 + rate) ** HALVES_PER_YEAR - 1.0,
-        payback_years=None if payback is None else payback / HALVES_PER_YEAR,
+        payback_years=_payback_years(by_half * (1.0 + per_half) ** -np.arange(2.0 * n + 1.0)),
         invested=invested,
         roi=money.return_on_investment(earned, cost) if cost > 0.0 else None,
         roi_without_idle=money.return_on_investment(earned, cost - idle) if cost > idle else None,
         idle_cost=idle,
     )
+
+
+def _payback_years(worth: Floats) -> float | None:
+    """Return the years from which on no quarter ends with a balance below 0; `worth` is of half quarters, discounted."""
+    by_quarter = worth[:-1].reshape(-1, 2).sum(axis=1)
+    by_quarter[-1] += worth[-1]
+    after = money.payback_years(by_quarter.tolist())  # counts from the end of the first quarter
+    return (after + 1.0) / 4.0 if after else after
 
 
 def by_year(values: Floats) -> Floats:
