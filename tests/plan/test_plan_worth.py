@@ -147,3 +147,19 @@ def test_busy_is_what_the_served_demand_needs(survive: float):
     assert kept.busy_ratio == pytest.approx(needed / 4.0 / 1.5)
     held = answer.put.sum(axis=(0, 1, 2)) / needed
     assert held == pytest.approx(1.8 if survive else 1.0, rel=1e-3)
+
+
+def test_a_what_if_tells_fixed_cost_beside_the_cost():
+    """Higher wages change no decision and not the cost, but are told: a year of 40,000 more, discounted."""
+    pair = []
+    for wages in ("0", "40000"):
+        loaded, problem, plan_map = question(
+            "demand.scale=0.2", f"sites.oslo.staff_cost_per_year={wages}", "plan.tax_ratio=0"
+        )
+        answer = solve.solve(problem, gap=0.01, cpu_limit_s=20.0)
+        table = plan_rows.modelled_table(loaded.fleet, plan_map.asked)
+        pair.append(Asked(loaded=loaded, problem=problem, plan_map=plan_map, table=table, answer=answer))
+    more = sum(10_000.0 * 1.1 ** -((t + 0.5) / 4.0) for t in range(4))
+    told = plan_findings.what_changed(*pair)
+    assert told[0].startswith("the cost stays at") and told[-1] == "what is bought, rented and begun stays the same"
+    assert f"not in it, of people and other fixed cost: {words.number(more, 'USD')} more" in told
