@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CONFLICT_CPU_S = 10.0
 UNSERVED = 1e-6
 WHY_MAX = 4
+NOT_BEGUN = "not begun"
+RENTED_SAME = 0.05  # of what is signed for
 SAME = 1e-6  # of a cost: two that are nearer are the same
 LESS = ("serve", "survive the loss of a site")
 KINDS = {
@@ -175,35 +177,62 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
         said.append(
             f"not in it, of people and other fixed cost: {number(abs(beside), currency)} {'more' if beside > 0 else 'less'}"
         )
-    for s, site in enumerate(problem.sites):
-        for a, kind in enumerate(problem.kinds):
-            if site not in other.sites or kind not in other.kinds:
-                continue
-            at, of = other.sites.index(site), other.kinds.index(kind)
-            was, now = float(before.buy[s, a].sum()), float(after.buy[at, of].sum())
-            if abs(was - now) > 0.5:
-                said.append(f"{site}: {now:.0f} racks of {kind} are bought, before {was:.0f}")
-            rented_was, rented_now = float(before.sign[s, a].sum()), float(after.sign[at, of].sum())
-            if abs(rented_was - rented_now) > 0.05 * max(1.0, rented_was):
-                per = plan_map.kinds[a].per_rack
-                said.append(
-                    f"{site}: {number(rented_now * per)} accelerators of {kind} are signed for over the horizon, before "
-                    f"{number(rented_was * per)}"
-                )
-    for p, name in enumerate(problem.phases):
-        if name not in other.phases:
-            continue
-        q = other.phases.index(name)
-        was_t = _begun(before.w[p], int(problem.phase_delay[p]))
-        now_t = _begun(after.w[q], int(other.phase_delay[q]))
-        if was_t != now_t:
-            said.append(f"{name}: {_when(now_t, other)}, before {_when(was_t, problem)}")
-        elif int(problem.phase_delay[p]) != int(other.phase_delay[q]):
-            said.append(
-                f"{name}: {int(other.phase_delay[q])} quarters from begin to power, before {int(problem.phase_delay[p])}"
-            )
+    said += _racks_changed(first, second) + _phases_changed(first, second)
     same = not any(one for one in said[1:] if not one.startswith(("of it ", "not in it, ")))
     return [*said, "what is bought, rented and begun stays the same"] if same else said
+
+
+def _both(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    return [*one, *(name for name in other if name not in one)]
+
+
+def _racks_changed(first: Asked, second: Asked) -> list[str]:
+    """Return racks bought and accelerators signed for by site and kind, those that one of the questions alone has too."""
+    said = []
+    for site in _both(first.problem.sites, second.problem.sites):
+        for kind in _both(first.problem.kinds, second.problem.kinds):
+            (was, rented_was), (now, rented_now) = _racks(first, site, kind), _racks(second, site, kind)
+            if abs(was - now) > 0.5:
+                said.append(f"{site}: {now:.0f} racks of {kind} are bought, before {was:.0f}")
+            if abs(rented_was - rented_now) > RENTED_SAME * max(1.0, rented_was):
+                said.append(
+                    f"{site}: {number(rented_now)} accelerators of {kind} are signed for over the horizon, before "
+                    f"{number(rented_was)}"
+                )
+    return said
+
+
+def _racks(asked: Asked, site: str, kind: str) -> tuple[float, float]:
+    """Return racks bought and accelerators signed for at a site; nothing where the question has no such site or kind."""
+    assert asked.answer is not None
+    if site not in asked.problem.sites or kind not in asked.problem.kinds:
+        return 0.0, 0.0
+    s, a = asked.problem.sites.index(site), asked.problem.kinds.index(kind)
+    per = asked.plan_map.kinds[a].per_rack
+    return float(asked.answer.buy[s, a].sum()), float(asked.answer.sign[s, a].sum()) * per
+
+
+def _phases_changed(first: Asked, second: Asked) -> list[str]:
+    """Return when phases are begun where that differs; a phase that only one of the questions has is begun or not there."""
+    said = []
+    for name in _both(first.problem.phases, second.problem.phases):
+        was, now = _when_begun(first, name), _when_begun(second, name)
+        if was != now and {was, now} != {None, NOT_BEGUN}:
+            said.append(f"{name}: {now or 'not there'}, before {was or 'not there'}")
+        elif was == now:
+            delays = [int(one.problem.phase_delay[one.problem.phases.index(name)]) for one in (first, second)]
+            if delays[0] != delays[1]:
+                said.append(f"{name}: {delays[1]} quarters from begin to power, before {delays[0]}")
+    return said
+
+
+def _when_begun(asked: Asked, name: str) -> str | None:
+    """Return when a phase is begun, in words; None where the question has none of that name."""
+    assert asked.answer is not None
+    if name not in asked.problem.phases:
+        return None
+    p = asked.problem.phases.index(name)
+    return _when(_begun(asked.answer.w[p].tolist(), int(asked.problem.phase_delay[p])), asked.problem)
 
 
 def _begun(row: Sequence[float], delay: int) -> int:
@@ -212,4 +241,4 @@ def _begun(row: Sequence[float], delay: int) -> int:
 
 
 def _when(t: int, problem: Problem) -> str:
-    return f"begun in {problem.periods[t]}" if t < len(problem.periods) else "not begun"
+    return f"begun in {problem.periods[t]}" if t < len(problem.periods) else NOT_BEGUN

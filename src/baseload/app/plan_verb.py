@@ -279,7 +279,7 @@ def _as_what_if(file: str, wish: Wish) -> str:
 def _solve(asked: Asked, wish: Wish, stop: Callable[[], bool], warm: Asked | None = None) -> None:
     from baseload.plan import solve
 
-    known = warm.answer if warm is not None and warm.problem.shape == asked.problem.shape else None
+    known = warm.answer if warm is not None and warm.problem.same_axes(asked.problem) else None
     with _progress(wish.as_json, asked) as progress:
         asked.answer = solve.solve(
             asked.problem, gap=wish.gap, cpu_limit_s=wish.cpu_limit_s, progress=progress, stop=stop, warm=known

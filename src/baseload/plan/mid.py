@@ -316,10 +316,9 @@ def prove(search: _Search, cpu_s: float) -> None:
     if cpu_s < 1.0:
         return
 
-    def told(bound: float, _: float) -> None:
-        if np.isfinite(bound):
-            search.bound = max(search.bound, min(bound, search.best.cost) - 1e-6 * abs(bound))
-            search.tell()
+    def told(bound: float, _: float) -> None:  # on its way: proven is what stands at the end
+        if search.progress is not None and np.isfinite(bound):
+            search.progress(max(search.bound, min(bound, search.best.cost)), search.best.cost)
 
     whole = replace(search.program, lower=search.lower, upper=search.upper)
     found = Lp(whole).solve(
@@ -334,7 +333,9 @@ def prove(search: _Search, cpu_s: float) -> None:
             "time_limit": _PATIENCE * cpu_s * search.slowness(),
         },
     )
-    told(found.bound, 0.0)
+    if np.isfinite(found.bound):
+        search.bound = max(search.bound, min(found.bound, search.best.cost) - 1e-6 * abs(found.bound))
+        search.tell()
 
 
 def _boxed(search: _Search, lp: Lp, until_s: float) -> Box:

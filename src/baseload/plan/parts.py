@@ -76,7 +76,9 @@ class Parts:
         for part in self.parts:
             if not part.seen and part.kind != "site":
                 part.promise = (
-                    sum(alone[site] for site in part.members) if part.members else max(alone.values(), default=INF)
+                    sum(alone.get(site, 0.0) for site in part.members)
+                    if part.members
+                    else max(alone.values(), default=INF)
                 )
         self.least = least
         worth = [part for part in self.parts if self._is_worth(part)]

@@ -40,6 +40,7 @@ _EARLY = 0.2  # of a phase that the relaxation has begun by then: it may be begu
 _CLOSE = 1.3  # times the gap asked for: a plan so near may be proven good enough by the bound with the rows found since
 _NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
 _AS_IT_IS, _EVEN = 0, 2  # how HiGHS scales: not at all is a fifth sooner where most rows of survival ask for more
+_BROKEN = 1e-4  # of a row's size: a solution that misses one by more is solved for anew
 _WHOLE = 1e-6  # nearer than this counts as whole
 
 
@@ -232,7 +233,7 @@ class _Search:
         if first and held is None:
             found = self._first()
         else:
-            found = self._solve("simplex", scale=_AS_IT_IS if held is not None and self.more_survives else _EVEN)
+            found = self._solve("simplex")
         for turn in range(rounds):
             if found.state == "infeasible":
                 return replace(node, bound=INF, x=None)
@@ -272,12 +273,31 @@ class _Search:
             return held.basis
         return moved_basis(held.basis, columns, rows)
 
-    def _solve(self, method: str, n_rows: int = MANY, *, scale: int = _EVEN) -> Solution:
+    def _solve(self, method: str, n_rows: int = MANY) -> Solution:
+        """Solve from where the last solve ended, scaled as that was: HiGHS takes broken rows for kept where scaling changes."""
+        found = self._solved(method, n_rows)
+        if found.state == "optimal" and found.x is not None and not self._keeps_rows(found.x):
+            self.lp.forget_basis()
+            found = self._solved("ipm", n_rows)
+        return found
+
+    def _keeps_rows(self, x: Floats) -> bool:
+        """Return whether a solution keeps the programme's rows, nearly: the solver's word is not taken for it."""
+        program = self.program
+        act = np.bincount(
+            np.repeat(np.arange(len(program.row_lower)), np.diff(program.start)),
+            weights=program.value * x[program.index],
+            minlength=len(program.row_lower),
+        )
+        off = np.maximum(program.row_lower - act, act - program.row_upper)
+        return bool((off <= _BROKEN * np.maximum(1.0, np.abs(act))).all())
+
+    def _solved(self, method: str, n_rows: int) -> Solution:
         return self.lp.solve(
             method="ipm" if method == "ipm" else "simplex",
             cpu_limit_s=max(0.05, self.until_s - time.process_time()),
             stop=self.stop,
-            options=self.weights.after(n_rows) | {"simplex_scale_strategy": scale},
+            options=self.weights.after(n_rows) | {"simplex_scale_strategy": _AS_IT_IS if self.more_survives else _EVEN},
         )
 
     def _first(self) -> Solution:
@@ -409,6 +429,10 @@ class _Search:
             if node.x is None:  # could not be solved: what is known of it stays its bound
                 dropped = min(dropped, node.bound)
                 continue
+            if self._is_whole(node.x):
+                self._keep(node.x, self._missing(node.x)[1])
+                dropped = min(dropped, node.bound)
+                continue
             for child in self._children(node):
                 solved = self._relax(child, rounds=3)
                 if solved.x is None and solved.bound < INF:  # out of time
@@ -436,9 +460,10 @@ class _Search:
         early, late = node.lower.copy(), node.upper.copy()
         early[p, t:] = 1.0
         late[p, : t + 1] = 0.0
-        up = replace(node, lower=early, upper=np.maximum(node.upper, early))
-        down = replace(node, upper=late)
-        return [up, down] if w[p, t] >= 0.5 else [down, up]
+        children = [replace(node, lower=early), replace(node, upper=late)]
+        if w[p, t] < 0.5:
+            children.reverse()
+        return [child for child in children if (child.lower <= child.upper).all()]
 
     def _is_whole(self, x: Floats) -> bool:
         w = self.program_w(x)

@@ -158,6 +158,13 @@ class Problem:
         """Return (S, A, M, R, T)."""
         return len(self.sites), len(self.kinds), len(self.services), len(self.clients), len(self.periods)
 
+    def same_axes(self, other: Problem) -> bool:
+        """Return whether decisions of one problem mean the same in another: every axis has the same names."""
+        axes = ("sites", "kinds", "services", "clients", "periods", "phases", "rentals", "groups", "limits")
+        return (self.host_min is None) == (other.host_min is None) and all(
+            getattr(self, name) == getattr(other, name) for name in axes
+        )
+
 
 def spans(problem: Problem) -> Ints:
     """Return the periods, up to each, that its budgets are for."""

@@ -205,7 +205,8 @@ def _columns(problem: Problem, sheet: Sheet, at: Columns, projected: bool = True
     at["buy"] = np.full(arrives.shape, -1, dtype=np.int64)
     for is_whole in (False, True):
         chosen = arrives & (whole == is_whole)
-        found = sheet.columns(chosen, problem.cost_buy, 0.0, problem.supply[None], whole=is_whole)
+        most_bought = np.floor(problem.supply + 1e-9) if is_whole else problem.supply
+        found = sheet.columns(chosen, problem.cost_buy, 0.0, most_bought[None], whole=is_whole)
         at["buy"] = np.where(chosen, found, at["buy"])
     here = problem.may_place[:, :, None] | (problem.existing > 0.0)
     at["own"] = sheet.columns(here, problem.cost_owned, 0.0, INF)

@@ -19,6 +19,7 @@ from baseload.plan.problem import Bools, Floats, Ints
 from baseload.plan.project import Program
 
 _SLOW = 2  # periods in a row
+_MARKETS = 4  # of 30 products: no whole split is known to any search for plans
 
 Row = tuple[Ints, Floats, float]  # (columns, values, least)
 
@@ -77,6 +78,29 @@ def slice_of(program: Program, prices: Floats, mine: Bools) -> Program:
     )
 
 
+def without_plans(program: Program) -> Program:
+    """Return a programme with the same relaxation and no plan: its rows beside a few of others that no whole numbers meet.
+
+    Once the solver knows a plan it looks for cheaper ones alone, and what it then finds holds for those only. So it is given
+    none to find: whole columns of half a market each, which do not add up (Cornuéjols and Dawande 1999).
+    """
+    weights = np.random.default_rng(_MARKETS).integers(0, 100, (_MARKETS, 10 * (_MARKETS - 1))).astype(np.float64)
+    rows, n = weights.shape
+    half = np.floor(weights.sum(axis=1) / 2.0)
+    first = len(program.cost)
+    return Program(
+        cost=np.concatenate([program.cost, np.zeros(n)]),
+        lower=np.concatenate([program.lower, np.zeros(n)]),
+        upper=np.concatenate([program.upper, np.ones(n)]),
+        whole=np.concatenate([program.whole, np.ones(n, bool)]),
+        row_lower=np.concatenate([program.row_lower, half]),
+        row_upper=np.concatenate([program.row_upper, half]),
+        start=np.concatenate([program.start, program.start[-1] + n * np.arange(1, rows + 1)]),
+        index=np.concatenate([program.index, np.tile(first + np.arange(n), rows)]),
+        value=np.concatenate([program.value, weights.ravel()]),
+    )
+
+
 def implied(
     model: Model, program: Program, prices: Floats, *, worth: float, until_s: float, stop: Stop | None
 ) -> list[Row]:
@@ -105,12 +129,12 @@ def implied(
         columns = np.flatnonzero(mine)
         began_s = time.process_time()
         relaxed = Lp(part, relaxed=True).solve(cpu_limit_s=left_s, stop=stop)
-        bound, (least, start, index, value) = Lp(part).root_rows(cpu_limit_s=left_s, stop=stop)
+        bound, (least, start, index, value) = Lp(without_plans(part)).root_rows(cpu_limit_s=left_s, stop=stop)
         slow = 0 if bound - relaxed.cost >= worth * (time.process_time() - began_s) else slow + 1
-        found += [
-            (columns[index[start[i] : start[i + 1]]], value[start[i] : start[i + 1]], float(least[i]))
-            for i in range(len(least))
-        ]
+        for i in range(len(least)):
+            of, by = index[start[i] : start[i + 1]], value[start[i] : start[i + 1]]
+            if (of < len(columns)).all():
+                found.append((columns[of], by, float(least[i])))
         if slow >= _SLOW:
             break
     return found

@@ -92,11 +92,12 @@ class _Search:
         self.relaxed: Floats | None = None  # solution of the relaxation
 
     def told(self, bound: float, _cost: float = INF) -> None:
-        """Pass on how far the search is; what the solver has found still wants its survival checked."""
-        if np.isfinite(bound):
-            self.bound = max(self.bound, bound)  # missing rows would only raise it
+        """Pass on how far the search is; what the solver has found still wants its survival checked.
+
+        Nothing is proven by what it says on its way: now and then that is the bound of a search within its search.
+        """
         if self.progress is not None:
-            self.progress(min(self.bound, self.best_cost), self.best_cost)
+            self.progress(min(max(self.bound, bound), self.best_cost), self.best_cost)
 
     def survive(self, left_s: Callable[[], float]) -> None:
         """Find survival rows by the linear relaxation; its cost is a bound."""
@@ -120,14 +121,16 @@ class _Search:
             )
             if np.isfinite(found.bound):
                 self.bound = max(self.bound, found.bound)
-            if found.x is None:
+            if found.x is None or (found.state != "optimal" and not self.model.program.whole.any()):
                 return self._ended(found)
             added = self.add_missing(found.x)
             self._take(found.x, left_s)
             self.told(self.bound)
             closed = self.best_cost - self.bound <= self.gap * max(1e-9, abs(self.best_cost))
-            if closed or (added == 0 and found.state == "optimal"):
+            if closed:
                 return "optimal"
+            if added == 0 and found.state == "optimal":
+                return "stopped"  # by the solver's own reckoning there is nothing left to do
             if found.state != "optimal" or left_s() <= 0:
                 return self._ended(found)
         return "stopped"

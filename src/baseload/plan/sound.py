@@ -69,6 +69,8 @@ def require_sound(problem: Problem) -> None:
         elif name in _AT_LEAST_NOUGHT and (values < 0.0).any():
             at = tuple(int(i) for i in np.argwhere(values < 0.0)[0])
             wrong.append(f"{name}{list(at)}: is {values[at]:g}; give nought or more")
+    if not wrong and (problem.survive_ratio > 1.0).any():
+        wrong.append("survive_ratio: is above 1; what survives is at most all that is asked for")
     if not wrong:
         wrong = [*_periods(problem), *_phases(problem), *_prices(problem)]
     if wrong:

@@ -53,8 +53,7 @@ def what_if(
 
     The shapes may differ: sites, kinds, phases are matched by name, and the search begins anew where they do.
     """
-    fits = before.shape == after.shape and before.phases == after.phases and before.rentals == after.rentals
-    warm = answer if fits and (before.host_min is None) == (after.host_min is None) else None
+    warm = answer if before.same_axes(after) else None
     new = solve(after, gap=gap, cpu_limit_s=cpu_limit_s, stop=stop, progress=progress, warm=warm)
     return WhatIf(
         answer=new, changes=tuple(changes(before, answer, after, new)), parts=parts(before, answer, after, new)
