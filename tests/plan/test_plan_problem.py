@@ -191,6 +191,18 @@ def test_who_may_be_served_where_is_law_and_network():
     assert close.allowed[names.index("all in north"), :, 0].tolist() == [True, False]  # Oslo lies behind the gateway
 
 
+def test_an_offer_farther_away_than_any_site_may_serve():
+    """The modelled table leaves room for the round trip to rented accelerators too, up to half of the promise, no more."""
+    rent = "plan.rent=[{accelerator: h100-sxm, place: madrid}, {accelerator: h100-sxm, place: sydney}]"
+    for ttft_ms, served in ((400, [True, False]), (2000, [True, True]), (60, [False, False])):
+        _, problem, plan_map = question(
+            rent, f"tenants.all.slo={{ttft_ms: {ttft_ms}}}", text=FLEET.replace(", far: {place: sydney}", "")
+        )
+        (client,) = [r for r, one in enumerate(plan_map.clients) if one.tenant == "all"]
+        m = [row.ttft_ms for row in plan_map.rows.values()].index(ttft_ms)
+        assert problem.allowed[client, 2:, m].tolist() == served
+
+
 def test_export_rules_and_cooling_say_what_may_stand_where():
     """An accelerator that may not be exported to a country may not be bought there, and it is said."""
     _, problem, plan_map = question("sites.oslo.jurisdiction=CN")

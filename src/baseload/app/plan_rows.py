@@ -2,21 +2,22 @@
 
 A replica decodes as many answers at once as the step time allows within a share of the promised time per token, with the
 prompts of as many requests in the same steps; of that rate a share is taken, for bursts. `app/replica_table.py` measures
-the rows instead, at the percentile that the promise names.
+the rows instead, at the percentile that the promise names; the round trip that both leave room for is the same.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from baseload.app import plan_demand
+from baseload.app import plan_demand, plan_rent
 from baseload.app.plan_demand import Traffic
+from baseload.app.replica_table import network_budget_ms
 from baseload.errors import FleetError
 from baseload.fleet.model import Deployment, Fleet, Slo
+from baseload.fleet.planning import Plan
 from baseload.fleet.resolve import accelerator_id, replica_accelerators
 from baseload.plan.table import ReplicaRow, ReplicaTable, service_name
 from baseload.simulate.engines import deployed_engine
-from baseload.simulate.setup import _Rtt
 from baseload.simulate.world import EngineSpec
 
 OF_TPOT = 0.7  # mean step time over the promise: the tail must keep it
@@ -27,8 +28,9 @@ MODELLED = "modelled from datasheets and the speed model, not run in the twin"
 def modelled_table(fleet: Fleet, asked: Traffic) -> ReplicaTable:
     """Return a row for each promise on each deployment that serves its model; the first of each accelerator counts."""
     rows: dict[tuple[str, str], ReplicaRow] = {}
-    network_ms = _network_ms(fleet)
+    everywhere = plan_rent.with_rent(fleet, plan_rent.offers(fleet, fleet.plan or Plan()))
     for model, slo, names in plan_demand.promises(fleet):
+        network_ms = network_budget_ms(everywhere, names, slo)
         for name, deployment in fleet.deployments.items():
             if deployment.model != model or deployment.role != "mixed":
                 continue
@@ -36,13 +38,6 @@ def modelled_table(fleet: Fleet, asked: Traffic) -> ReplicaTable:
             if row is not None:
                 rows.setdefault((row.service, row.accelerator), row)
     return ReplicaTable.of(rows.values())
-
-
-def _network_ms(fleet: Fleet) -> float:
-    """Return the longest round trip from users through the gateway to a site."""
-    rtt, door = _Rtt(fleet), fleet.gateway.site or next(iter(fleet.sites))
-    there = max((rtt.between(region, door) for region in fleet.regions), default=0.0)
-    return there + max(rtt.between(door, site) for site in fleet.sites)
 
 
 def _row(
