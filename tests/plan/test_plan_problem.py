@@ -279,6 +279,19 @@ def test_rent_is_a_site_of_its_own_under_its_operators_law():
     assert problem.allowed[names.index("all"), 2, 0] and not problem.allowed[names.index("eu"), 2, 0]
 
 
+def test_no_more_is_rented_than_an_offer_has():
+    """Twenty accelerators on offer are two servers of eight, in the plan and in its fleet file; four are four."""
+    for most, there in ((20, 16), (4, 4)):
+        offer = f"plan.rent=[{{accelerator: h100-sxm, place: paris, most: {most}, price_per_accelerator_hour: 0.01}}]"
+        loaded, problem, plan_map, answer = answered((offer, "plan.buy=[]", "plan.begin=[]"))
+        numbers = plan_whole.whole(problem, answer, plan_map)
+        assert problem.sign_max[2, 0, 0] * 8 == there and int(numbers.rented.max()) == there
+        planned = loads(plan_fleet.planned_fleet(loaded, problem, answer, plan_map)).fleet
+        for day in plan_map.days:
+            racks = dates.on(planned, day).sites["cloud-paris"].racks.values()
+            assert sum(rack.racks * rack.accelerators_per_rack for rack in racks) == there
+
+
 def test_what_is_rented_emits_where_it_stands():
     """A working rack that is rented has the carbon of the grid there and of its making, and no bill of its own for either."""
     _, problem, plan_map = question("plan.rent=[{accelerator: h100-sxm, place: frankfurt}]")

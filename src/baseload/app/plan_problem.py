@@ -367,7 +367,8 @@ def _sign_max(f: Frame, cash: Prices, rate: Floats, demand: Floats) -> Floats:
                 if other or not np.isfinite(cash.rent[s, a, k, 0]):
                     continue
                 need = np.divide(peak, rate[a], out=np.zeros(len(peak)), where=rate[a] > 0.0).sum()
-                most[s, a, k] += 2.0 * np.ceil(need) + 1.0 if offer.most is None else offer.most / kind.per_rack
+                own = plan_rent.whole_most(offer)
+                most[s, a, k] += 2.0 * np.ceil(need) + 1.0 if own is None else own / kind.per_rack
     return most
 
 

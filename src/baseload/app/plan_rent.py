@@ -97,6 +97,16 @@ def price_per_hour(offer: Rent, fleet: Fleet) -> float:
     return listed * fleet.money.usd_rate
 
 
+def whole_most(offer: Rent) -> int | None:
+    """Return the most accelerators of an offer, in whole servers where it has more than one; None where it has no limit.
+
+    >>> [whole_most(Rent(accelerator="h100-sxm", place="paris", most=n)) for n in (None, 4, 20)]
+    [None, 4, 16]
+    """
+    server = catalog.accelerator(offer.accelerator).per_server
+    return offer.most if offer.most is None or offer.most <= server else offer.most // server * server
+
+
 def law_of(fleet: Fleet, site: str) -> str:
     """Return the country where a site's data sits."""
     return resolve.site_facts(fleet, site).jurisdiction

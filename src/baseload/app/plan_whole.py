@@ -1,7 +1,8 @@
 """From an answer's racks to whole things: racks, rented racks and replicas by site and period, never more than there is.
 
-An answer may rent part of a rack or put part of one to work; a fleet file cannot. Rented accelerators are rounded up, replicas
-down to what the accelerators of a site carry, and what is left over goes to the services that lost most.
+An answer may rent part of a rack or put part of one to work; a fleet file cannot. Rented accelerators are rounded up, to whole
+servers within the offer, replicas down to what the accelerators of a site carry, and what is left over goes to the services
+that lost most.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def whole(problem: Problem, answer: Answer, plan_map: PlanMap) -> Whole:
     owned = np.floor(problem.existing + _EPS).astype(np.int64) + in_service(bought, problem)
     per_rack = np.array([kind.per_rack for kind in plan_map.kinds], np.int64)[None, :, None]
     rented = np.ceil(rented_racks(answer.sign, problem) * per_rack - _EPS).astype(np.int64)
-    most = np.floor(problem.sign_max.sum(axis=2) * per_rack[..., 0] + _EPS).astype(np.int64)  # (S,A)
+    most = _offered(problem, plan_map)
     replicas = np.zeros((S, A, M, T), np.int64)
     for a, kind in enumerate(plan_map.kinds):
         groups, size = _groups(plan_map, a)
@@ -61,6 +62,13 @@ def whole(problem: Problem, answer: Answer, plan_map: PlanMap) -> Whole:
     idle = (live >= T) & (np.array([one.cost_to_begin for one in plan_map.phases]).reshape(len(begun)) == 0.0)
     begun = np.where(idle & (problem.begin_by >= T), T, begun)  # costs nothing and brings nothing: no decision
     return Whole(bought=bought, owned=owned, rented=rented, replicas=replicas, live=live, begun=begun)
+
+
+def _offered(problem: Problem, plan_map: PlanMap) -> Ints:
+    """Return the most accelerators to rent by site and kind: whole servers, where the offers have more than one."""
+    most = np.floor(problem.sign_max.sum(axis=2) * np.array([one.per_rack for one in plan_map.kinds]) + _EPS)
+    server = np.array([catalog.accelerator(one.accelerator).per_server for one in plan_map.kinds])
+    return np.asarray(np.where(most > server, most // server * server, most), np.int64)
 
 
 def _groups(plan_map: PlanMap, a: int) -> tuple[list[list[int]], Ints]:

@@ -156,7 +156,9 @@ class Rent(Record, frozen=True):
     term_months: Annotated[
         Annotated[int, Meta(ge=1, le=240)] | None, D("least time that is paid; 3, reserved 36, where absent")
     ] = None
-    most: Annotated[Count | None, D("accelerators in force at once; no limit where absent")] = None
+    most: Annotated[
+        Count | None, D("accelerators in force at once, beyond one server in whole ones; no limit where absent")
+    ] = None
     interruptions_per_hour: Annotated[ZeroUp, D("spot: how often it is taken away", le=3600)] = 0.0
     restart_s: Annotated[ZeroUp, D("spot: seconds until another serves", le=1e6)] = 600.0
 
