@@ -57,6 +57,7 @@ def test_a_plan_section_that_holds_has_no_problems():
         ("buy: [{accelerator: h100-sxm", "buy: [{accelerator: h1000", 19, "has no accelerator"),
         ("buy: [{accelerator: h100-sxm", "buy: [{accelerator: gb200", 19, "needs liquid"),
         ("sites: [frankfurt]", "accelerators_per_rack: 12", 19, "not whole servers of 8"),
+        ("[frankfurt]}]", "[frankfurt]}, {accelerator: h100, lead_weeks: 9}]", 19, "the accelerator of buy[0] again"),
         ("phase: 1", "phase: 0", 20, "it is begun already"),
         ("phase: 1", "phase: 7", 20, "has no phase 7"),
         ("phase: 1, ", "", 20, "names neither a phase nor MW"),

@@ -292,6 +292,26 @@ def test_no_more_is_rented_than_an_offer_has():
             assert sum(rack.racks * rack.accelerators_per_rack for rack in racks) == there
 
 
+def test_each_tier_of_an_offer_has_its_own_price_and_its_own_most():
+    """Eight at 1 and forty at 9 are two offers: the dear one is paid for what is beyond the cheap one, in books and file."""
+    tiers = [
+        f"{{accelerator: h100-sxm, place: paris, price_per_accelerator_hour: {p}, most: {n}}}"
+        for p, n in ((1, 8), (9, 40))
+    ]
+    changes = (f"plan.rent=[{', '.join(tiers)}]", "plan.buy=[]", "plan.begin=[]", "plan.survive.ratio=0")
+    loaded, problem, plan_map, answer = answered((*changes, "tenants.eu.residency=[]", "tenants.eu.sovereignty=[]"))
+    assert problem.rentals == ("on demand, 3 months", "on demand, 3 months #2")
+    assert (problem.sign_max[2, 0] * 8).tolist() == [8, 40]
+    hourly = plan_map.prices.rent[2, 0, :, 0] / 8 / 2190.0
+    assert hourly.tolist() == pytest.approx([1.0, 9.0])
+    planned = loads(plan_fleet.planned_fleet(loaded, problem, answer, plan_map)).fleet
+    (rack,) = dates.on(planned, plan_map.days[-1]).sites["cloud-paris"].racks.values()
+    assert rack.in_service is not None
+    cheap, dear = answer.sign[2, 0, :, plan_map.days.index(rack.in_service) :].sum(axis=1)
+    assert answer.sign[2, 0, 0, -1] == pytest.approx(1.0) and 0.0 < answer.sign[2, 0, 1, -1] <= 5.0
+    assert rack.rent_per_accelerator_hour == pytest.approx((cheap + 9.0 * dear) / (cheap + dear), abs=1e-4)
+
+
 def test_what_is_rented_emits_where_it_stands():
     """A working rack that is rented has the carbon of the grid there and of its making, and no bill of its own for either."""
     _, problem, plan_map = question("plan.rent=[{accelerator: h100-sxm, place: frankfurt}]")

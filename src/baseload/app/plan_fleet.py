@@ -22,12 +22,12 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from baseload.app.plan_delay import written_stages
 from baseload.app.plan_map import PlanMap
 from baseload.app.plan_problem import quarter
-from baseload.app.plan_rent import price_per_hour, site_of
 from baseload.app.plan_sites import HOURS_PER_QUARTER, Phase
 from baseload.app.plan_whole import Whole, whole
-from baseload.fleet import catalog, resolve
+from baseload.fleet import catalog
 from baseload.fleet.check_service import SHIPPED_TRACES
 from baseload.fleet.load import Loaded
+from baseload.plan.money import rented_racks
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaRow
 
@@ -325,18 +325,17 @@ class _Writer:
                     rack["in_service"] = self.days[first]
                     if last + 1 < self.n_periods:
                         rack["until"] = self.days[last + 1]
-                    rack["rent_per_accelerator_hour"] = round(self._hourly(site.name, kind.accelerator), 4)
+                    rack["rent_per_accelerator_hour"] = round(self._hourly(s, a, first, last), 4)
                     self._put(entry["racks"], f"{kind.accelerator}-{quarter(self.days[first]).lower()}", rack)
             self.document["sites"][site.declared] = entry
 
-    def _hourly(self, site: str, accelerator: str) -> float:
-        prices = [
-            price_per_hour(offer, self.map.fleet)
-            for term in self.map.terms
-            for offer in term.offers
-            if site_of(offer) == site and resolve.accelerator_id(offer.accelerator) == accelerator
-        ]
-        return min(prices, default=0.0)
+    def _hourly(self, s: int, a: int, first: int, last: int) -> float:
+        """Return what an hour of an accelerator costs over some periods, at the mean of the offers that are in force."""
+        span = slice(first, last + 1)
+        signed = rented_racks(self.problem, self.answer.sign)[s, a, :, span]
+        price = self.map.prices.rent[s, a, :, span]
+        paid = float((np.where(np.isfinite(price), price, 0.0) * signed).sum())
+        return paid / max(1e-12, float(signed.sum())) / self.map.kinds[a].per_rack / HOURS_PER_QUARTER
 
     # -- deployments
 

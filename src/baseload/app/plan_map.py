@@ -53,7 +53,7 @@ class PlanSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """A kind of rental contract: offers that share kind, term and useful share."""
+    """A kind of rental contract: offers that share kind, term and useful share, one of each accelerator and place."""
 
     name: str
     kind: str

@@ -6,6 +6,7 @@ apart, that can be lost apart. Offers of one operator in one place are one site.
 
 from __future__ import annotations
 
+from itertools import count
 from math import ceil
 
 import msgspec
@@ -65,22 +66,28 @@ def with_rent(fleet: Fleet, found: list[Rent]) -> Fleet:
 
 
 def terms(found: list[Rent]) -> list[Terms]:
-    """Return the kinds of contract among the offers."""
-    groups: dict[tuple[str, int, float], list[Rent]] = {}
+    """Return the kinds of contract among the offers; another of the same accelerator, place and kind is a kind of its own."""
+    groups: dict[tuple[str, int, float, int], list[Rent]] = {}
     for offer in found:
         months = offer.term_months or TERM_MONTHS[offer.kind]
         key = (offer.kind, max(1, ceil(months / 3.0 - 1e-9)), round(useful_ratio(offer), 6))
-        groups.setdefault(key, []).append(offer)
+        what = _what(offer)
+        nth = next(n for n in count() if what not in map(_what, groups.get((*key, n), ())))
+        groups.setdefault((*key, nth), []).append(offer)
+    names: list[str] = []
+    for kind, periods, _, _ in groups:
+        title = f"{kind.replace('_', ' ')}, {periods * 3} months"
+        n = sum(one.split(" #")[0] == title for one in names)
+        names.append(title if not n else f"{title} #{n + 1}")
     return [
-        Terms(
-            name=f"{kind.replace('_', ' ')}, {periods * 3} months",
-            kind=kind,
-            term_periods=periods,
-            useful=useful,
-            offers=tuple(group),
-        )
-        for (kind, periods, useful), group in groups.items()
+        Terms(name=name, kind=kind, term_periods=periods, useful=useful, offers=tuple(group))
+        for name, ((kind, periods, useful, _), group) in zip(names, groups.items(), strict=True)
     ]
+
+
+def _what(offer: Rent) -> tuple[str, str]:
+    """Return the site and the accelerator of an offer."""
+    return site_of(offer), resolve.accelerator_id(offer.accelerator)
 
 
 def useful_ratio(offer: Rent) -> float:

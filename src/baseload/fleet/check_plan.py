@@ -31,6 +31,7 @@ def look(notes: Notes) -> None:
     _demand(notes, plan)
     for i, buy in enumerate(plan.buy or ()):
         _buy(notes, (*_AT, "buy", str(i)), buy)
+    _bought_once(notes, plan)
     for i, lease in enumerate(plan.lease):
         _buy(notes, (*_AT, "lease", str(i)), lease)
     _begins(notes, plan)
@@ -93,6 +94,20 @@ def _buy(notes: Notes, at: Path, buy: Buy | Lease) -> None:
         if site is not None and known.needs_liquid and site.cooling.type == "air":
             what = f"{known.accelerator_id} needs liquid, and {buy.sites[i]} is cooled by air"
             notes.problem((*at, "sites", str(i)), what, "remove it, or write `cooling: {type: direct_to_chip}` there")
+
+
+def _bought_once(notes: Notes, plan: Plan) -> None:
+    """Write down an accelerator that two entries offer: it has one shape, one lead time and one price wherever it is bought."""
+    seen: dict[str, int] = {}
+    for i, buy in enumerate(plan.buy or ()):
+        try:
+            name = resolve.accelerator_id(buy.accelerator)
+        except CatalogError:
+            continue  # said where it stands
+        if seen.setdefault(name, i) != i:
+            what = f"{name} is the accelerator of buy[{seen[name]}] again"
+            mend = "write one entry for each accelerator, with all its `sites` (leases of it may differ, under `lease`)"
+            notes.problem((*_AT, "buy", str(i), "accelerator"), what, mend)
 
 
 def _racks_like(fleet: Fleet, accelerator_id: str) -> list[Rack]:
