@@ -92,6 +92,17 @@ def test_offers_of_rent_are_places(capsys: pytest.CaptureFixture[str]) -> None:
     assert rented.rented_per_mtok == rented.cost_per_mtok
 
 
+def test_what_is_taken_away_costs_by_its_useful_share() -> None:
+    """Six times an hour ten minutes until another serves: half of the time serves, and a token costs twice as much."""
+    offer = "plan.rent=[{{accelerator: l40s, place: paris, price_per_accelerator_hour: 1, kind: {}}}]"
+    cost = []
+    for kind in ("on_demand", "spot, interruptions_per_hour: 6, restart_s: 600"):
+        loaded = load.load(THREE, [offer.format(kind)])
+        report = place(loaded, tenant="enterprise", model="small", day=date(2026, 6, 15))
+        cost.append(next(one.rented_per_mtok for one in report.places if one.site == "cloud-paris"))
+    assert cost[0] is not None and cost[1] == pytest.approx(2.0 * cost[0])
+
+
 @pytest.mark.parametrize(
     ("tenant", "model", "told"),
     [

@@ -85,6 +85,8 @@ def _notes(ask: _Ask, ranked: Sequence[Place]) -> list[str]:
         notes.append("lease: energy, the lease, building and space, every hour at full rate")
     if any(one.way == "rent" for one in ranked):
         notes.append("rent: list price or offer, every hour at full rate; energy is in the price, cooling not counted")
+    if any(one.kind == "spot" for one in ask.offers):
+        notes.append("spot: hours in which it was taken away and another starts are paid, and serve nobody")
     return notes
 
 
@@ -231,7 +233,7 @@ def _capacity(ask: _Ask, site: str, kind: Kind, row: ReplicaRow | None) -> tuple
     """Return the way to have a replica's accelerators, from when, how many stand free, and what is against it."""
     need = 1 if row is None else row.accelerators
     if site not in ask.loaded.fleet.sites:
-        most = [one.most for one in ask.offers if plan_rent.site_of(one) == site]
+        most = [plan_rent.whole_most(one) for one in _offers(ask, site, kind)]
         if most and None not in most and max(one or 0 for one in most) < need:
             what = f"the offer has {max(one or 0 for one in most)}, and one replica takes {need}"
             return "rent", None, 0, [Obstacle(rule="capacity", what=what, mend="a larger offer")]
@@ -253,6 +255,15 @@ def _capacity(ask: _Ask, site: str, kind: Kind, row: ReplicaRow | None) -> tuple
     what = f"{free} accelerators are free, and one replica takes {need}"
     mend = why or f"fewer replicas of others there, or {kind.accelerator} under plan.buy for {site}"
     return "none", None, free, [Obstacle(rule="capacity", what=what, mend=mend)]
+
+
+def _offers(ask: _Ask, site: str, kind: Kind) -> list[Rent]:
+    """Return the offers of an accelerator in a place of rent."""
+    return [
+        one
+        for one in ask.offers
+        if plan_rent.site_of(one) == site and resolve.accelerator_id(one.accelerator) == kind.accelerator
+    ]
 
 
 def _lease(ask: _Ask, site: str, kind: Kind) -> Kind | None:
@@ -321,10 +332,9 @@ def _priced(ask: _Ask, base: Place, kind: Kind, row: ReplicaRow, way: str) -> Pl
     had = _lease(ask, name, kind) if way == "lease" else kind
     if declared and had is not None and had.can_buy:
         owned = money.cost_per_million_tokens(_owned_per_hour(ask, site, had, row) + energy_mwh_h * rate, tokens_per_s)
-    rents = [
-        plan_rent.price_per_hour(one, ask.fleet) * row.accelerators
-        for one in ask.offers
-        if plan_rent.site_of(one) == name and resolve.accelerator_id(one.accelerator) == kind.accelerator
+    rents = [  # spot is paid in the hours, too, in which it was taken away and another starts
+        plan_rent.price_per_hour(one, ask.fleet) / plan_rent.useful_ratio(one) * row.accelerators
+        for one in _offers(ask, name, kind)
     ]
     rented = money.cost_per_million_tokens(min(rents), tokens_per_s) if rents else None
     mwh_per_mtok = energy_mwh_h / (tokens_per_s * 3600.0 / 1e6)
