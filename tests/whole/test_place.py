@@ -103,6 +103,21 @@ def test_what_is_taken_away_costs_by_its_useful_share() -> None:
     assert cost[0] is not None and cost[1] == pytest.approx(2.0 * cost[0])
 
 
+def test_a_declared_price_falls_until_the_day_that_is_asked_for() -> None:
+    """Two years after the plan's start, at half as much each year, capital and upkeep are a quarter of the first day's."""
+    offer = "plan.buy=[{{accelerator: h100-sxm, price_per_accelerator: {}, price_drop_per_year: 0.5}}]"
+    owned: dict[tuple[int, int], float] = {}
+    for price in (0, 40000):
+        for day in (date(2027, 1, 1), date(2028, 12, 31)):
+            loaded = load.load(THREE, [*FAST[1::2], offer.format(price), "plan.start=2027-01-01"])
+            report = place(loaded, tenant="enterprise", model="small", day=day, today=date(2026, 6, 15))
+            one = next(one for one in report.places if (one.site, one.accelerator) == ("madrid", "h100-sxm"))
+            assert one.owned_per_mtok is not None
+            owned[price, day.year] = one.owned_per_mtok
+    capital = {year: owned[40000, year] - owned[0, year] for year in (2027, 2028)}
+    assert capital[2028] == pytest.approx(0.25 * capital[2027], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("tenant", "model", "told"),
     [

@@ -43,6 +43,7 @@ class _Ask:
     today: Fleet  # as it stands on the day
     plan: Plan
     day: date
+    quoted: date  # day on which declared prices hold, from which they fall
     tenant_name: str
     tenant: Tenant
     model: str
@@ -51,9 +52,14 @@ class _Ask:
     bench: replica_table.Bench
 
 
-def place(loaded: Loaded, *, tenant: str, model: str, day: date, seed: int = 0) -> PlaceReport:
-    """Return every place for a tenant's calls of a model, the best first, the excluded last with their reasons."""
-    ask = _asked(loaded, tenant, model, day, seed)
+def place(
+    loaded: Loaded, *, tenant: str, model: str, day: date, seed: int = 0, today: date | None = None
+) -> PlaceReport:
+    """Return every place for a tenant's calls of a model, the best first, the excluded last with their reasons.
+
+    Declared prices hold on the plan's first day, else `today`, else `day`, and fall from there as the plan's do.
+    """
+    ask = _asked(loaded, tenant, model, day, seed, today or day)
     made = [_place(ask, site, kind) for site in ask.fleet.sites for kind in _kinds_at(ask, site)]
     able = sorted(
         (one for one in made if not one.obstacles), key=lambda one: (one.cost_per_mtok or 0.0, one.network_ms, one.site)
@@ -93,7 +99,7 @@ def _notes(ask: _Ask, ranked: Sequence[Place]) -> list[str]:
 # ---- the question ----------------------------------------------------------------------------------------
 
 
-def _asked(loaded: Loaded, tenant: str, model: str, day: date, seed: int) -> _Ask:
+def _asked(loaded: Loaded, tenant: str, model: str, day: date, seed: int, today: date) -> _Ask:
     """Return the question; raises FleetError at the line where a name is unknown."""
     everyone = plan_demand.tenants(loaded.fleet)
     if tenant not in everyone:
@@ -105,7 +111,8 @@ def _asked(loaded: Loaded, tenant: str, model: str, day: date, seed: int) -> _As
     kinds = tuple(plan_kinds.kinds(loaded.fleet, plan, list(offers)))
     bench = replica_table.bench(loaded, fleet, seed=seed)
     return _Ask(
-        loaded, fleet, dates.on(fleet, day), plan, day, tenant, everyone[tenant], name, offers, kinds, bench
+        loaded, fleet, dates.on(fleet, day), plan, day, plan.start or today, tenant, everyone[tenant], name, offers,
+        kinds, bench,
     )  # fmt: skip
 
 
@@ -359,7 +366,8 @@ def _owned_per_hour(ask: _Ask, site: Site, kind: Kind, row: ReplicaRow) -> float
     """Return what a replica's accelerators cost an hour beside energy, bought or leased: capital, building, space, upkeep."""
     m = ask.fleet.money
     buys = {resolve.accelerator_id(one.accelerator): one for one in plan_kinds.buys(ask.loaded.fleet, ask.plan)}
-    price = 0.0 if kind.lease else plan_kinds.unit_price(kind, buys.get(kind.accelerator), ask.fleet, ask.day, ask.day)
+    buy = buys.get(kind.accelerator)
+    price = 0.0 if kind.lease else plan_kinds.unit_price(kind, buy, ask.fleet, ask.quoted, ask.day)
     leased = kind.lease.price_per_accelerator_month / HOURS_PER_MONTH if kind.lease else 0.0
     rack_kw = plan_kinds.rack_kw(site, kind, ask.kinds) / kind.per_rack
     capital = money.owned_cost_per_hour(price, m.wacc, m.accelerator_life_years)

@@ -27,7 +27,9 @@ def place_verb(options: argparse.Namespace) -> int:
     from baseload.report import place_text
 
     simulating.say_compiling(say)
-    report = place.place(loaded, tenant=options.tenant, model=options.model, day=day, seed=options.seed)
+    report = place.place(
+        loaded, tenant=options.tenant, model=options.model, day=day, seed=options.seed, today=date.today()
+    )
     if options.json:
         print(place_text.to_json(report))
     else:
