@@ -168,7 +168,9 @@ def what_changed(first: Asked, second: Asked) -> list[str]:
         name.replace("_", " "): now * second.plan_map.money_unit - was * plan_map.money_unit
         for name, (was, now) in whatif.parts(problem, before, other, after).items()
     }
-    moved["racks that stand without power"] = second.plan_map.sunk - plan_map.sunk
+    rented = any(one.plan_map.prices.rented_already.any() for one in (first, second))
+    stand = "racks that stand without power" if not rented else "racks that stand without power, or are rented already"
+    moved[stand] = second.plan_map.sunk - plan_map.sunk
     for name in sorted(moved, key=lambda name: -abs(moved[name]))[:WHY_MAX]:
         if abs(moved[name]) > 1e-4 * abs(now_cost):
             said.append(f"of it {name}: {number(abs(moved[name]), currency)} {'more' if moved[name] > 0 else 'less'}")

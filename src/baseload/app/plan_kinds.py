@@ -155,6 +155,20 @@ def standing(fleet: Fleet, site_name: str, made: Sequence[Kind], days: Sequence[
     return np.floor(there + 1e-9)
 
 
+def rented_already(fleet: Fleet, site_name: str, made: Sequence[Kind], days: Sequence[date]) -> tuple[Floats, Floats]:
+    """Return racks that stand at a site and are rented, by kind and period, and their rent an hour, less training's share."""
+    there, rented, hourly = (np.zeros((len(made), len(days))) for _ in range(3))
+    for t, day in enumerate(days):
+        for rack in dates.site_on(fleet.sites[site_name], day).racks.values():
+            a = kind_of(rack, made)
+            there[a, t] += rack.racks
+            if rack.rent_per_accelerator_hour is not None:
+                rented[a, t] += rack.racks
+                hourly[a, t] += rack.rent_per_accelerator_hour * rack.racks * rack.accelerators_per_rack
+    free = np.divide(standing(fleet, site_name, made, days), there, out=np.zeros_like(there), where=there > 0.0)
+    return rented * free, hourly * free
+
+
 def may_stand(fleet: Fleet, site_name: str, kind: Kind, day: date) -> tuple[bool, str]:
     """Say whether a kind may be bought for a site by cooling and export rules; else why not."""
     known, site = catalog.accelerator(kind.accelerator), fleet.sites[site_name]

@@ -86,7 +86,7 @@ class PlanMap:
     discount: Floats  # (T,) mid-period
     discount_begin: Floats  # (T,) first day of the period
     money_unit: float  # currency units in one unit of the problem's money
-    sunk: float  # present value of what stands without power costs: in no decision's hand, and not in the arrays
+    sunk: float  # present value, in no decision's hand and not in the arrays: racks without power, less upkeep of rented ones
     notes: tuple[str, ...]  # what was assumed, in sentences
 
     @property
@@ -97,4 +97,5 @@ class PlanMap:
     @property
     def fixed(self) -> float:
         """Present value after tax of what no decision changes and no cost holds: people, offices, racks rented already."""
-        return float((self.prices.fixed * self.discount).sum()) * (1.0 - self.plan.tax_ratio)
+        paid = self.prices.fixed + self.prices.fixed_rent
+        return float((paid * self.discount).sum()) * (1.0 - self.plan.tax_ratio)

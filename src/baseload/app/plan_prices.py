@@ -109,6 +109,7 @@ def prices(f: Frame) -> Prices:
     all_mwh = _put_kw(f, rented=True) * HOURS_PER_QUARTER / KW_PER_MW
     market_put = all_mwh[..., None] * _site_rates(f, "market", rented=True)[:, None, None, :] + _made(f)
     income = np.array([_income(f, client.tenant) for client in f.clients])
+    rented_already, fixed_rent = _rented_already(f)
     return Prices(
         buy_it=np.broadcast_to(unit[None], (S, A, T)).copy(),
         buy_facility=np.broadcast_to(facility[:, :, None], (S, A, T)).copy(),
@@ -134,6 +135,8 @@ def prices(f: Frame) -> Prices:
         live=np.array([one.cost_per_year / 4.0 for one in f.phases]),
         income=np.broadcast_to(income[:, None], (len(f.clients), M)).copy(),
         fixed=np.full(T, _fixed(f)),
+        fixed_rent=fixed_rent,
+        rented_already=rented_already,
     )
 
 
@@ -231,15 +234,21 @@ def _income(f: Frame, tenant: str) -> float:
 
 
 def _fixed(f: Frame) -> float:
-    """Return what a period costs whatever is decided: people, offices, racks that are rented already."""
-    total = f.fleet.money.opex_per_year / 4.0
-    for name in {one.declared for one in f.sites}:
-        site = f.fleet.sites[name]
-        total += (site.staff_cost_per_year + site.opex_per_year) / 4.0
-        for rack in site.racks.values():
-            hourly = rack.rent_per_accelerator_hour or 0.0
-            total += hourly * rack.racks * rack.accelerators_per_rack * HOURS_PER_QUARTER
-    return total
+    """Return what a period costs whatever is decided: people and offices."""
+    sites = [f.fleet.sites[name] for name in {one.declared for one in f.sites}]
+    return (f.fleet.money.opex_per_year + sum(one.staff_cost_per_year + one.opex_per_year for one in sites)) / 4.0
+
+
+def _rented_already(f: Frame) -> tuple[Floats, Floats]:
+    """Return the racks that stand and are rented, by site, kind and period, and what they cost by period."""
+    S, A, _, T = f.n
+    racks, paid = np.zeros((S, A, T)), np.zeros(T)
+    for s, site in enumerate(f.sites):
+        if not site.rented:
+            there, hourly = plan_kinds.rented_already(f.fleet, site.declared, f.kinds, f.days)
+            racks[s] = there / site.halls
+            paid += hourly.sum(axis=0) / site.halls * HOURS_PER_QUARTER
+    return racks, paid
 
 
 # ---- present value ---------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def plan_problem(
     )  # fmt: skip
     cash = plan_prices.prices(f)
     problem, unit, dark, more = _problem(f, cash, table)
-    idle = (dark * (cash.owned_space + cash.owned_upkeep)).sum(axis=(0, 1))
+    idle = (dark * (cash.owned_space + cash.owned_upkeep) - cash.rented_already * cash.owned_upkeep).sum(axis=(0, 1))
     middle, begin = plan_prices.discounts(f)
     return problem, PlanMap(
         fleet=fleet, plan=plan, today=today, days=days, seed=seed, asked=asked, load_ratio=f.load_ratio, sites=sites,

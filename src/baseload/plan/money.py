@@ -61,7 +61,9 @@ class Prices:
     begin: Floats  # (P,)
     live: Floats  # (P,) a period
     income: Floats  # (R,M) a request a second at the peak, over a period
-    fixed: Floats  # (T,) people, offices, racks that are rented already, whatever is decided
+    fixed: Floats  # (T,) people and offices, whatever is decided
+    fixed_rent: Floats  # (T,) racks that stand and are rented already, whatever is decided
+    rented_already: Floats  # (S,A,T) such racks, with and without power: no capital, no upkeep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +177,11 @@ def books(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> Boo
         "grid": (prices.begin[:, None] * began).sum(axis=0),
     }
     running = {
-        "rent": (rent * rented).sum(axis=(0, 1, 2)) + (prices.owned_lease * owned).sum(axis=(0, 1)),
+        "rent": (rent * rented).sum(axis=(0, 1, 2)) + (prices.owned_lease * owned).sum(axis=(0, 1)) + prices.fixed_rent,
         "energy": (prices.owned_energy * owned).sum(axis=(0, 1)) + (prices.put_energy * put).sum(axis=(0, 1, 2)),
         "demand charge": (prices.demand_charge * answer.billed).sum(axis=0),
         "space": (prices.owned_space * owned).sum(axis=(0, 1)),
-        "upkeep": (prices.owned_upkeep * owned).sum(axis=(0, 1)),
+        "upkeep": (prices.owned_upkeep * (owned - prices.rented_already)).sum(axis=(0, 1)),
         "water": (prices.owned_water * owned).sum(axis=(0, 1)) + (prices.put_water * put).sum(axis=(0, 1, 2)),
         "carbon": (prices.owned_carbon * owned).sum(axis=(0, 1)) + (prices.put_carbon * put).sum(axis=(0, 1, 2)),
         "grid and colocation": (prices.live[:, None] * live).sum(axis=0)
@@ -281,8 +283,8 @@ def _charge(problem: Problem, answer: Answer, prices: Prices, terms: Terms) -> F
     T = answer.buy.shape[2]
     it_factor = money.capital_recovery_factor(terms.wacc, terms.it_life_years) / 4.0
     long_factor = money.capital_recovery_factor(terms.wacc, terms.facility_life_years) / 4.0
-    now = prices.buy_it[:, :, :1] * it_factor + prices.buy_facility[:, :, :1] * long_factor
-    total: Floats = (problem.existing * now).sum(axis=(0, 1))
+    racks = (problem.existing - prices.rented_already) * prices.buy_it[:, :, :1] * it_factor
+    total: Floats = (racks + problem.existing * prices.buy_facility[:, :, :1] * long_factor).sum(axis=(0, 1))
     for capex, first, life, _ in _assets(problem, answer, prices, terms):
         factor = it_factor if life == max(1, round(terms.it_life_years * 4.0)) else long_factor
         total[min(T, first) : min(T, first + life)] += capex * factor
