@@ -103,6 +103,21 @@ def test_what_is_taken_away_costs_by_its_useful_share() -> None:
     assert cost[0] is not None and cost[1] == pytest.approx(2.0 * cost[0])
 
 
+def test_a_tier_too_small_for_a_replica_prices_none() -> None:
+    """One accelerator at 1 holds no replica of two: it costs what the tier does that holds one, and another's limit is none."""
+    small, large = (
+        f"{{accelerator: h100-sxm, place: paris, price_per_accelerator_hour: {n}}}" for n in ("1, most: 1", "3")
+    )
+    cost = []
+    for offers in (large, f"{small}, {large}", f"{large}, {{accelerator: l40s, place: paris, most: 1}}"):
+        loaded = load.load(THREE, [f"plan.rent=[{offers}]"])
+        report = place(loaded, tenant="enterprise", model="large", day=date(2026, 6, 15))
+        one = next(one for one in report.places if (one.site, one.accelerator) == ("cloud-paris", "h100-sxm"))
+        assert one.accelerators > 1 and one.obstacles == []
+        cost.append(one.rented_per_mtok)
+    assert cost[0] is not None and cost == [cost[0]] * 3
+
+
 def test_a_declared_price_falls_until_the_day_that_is_asked_for() -> None:
     """Two years after the plan's start, at half as much each year, capital and upkeep are a quarter of the first day's."""
     offer = "plan.buy=[{{accelerator: h100-sxm, price_per_accelerator: {}, price_drop_per_year: 0.5}}]"

@@ -342,6 +342,7 @@ def _priced(ask: _Ask, base: Place, kind: Kind, row: ReplicaRow, way: str) -> Pl
     rents = [  # spot is paid in the hours, too, in which it was taken away and another starts
         plan_rent.price_per_hour(one, ask.fleet) / plan_rent.useful_ratio(one) * row.accelerators
         for one in _offers(ask, name, kind)
+        if (most := plan_rent.whole_most(one)) is None or most >= row.accelerators
     ]
     rented = money.cost_per_million_tokens(min(rents), tokens_per_s) if rents else None
     mwh_per_mtok = energy_mwh_h / (tokens_per_s * 3600.0 / 1e6)
