@@ -442,7 +442,9 @@ class Money(Record, frozen=True):
     wacc: Annotated[Ratio, D("yearly cost of capital")] = 0.08
     accelerator_life_years: Annotated[Positive, D("write-off of racks")] = 5.0
     facility_life_years: Annotated[Positive, D("write-off of buildings and plant")] = 15.0
-    maintenance_ratio_per_year: Annotated[Ratio, D("spares and support, of rack capex")] = 0.03
+    maintenance_ratio_per_year: Annotated[
+        Ratio, D("spares and support, of rack capex; a plan takes its first day's price, whenever a rack is bought")
+    ] = 0.03
     opex_per_year: Annotated[NonNegative, D("cost of the whole company that no site carries")] = 0.0
     carbon_price_per_t: Annotated[NonNegative, D("price of a tonne of CO2, where paid or shadowed")] = 0.0
     embodied_kg_per_accelerator: Annotated[
