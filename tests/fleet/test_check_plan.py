@@ -69,6 +69,12 @@ def test_a_plan_section_that_holds_has_no_problems():
         ("place: frankfurt}]", "place: frankfurt, kind: spot}]", 21, "has no spot price"),
         ("place: frankfurt}]", "place: frankfurt, interruptions_per_hour: 1}]", 21, "are not taken away"),
         ("place: frankfurt}]", "place: frankfurt, operator_jurisdiction: EU}]", 21, "is no country"),
+        (
+            "frankfurt}]",
+            "frankfurt, operator_jurisdiction: DE}, {accelerator: l40s, place: frankfurt}]",
+            21,
+            "law of US",
+        ),
     ],
 )
 def test_each_mistake_has_its_line(old: str, new: str, line: int, what: str):

@@ -13,12 +13,11 @@ import msgspec
 
 from baseload.app.plan_map import Terms
 from baseload.fleet import catalog, resolve
-from baseload.fleet.check_plan import list_price_usd
+from baseload.fleet.check_plan import CLOUD_LAW, list_price_usd
 from baseload.fleet.model import Cooling, Fleet, PowerContract, Site
 from baseload.fleet.planning import TERM_MONTHS, Plan, Rent
 from baseload.formulas.money import spot_useful_ratio
 
-CLOUD_LAW = "US"  # whose law reaches an operator that the file does not name
 MOST_POWER_MW = 100_000.0
 
 

@@ -21,6 +21,7 @@ from baseload.fleet.typed import nearest
 _AT: Path = ("plan",)
 _YEAR = re.compile(r"(19|20|21)\d\d")
 _SLACK = 1e-6
+CLOUD_LAW = "US"  # whose law reaches an operator that the file does not name
 
 
 def look(notes: Notes) -> None:
@@ -39,6 +40,7 @@ def look(notes: Notes) -> None:
         _site(notes, (*_AT, "colocation", str(i), "site"), block.site)
     for i, rent in enumerate(plan.rent or ()):
         _rent(notes, (*_AT, "rent", str(i)), rent)
+    _one_law(notes, plan)
     _budgets(notes, plan)
     _shares(notes, plan)
     if plan.survive.halls > 1 and len(notes.fleet.sites) > 1:
@@ -169,6 +171,25 @@ def _rent(notes: Notes, at: Path, rent: Rent) -> None:
     if rent.interruptions_per_hour > 0.0 and rent.kind != "spot":
         what = f"{rent.kind.replace('_', ' ')} accelerators are not taken away"
         notes.problem((*at, "interruptions_per_hour"), what, "remove it, or write `kind: spot`")
+
+
+def _one_law(notes: Notes, plan: Plan) -> None:
+    """Write down offers of one operator in one place, which are one site, that name two laws."""
+    first: dict[tuple[str, str], tuple[int, str]] = {}
+    for i, rent in enumerate(plan.rent or ()):
+        try:
+            place = catalog.place(rent.place).place_id
+        except CatalogError:
+            continue  # said where it stands
+        law = rent.operator_jurisdiction or CLOUD_LAW
+        at, known = first.setdefault((rent.operator, place), (i, law))
+        if known != law:
+            told = "" if rent.operator_jurisdiction else ", where it is absent"
+            what = (
+                f"{rent.operator} in {place} is under the law of {law}{told}, and under that of {known} in rent[{at}]"
+            )
+            mend = f"write `operator_jurisdiction: {known}` here, too, or another `operator`"
+            notes.problem((*_AT, "rent", str(i)), what, mend)
 
 
 def list_price_usd(rent: Rent) -> float | None:
