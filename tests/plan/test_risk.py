@@ -255,7 +255,7 @@ def test_racks_are_rounded_within_what_may_be_bought(seed: int) -> None:
 def test_a_guess_that_cannot_be_kept_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where supply is short, guesses are kept in every scenario; one that no scenario can keep leaves the others their turn."""
     problem = instance(6, 2, 2, 6, 5, seed=1, whole=True)
-    problem = replace(problem, supply=np.full_like(problem.supply, 0.7), demand=2.0 * problem.demand)
+    problem = replace(problem, supply=np.full_like(problem.supply, 1.0), demand=2.0 * problem.demand)
     futures, tried, priced = draw(problem, 4, seed=1), list[bool](), risk._Search._priced
 
     def noted(search: risk._Search, now: Now, than: np.ndarray | None = None) -> list[Kept] | None:
