@@ -114,7 +114,7 @@ def begin(problem: Problem, *, until_s: float, stop: Stop | None, fix: dict[tupl
         stop=stop,
         lower=lower,
         upper=upper,
-        best=nothing(problem),
+        best=nothing(problem, fix),
     )
 
 

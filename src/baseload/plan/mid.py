@@ -137,7 +137,7 @@ def solve_mid(
         progress=progress,
         lower=lower,
         upper=upper,
-        best=nothing(problem),
+        best=nothing(problem, fix),
     )
     _run(search, gap, cpu_limit_s, warm)
     bound = min(search.bound, search.best.cost)
