@@ -32,6 +32,7 @@ FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "pla
 DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit
 FIRST_ROUND = "both costs are those of the first round, before the twin corrected what a replica carries"
 SCENARIOS = 20
+TABLES = ("measured", "modelled")  # else a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,10 +207,7 @@ def _within_the_calendar(wish: Wish, today: date, quarters: int) -> None:
 
 def table_of(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaTable:
     """Return the table of replicas: measured in the twin, modelled by formulas, or read from a file."""
-    import msgspec
-
     from baseload.fleet.planning import Plan
-    from baseload.plan.table import ReplicaTable
 
     if wish.table == "modelled":
         from baseload.app import plan_demand, plan_rows
@@ -222,22 +220,22 @@ def table_of(wish: Wish, loaded: Loaded, say: Callable[[str], None]) -> ReplicaT
         simulating.say_compiling(say)
         say("measuring in the twin what a replica carries ...")
         return replica_table.replica_table(loaded, seed=wish.seed, cache=wish.out)
-    try:
-        return ReplicaTable.from_json(Path(wish.table).read_bytes())
-    except OSError as error:
-        raise InputError(f"--table {wish.table}: cannot be read ({error.strerror}); name a file") from None
-    except msgspec.DecodeError as error:
-        raise InputError(f"--table {wish.table}: is no table of replicas ({error}); name replicas.json") from None
+    from baseload.app import table_file
+    from baseload.fleet import load
+
+    return table_file.read(wish.table, loaded, load.load(wish.fleet, wish.overrides).fleet if wish.what_if else None)
 
 
 def solved(wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> tuple[Asked, Findings]:
     """Return the question with its answer, and what was found out beside it."""
-    from baseload.app import plan_findings
+    from baseload.app import plan_findings, table_file
 
     findings = plan_findings.Findings()
     if wish.what_if:
         _check_what_if(wish)
     asked = ask(wish, wish.overrides, say, stop=stop)
+    if wish.table not in TABLES:
+        findings.notes.append(table_file.said(wish.table))
     _solve(asked, wish, stop)
     if wish.what_if:
         before = asked

@@ -87,7 +87,7 @@ def bench(loaded: Loaded, fleet: Fleet, *, seed: int = 0, cache: Path | None = N
     """Return a bench for a fleet, with the demand of the file; `cache` as for `replica_table`."""
     jit.enable()  # before the twin is imported
     _own_rules(loaded)
-    return Bench(fleet, _demand(loaded, seed), seed, _Memory(cache))
+    return Bench(fleet, demand_sample(loaded, seed), seed, _Memory(cache))
 
 
 def replica_table(loaded: Loaded, *, seed: int = 0, cache: Path | None = None, say: Say | None = None) -> ReplicaTable:
@@ -188,7 +188,7 @@ def _own_rules(loaded: Loaded) -> None:
             custom.install(getattr(policy, kind), loaded.base_folder, policy.digest, kind)
 
 
-def _demand(loaded: Loaded, seed: int) -> Demand:
+def demand_sample(loaded: Loaded, seed: int) -> Demand:
     """Return a sample of the run's requests with tenant and model, as `simulate` draws them."""
     import numpy as np
 
@@ -233,7 +233,7 @@ def demand_source(loaded: Loaded, seed: int) -> TraceSource:
     return source if demand.scale == 1.0 else trace_transforms.scaled(source, demand.scale)
 
 
-def _own_lengths(demand: Demand, fleet: Fleet, model: str, names: tuple[str, ...]) -> tuple[Any, Any, float]:
+def own_lengths(demand: Demand, fleet: Fleet, model: str, names: tuple[str, ...]) -> tuple[Any, Any, float]:
     """Return (prompts, answers) of the service's requests, and its share of all requests."""
     import numpy as np
 
@@ -303,7 +303,7 @@ def _best(
     from baseload.app.replica_probe import Question
     from baseload.simulate.capacity import Promise
 
-    prompts, answers, share = _own_lengths(demand, fleet, model, names)
+    prompts, answers, share = own_lengths(demand, fleet, model, names)
     promise = Promise(
         ttft_s=slo.ttft_ms / 1e3, tpot_s=slo.tpot_ms / 1e3, attainment=slo.attainment,
         e2e_s=inf if slo.e2e_ms is None else slo.e2e_ms / 1e3, rtt_s=network_ms / 1e3,
