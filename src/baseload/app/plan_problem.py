@@ -55,7 +55,9 @@ def plan_problem(
     fleet = plan_rent.with_rent(loaded.fleet, found)
     asked = plan_demand.traffic(loaded, plan, seed)
     made = tuple(plan_kinds.kinds(loaded.fleet, plan, found))
-    years = {name: plan_sites.site_years(fleet, name, days, loaded.base_folder, plan) for name in loaded.fleet.sites}
+    years = {
+        name: plan_sites.site_years(fleet, name, days, loaded.base_folder, plan, today) for name in loaded.fleet.sites
+    }
     rents = [name for name in fleet.sites if name not in loaded.fleet.sites]
     grid = years | {name: plan_sites.site_years(fleet, name, days, loaded.base_folder, plan) for name in rents}
     sites = tuple(_plan_sites(fleet, years, grid, _halls(loaded, plan)))

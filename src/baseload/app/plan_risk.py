@@ -144,7 +144,9 @@ def _months(plan_map: PlanMap, p: int, seed: int) -> tuple[npt.NDArray[np.float6
     if declared is not None:
         drawn, scaled = plan_delay.drawn_delay(phase, plan_map.today, declared, n=DRAWS, seed=[seed, 77, p])
         return drawn - plan_delay.MOST_OFF_MONTHS, scaled  # else a median a little above whole quarters were one more
-    return draw_phase(phase, plan_map.today, n=DRAWS, seed=[seed, 77, p]).draws.energised_month, True
+    drawn = draw_phase(phase, plan_map.today, n=DRAWS, seed=[seed, 77, p]).draws.energised_month
+    first = -np.inf if phase.energised is None else months_between(plan_map.today, phase.energised)
+    return np.maximum(drawn, first - plan_delay.MOST_OFF_MONTHS), True  # a declared day is the earliest
 
 
 def _uncentred(plan_map: PlanMap, seed: int) -> list[str]:

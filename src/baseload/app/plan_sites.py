@@ -26,6 +26,7 @@ from baseload.formulas import cooling
 from baseload.formulas.power import usable_fraction
 from baseload.report.capacity import draw_phase
 from baseload.report.site_power import SitePlant, plant_of
+from baseload.report.words import percent
 from baseload.units import HOURS_PER_YEAR
 
 Floats = npt.NDArray[np.float64]
@@ -33,6 +34,7 @@ HOURS_PER_QUARTER = HOURS_PER_YEAR / 4.0
 MONTHS_PER_QUARTER = 3.0
 KW_PER_MW = 1000.0
 PHASE_DRAWS = 2000
+LIKELY_LOST = 0.5  # chance of being given up, above which it is said
 FOLLOWS_WITHIN = timedelta(days=92)  # of a contract's end: one that begins then takes its place
 _EPS_MW = 1e-9
 _QUARTER_HOURS = (0, 2160, 4344, 6552, 8760)  # of a year of 365 days
@@ -84,9 +86,14 @@ class SiteYears:
     billed_least_mw: Floats  # (T,) billed whatever is drawn, beyond what training draws
 
 
-def site_years(fleet: Fleet, name: str, days: Sequence[date], base_folder: Path, plan: Plan) -> SiteYears:
-    """Return what a declared site can power and what its energy comes to, from the first day of each period."""
-    site = fleet.sites[name]
+def site_years(
+    fleet: Fleet, name: str, days: Sequence[date], base_folder: Path, plan: Plan, today: date | None = None
+) -> SiteYears:
+    """Return what a declared site can power and what its energy comes to, from the first day of each period.
+
+    Phases that have stages to go on the day `today`, the first of `days` where absent, are `site_phases`'s.
+    """
+    site = _without_stages(fleet.sites[name], today or days[0])
     plant = plant_of(fleet, name, days[0])
     share = usable_fraction(site.redundancy, site.power_modules)
     training = _training_mw(site, plant.pue_peak)
@@ -182,6 +189,17 @@ def renewed(site: Site, plan: Plan) -> Site:
     return msgspec.structs.replace(site, contracts=kept)
 
 
+def _without_stages(site: Site, today: date) -> Site:
+    """Return a site without the power of phases that have stages to go, whatever day they declare."""
+    grid = [msgspec.structs.replace(one, energised=None) if _has_stages(one, today) else one for one in site.grid]
+    return msgspec.structs.replace(site, grid=grid)
+
+
+def _has_stages(phase: GridConnection, today: date) -> bool:
+    """Say whether stages count for a phase on a day: it has no day of power, or stages beside one that is to come."""
+    return phase.energised is None or (bool(phase.stages) and phase.energised > today)
+
+
 def _drawable_mw(site: Site, day: date, plan: Plan) -> float:
     """Return what may be drawn on a day; contracts that end are renewed where the plan says so."""
     return dates.drawable_mw(renewed(site, plan), day)
@@ -261,8 +279,10 @@ def site_phases(
         plant = plant_of(fleet, name, days[0])
         share = usable_fraction(site.redundancy, site.power_modules)
         first = len(made)
-        room = cap_mw(site, plant.pue_peak) - _drawable_mw(site, days[-1], plan) * share
-        for one in _of_site(fleet, plan, name, today, days, seed):
+        room = cap_mw(site, plant.pue_peak) - _drawable_mw(_without_stages(site, today), days[-1], plan) * share
+        found, said = _of_site(fleet, plan, name, today, days, seed)
+        notes += said
+        for one in found:
             usable = min(one.meter_mw * share, max(0.0, room))
             room -= usable
             if usable < one.meter_mw * share - _EPS_MW:
@@ -272,25 +292,34 @@ def site_phases(
     return made, notes
 
 
-def _of_site(fleet: Fleet, plan: Plan, name: str, today: date, days: Sequence[date], seed: int) -> list[Phase]:
+def _of_site(
+    fleet: Fleet, plan: Plan, name: str, today: date, days: Sequence[date], seed: int
+) -> tuple[list[Phase], list[str]]:
     site = fleet.sites[name]
     wanted = {one.phase: one for one in plan.begin or () if one.site == name and one.phase is not None}
-    found = []
+    found, notes = [], []
     for i, phase in enumerate(site.grid):
-        if phase.energised is not None and not (phase.stages and phase.energised > today):
+        if not _has_stages(phase, today):
             continue  # a declared day is taken as it is: `dates` counts it
         begun = _under_way(phase, today)
         begin = wanted.get(i)
         if begun or begin is not None or (plan.begin is None and phase.energised is None):
-            found.append(_phase(fleet, name, i, phase, begin or Begin(site=name, phase=i), begun, today, days, seed))
+            declared = begin.months if begin is not None and not begun else None
+            wait, why, said = _awaited(phase, today, days, seed=[seed, i], begun=begun, declared=declared)
+            notes += [f"{name} grid {i}: {one}" for one in said]
+            if not why:
+                found.append(_phase(fleet, name, i, phase, begin or Begin(site=name, phase=i), begun, wait, days))
+            else:
+                notes.append(f"{name} grid {i}: {why}: the plan does not count on it")
     for n, begin in enumerate(one for one in plan.begin or () if one.site == name and one.phase is None):
-        phase = GridConnection(power_mw=begin.power_mw or 0.0)
-        found.append(_phase(fleet, name, len(site.grid) + n, phase, begin, False, today, days, seed, new=True))
+        phase, i = GridConnection(power_mw=begin.power_mw or 0.0), len(site.grid) + n
+        wait, _, _ = _awaited(phase, today, days, seed=[seed, i], begun=False, declared=begin.months)
+        found.append(_phase(fleet, name, i, phase, begin, False, wait, days, new=True))
     found.sort(key=lambda one: one.periods)
     for block in plan.colocation:
         if block.site == name:
             found += _blocks(block, len([one for one in found if one.kind == "colocation"]), len(found))
-    return found
+    return found, notes
 
 
 def _under_way(phase: GridConnection, today: date) -> bool:
@@ -300,17 +329,47 @@ def _under_way(phase: GridConnection, today: date) -> bool:
     return (signed is not None and signed <= today) or phase.energised is not None
 
 
+def _awaited(
+    phase: GridConnection, today: date, days: Sequence[date], *, seed: list[int], begun: bool, declared: float | None
+) -> tuple[int, str, list[str]]:
+    """Return the periods from begin to power, why it is not to be counted on (empty: it is), and what is worth knowing.
+
+    The months are those declared, else the median of the stages as they would be were the phase not given up.
+    """
+    if phase.until is not None and phase.until < planning.quarters_from(days[-1], 2)[1]:
+        return 0, f"its power ends within the horizon (`until: {phase.until}`)", []
+    drawn = draw_phase(phase, today, n=PHASE_DRAWS, seed=seed).draws
+    lost = float(np.mean(~np.isfinite(drawn.energised_month)))
+    if phase.certainty == 0.0 or (lost == 1.0 and declared is None):
+        return 0, f"it never comes to power: it is given up in all of {PHASE_DRAWS:,} draws", []
+    done = np.max(np.stack(list(drawn.finish_month.values())), axis=0) if drawn.finish_month else drawn.energised_month
+    months = float(np.median(done)) if declared is None else declared
+    wait = months - phases.months_between(today, days[0]) if begun else months
+    periods = max(0, ceil(wait / MONTHS_PER_QUARTER - 1e-9))
+    said = []
+    if lost > LIKELY_LOST and declared is None:
+        said.append(
+            f"it is given up before it has power with a chance of {percent(lost, 0)} (its rate or `certainty`, else the "
+            "prior); the plan counts on it all the same"
+        )
+    if phase.energised is not None:
+        first = next((t for t, day in enumerate(days) if day >= phase.energised), len(days))
+        if first > periods:
+            said.append(
+                f"its power is counted from its declared day on, {phase.energised}, though its stages are done before"
+            )
+        elif first < periods:
+            said.append(
+                f"its stages are done after its declared day, {phase.energised}: its power is counted from then on"
+            )
+        periods = max(periods, first)
+    return periods, "", said
+
+
 def _phase(
-    fleet: Fleet, name: str, i: int, phase: GridConnection, begin: Begin, begun: bool, today: date,
-    days: Sequence[date], seed: int, *, new: bool = False,
+    fleet: Fleet, name: str, i: int, phase: GridConnection, begin: Begin, begun: bool, periods: int,
+    days: Sequence[date], *, new: bool = False,
 ) -> Phase:  # fmt: skip
-    months = begin.months if not begun else None
-    if months is None:
-        ever = draw_phase(phase, today, n=PHASE_DRAWS, seed=[seed, i]).draws.energised_month
-        ever = ever[np.isfinite(ever)]
-        months = float(np.median(ever)) if len(ever) else 1e3
-    start = phases.months_between(today, days[0])  # months until the first period
-    wait = max(0.0, months - start) if begun else months
     first = next((t for t, day in enumerate(days) if begin.not_before is None or day >= begin.not_before), len(days))
     cost = begin.cost_to_begin
     if cost is None:
@@ -323,7 +382,7 @@ def _phase(
         kind="grid",
         meter_mw=phase.power_mw,
         usable_mw=0.0,
-        periods=ceil(wait / MONTHS_PER_QUARTER - 1e-9),
+        periods=periods,
         begun=begun,
         first_period=0 if begun else first,
         after=None,
