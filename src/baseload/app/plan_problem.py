@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from baseload.app import plan_demand, plan_kinds, plan_prices, plan_rent, plan_sites
+from baseload.app import plan_demand, plan_kinds, plan_prices, plan_rent, plan_said, plan_sites
 from baseload.app.plan_map import Kind, PlanMap, PlanSite
 from baseload.app.plan_prices import Frame
 from baseload.app.plan_sites import SiteYears
@@ -193,7 +193,7 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
             f, cash, rate, rack_mw, area, values["cost_unserved"] * (demand > 0.0), physical, unit, len(group_names)
         ),
     )
-    return problem, unit, dark, [*why, *trimmed]
+    return problem, unit, dark, [*why, *trimmed, *plan_said.beside(f, table, problem.allowed, demand)]
 
 
 def _phase_arrays(f: Frame) -> dict[str, Any]:

@@ -282,8 +282,9 @@ def settings(fleet: Fleet, model: str, kind: str) -> Iterator[list[Settings]]:
 
 
 def _settings(fleet: Fleet, name: str | None, deployment: Deployment) -> Settings | None:
-    """Return the settings as an engine; None where the model does not fit."""
+    """Return the settings as an engine; None where the model does not fit, or a step is longer than the twin can hold."""
     from baseload.simulate.engines import deployed_engine
+    from baseload.simulate.world import too_slow
 
     key = name or "measured"
     try:
@@ -291,6 +292,8 @@ def _settings(fleet: Fleet, name: str | None, deployment: Deployment) -> Setting
             msgspec.structs.replace(fleet, deployments={key: deployment}), key, model_i=0, chunk_tokens=0
         )
     except (FleetError, CatalogError, AssertionError):
+        return None
+    if too_slow(engine.spec):
         return None
     return Settings(name=name, deployment=deployment, engine=engine)
 

@@ -20,7 +20,7 @@ TABLE_BITS = 16  # step tables hold units of 2**-16 ns; times `slow` (64 = full 
 SLOW_ONE = 1 << (TICK_BITS - TABLE_BITS)
 NEVER = 1 << 62  # later than any event
 TABLE_UNITS_PER_S = 1e9 * (1 << TABLE_BITS)
-MAX_STEP_UNITS = 1 << 45  # about 537 s a step at full speed; slower than that is refused at setup
+MAX_STEP_UNITS = 1 << 45  # about 0.54 s a step at full speed; slower than that is refused at setup
 HASHES_PER_NODE = 7
 GATE_UNKNOWN, GATE_POWER = -1, -2  # of World.gate: not known to be up; closed to everybody at a power limit
 KEY_BLOCKS = 4  # a request's prefix key is the hash of its first (up to) four hashed blocks

@@ -16,6 +16,7 @@ from baseload.errors import InputError
 from baseload.simulate import state as st
 
 Floats = npt.NDArray[np.float64]
+MAX_STEP_S = st.MAX_STEP_UNITS / st.TABLE_UNITS_PER_S
 MOST_BIN_ROWS = 4_000_000  # of sites and bins: 288 MB
 LATEST_NS = 4 * 10**18  # 127 years: what is set from there on still fits int64
 MOST_MEMORY_RATIO = 0.6  # of the machine's memory that the twin's world may take
@@ -103,6 +104,11 @@ class TwinSpec:
     seed: int = 0
 
 
+def too_slow(engine: EngineSpec) -> bool:
+    """Say whether a step of an engine is longer than the twin can hold."""
+    return float(max(engine.base_s.max(), engine.head_s.max())) >= MAX_STEP_S
+
+
 def _units(seconds: Floats, what: str) -> npt.NDArray[np.int64]:
     """Return whole table units of 2**-16 ns; refuses what is negative, not finite or absurd."""
     if not np.all(np.isfinite(seconds)) or np.any(seconds < 0.0):
@@ -110,8 +116,8 @@ def _units(seconds: Floats, what: str) -> npt.NDArray[np.int64]:
     units = np.rint(seconds * st.TABLE_UNITS_PER_S)
     if np.any(units > st.MAX_STEP_UNITS):
         raise InputError(
-            f"speed model: {what} gives a step of {float(seconds.max()):.0f} s; "
-            "a step must stay under 500 s: use more accelerators or a smaller model"
+            f"speed model: {what} gives a step of {float(seconds.max()):.3g} s; a step must stay under "
+            f"{MAX_STEP_S:.2g} s: use more accelerators, a smaller model or a lower max_num_batched_tokens"
         )
     return units.astype(np.int64)
 
