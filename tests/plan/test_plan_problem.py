@@ -461,3 +461,11 @@ def test_who_only_an_offer_may_serve_can_be_planned_for():
     assert check.problems(loaded, policies=KINDS) == []
     names, sites = [client.tenant for client in plan_map.clients], [one.declared for one in plan_map.sites]
     assert problem.allowed[names.index("eu"), :, 0].tolist() == [name == "cloud-paris" for name in sites]
+
+
+def test_demand_grows_from_the_plans_start_on_whatever_day_is_planned_from():
+    """A plan as of a later day asks for what `simulate --date` asks for then: growth counts from `plan.start`."""
+    _, early, _ = question("plan.start=2024-11-21")
+    _, late, plan_map = question()
+    assert early.demand[0, 0, 0] / late.demand[0, 0, 0] == pytest.approx(1.5**2, rel=1e-3)
+    assert plan_fleet.grows_from(plan_map.plan, TODAY) == TODAY

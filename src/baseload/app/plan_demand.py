@@ -154,10 +154,10 @@ def clients(fleet: Fleet) -> list[Client]:
 
 
 def peak_demand(
-    fleet: Fleet, plan: Plan, asked: Traffic, who: Sequence[Client], table: ReplicaTable, today: date,
+    fleet: Fleet, plan: Plan, asked: Traffic, who: Sequence[Client], table: ReplicaTable, first: date,
     ends: Sequence[date],
 ) -> Floats:  # fmt: skip
-    """Return requests a second at the peak, by client, service of the table, and period."""
+    """Return requests a second at the peak, by client, service of the table, and period; they grow from the day `first` on."""
     what = table.services
     everyone = tenants(fleet)
     total_share = sum(tenant.share for tenant in everyone.values())
@@ -172,7 +172,7 @@ def peak_demand(
         if not weights:
             continue
         part = tenant.share / total_share * here[client.region] / sum(here.values())
-        growth = np.array([grown(plan, client.tenant, years_between(today, end)) for end in ends])
+        growth = np.array([grown(plan, client.tenant, years_between(first, end)) for end in ends])
         for model, weight in weights.items():
             service = table.service_of(client.tenant, model)
             if weight > 0.0 and service is not None:

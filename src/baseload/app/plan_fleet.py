@@ -27,6 +27,7 @@ from baseload.app.plan_whole import Whole, whole
 from baseload.fleet import catalog
 from baseload.fleet.check_service import SHIPPED_TRACES
 from baseload.fleet.load import Loaded
+from baseload.fleet.planning import grows_from
 from baseload.plan.money import rented_racks
 from baseload.plan.problem import Answer, Problem
 from baseload.plan.table import ReplicaRow
@@ -413,7 +414,7 @@ class _Writer:
         if plan is None:
             plan = CommentedMap()
             self.document["plan"] = plan
-        plan["start"] = self.map.today
+        plan["start"] = grows_from(self.map.plan, self.map.today)
         if "demand" not in plan:
             plan["demand"] = CommentedMap(growth_per_year=self.map.plan.demand.growth_per_year)
         choices = plan.get("begin") or []

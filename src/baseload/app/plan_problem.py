@@ -125,9 +125,7 @@ def _rows(table: ReplicaTable, made: Sequence[Kind]) -> tuple[dict[tuple[int, in
 
 def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, float, Floats, list[str]]:
     S, A, M, T = f.n
-    demand = plan_demand.peak_demand(
-        f.fleet, f.plan, f.asked, f.clients, table, f.today, plan_demand.period_ends(f.days)
-    )
+    demand = _peak_demand(f, table)
     if demand.sum() <= 0.0:
         raise RunError("nobody asks for anything that the table of replicas knows; look at tenants and models")
     peak_pue = np.array([one.years.plant.pue_peak if one.years else 1.0 for one in f.sites])
@@ -194,6 +192,11 @@ def _problem(f: Frame, cash: Prices, table: ReplicaTable) -> tuple[Problem, floa
         ),
     )
     return problem, unit, dark, [*why, *trimmed, *plan_said.beside(f, table, problem.allowed, demand)]
+
+
+def _peak_demand(f: Frame, table: ReplicaTable) -> Floats:
+    first, ends = planning.grows_from(f.plan, f.today), plan_demand.period_ends(f.days)
+    return plan_demand.peak_demand(f.fleet, f.plan, f.asked, f.clients, table, first, ends)
 
 
 def _phase_arrays(f: Frame) -> dict[str, Any]:
@@ -457,14 +460,15 @@ def _money_unit(f: Frame, cash: Prices, demand: Floats) -> float:
 
 def _assumed(f: Frame, loaded: Loaded) -> list[str]:
     """Return what was assumed because the fleet file does not say it."""
-    said = []
+    said, first = [], planning.grows_from(f.plan, f.today)
+    start = f", the plan's start (with --date {f.today} too)" if first != f.today else ""
     if loaded.fleet.plan is None or not loaded.fleet.plan.demand.tenants:
         said.append(
-            f"demand grows by {100.0 * f.plan.demand.growth_per_year:g} % a year from {f.today} on"
+            f"demand grows by {100.0 * f.plan.demand.growth_per_year:g} % a year from {first} on{start}"
             + (" (the default: write plan.demand.growth_per_year)" if loaded.fleet.plan is None else "")
         )
     else:
-        said.append(f"demand grows from {f.today} on, the plan's start, each tenant's at its own rate")
+        said.append(f"demand grows from {first} on{start}, each tenant's at its own rate")
     said.append(
         f"peak {f.asked.peak_to_mean:.3g} times the mean rate ({f.asked.how}); mean load over the year "
         f"{100.0 * f.load_ratio:.0f} % of the peak"

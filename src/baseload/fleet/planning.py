@@ -192,7 +192,9 @@ class Survive(Record, frozen=True):
 class Plan(Record, frozen=True):
     """What may be bought, rented and begun in the coming years, how demand grows, and which limits hold."""
 
-    start: Annotated[date | None, D("day to plan from; today, or `--date`, where absent")] = None
+    start: Annotated[
+        date | None, D("day to plan from, and from which demand grows; today, or `--date`, where absent")
+    ] = None
     horizon: Annotated[str, D("years, quarters or months, e.g. 5y, 20q, 18m", pattern=r"^[0-9]{1,4}[yqm]$")] = "5y"
     demand: Annotated[PlannedDemand, D("growth, peak and load")] = PlannedDemand()
     buy: Annotated[list[Buy] | None, D("what may be bought; the accelerators in use, everywhere, where absent")] = None
@@ -220,6 +222,15 @@ def grown(plan: Plan, tenant: str, years: float) -> float:
     per_year = plan.demand.growth_per_year if own is None else own.per_year
     factor: float = (1.0 + per_year) ** min(max(0.0, years), GROWS_AT_MOST_YEARS)
     return factor
+
+
+def grows_from(plan: Plan, today: date) -> date:
+    """Return the day from which demand grows: the plan's start, also where it is made as of another day; else that day.
+
+    >>> grows_from(Plan(start=date(2027, 1, 1)), date(2028, 1, 1)), grows_from(Plan(), date(2028, 1, 1))
+    (datetime.date(2027, 1, 1), datetime.date(2028, 1, 1))
+    """
+    return plan.start or today
 
 
 def years_after(plan: Plan, day: date) -> float:
