@@ -108,6 +108,14 @@ def test_negative_money_is_refused():
             loads(GOOD, overrides=[f"{key}=-5"])
 
 
+def test_what_is_written_off_lasts_at_least_a_quarter():
+    """A life below a quarter of a year, or beyond a century, is no life that a plan can reckon with."""
+    for key in ("money.accelerator_life_years", "money.facility_life_years"):
+        for years in ("1e-9", "0.2", "101"):
+            with pytest.raises(FleetError, match="is out of range"):
+                loads(GOOD, overrides=[f"{key}={years}"])
+
+
 def test_a_tenant_whom_nobody_may_ever_serve_stands_in_the_way_of_a_plan():
     """Neither a declared site nor an offer lies where their data may sit: the line of the tenant, and the mend."""
     text = GOOD.replace(

@@ -17,6 +17,7 @@ ZeroUpInt = Annotated[int, Meta(ge=0)]
 OneUp = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[float, Meta(ge=0, le=1e12)]
 Positive = Annotated[float, Meta(ge=1e-9, le=1e12)]
+LifeYears = Annotated[float, Meta(ge=0.25, le=100)]  # a quarter is the shortest that a plan knows
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Natural = Annotated[int, Meta(ge=1, le=1_000_000_000)]

@@ -20,6 +20,7 @@ from baseload.fleet.kinds import (
     Country,
     D,
     Hours,
+    LifeYears,
     Megawatts,
     Milliseconds,
     Name,
@@ -440,8 +441,8 @@ class Money(Record, frozen=True):
     currency: Annotated[str, D("ISO code; every amount in the file is in it", pattern="^[A-Z]{3}$")] = "USD"
     usd_rate: Annotated[Positive, D("units of the currency per US dollar, for catalogue prices")] = 1.0
     wacc: Annotated[Ratio, D("yearly cost of capital")] = 0.08
-    accelerator_life_years: Annotated[Positive, D("write-off of racks")] = 5.0
-    facility_life_years: Annotated[Positive, D("write-off of buildings and plant")] = 15.0
+    accelerator_life_years: Annotated[LifeYears, D("write-off of racks")] = 5.0
+    facility_life_years: Annotated[LifeYears, D("write-off of buildings and plant")] = 15.0
     maintenance_ratio_per_year: Annotated[
         Ratio, D("spares and support, of rack capex; a plan takes its first day's price, whenever a rack is bought")
     ] = 0.03
