@@ -99,11 +99,12 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path, row: dict[str, Any],
     assert said in str(error.value)
 
 
-def test_an_empty_table_and_a_row_twice_name_the_file(tmp_path: Path) -> None:
+def test_an_empty_table_a_row_twice_and_a_seed_below_nothing_name_the_file(tmp_path: Path) -> None:
     """A table that cannot be used is said to be that file's."""
-    for rows, said in (([], "holds no row"), (json.loads(text())["rows"][:1] * 2, "two rows")):
+    row = json.loads(text())["rows"][:1]
+    for seed, rows, said in ((0, [], "holds no row"), (0, row * 2, "two rows"), (-1, row, "seed -1")):
         path = tmp_path / "t.json"
-        path.write_text(json.dumps({"seed": 0, "rows": rows}))
+        path.write_text(json.dumps({"seed": seed, "rows": rows}))
         with pytest.raises(InputError, match=said) as error:
             table_file.read(str(path), fleet())
         assert str(path) in str(error.value)

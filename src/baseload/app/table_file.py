@@ -23,7 +23,7 @@ from baseload.plan.table import LEAST_CORRECTION, ReplicaRow, ReplicaTable, serv
 
 MEND = "leave --table out to measure anew, or name the replicas.json of a plan of this fleet"
 SETTINGS = (
-    "precision", "kv_precision", "tp", "pp", "ep", "role", "max_num_seqs", "max_num_batched_tokens", "memory_utilisation",
+    "precision", "kv_precision", "tp", "pp", "ep", "max_num_seqs", "max_num_batched_tokens", "memory_utilisation",
 )  # fmt: skip
 LENGTHS_APART = 0.25  # of mean tokens, that chance alone may bring between two samples
 # The least and the most that a row may hold.
@@ -31,6 +31,7 @@ WITHIN: dict[str, tuple[float, float]] = {
     "ttft_ms": (0.0, 1e9), "tpot_ms": (0.0, 1e9), "attainment": (0.0, 1.0), "accelerators": (1.0, 1e5),
     "replicas": (1.0, 1e6), "requests_per_s": (0.0, 1e5), "requests_per_s_alone": (0.0, 1e5), "tokens_per_s": (0.0, 1e8),
     "input_tokens": (0.0, 1e8), "output_tokens": (0.0, 1e8), "power_kw_busy": (0.0, 1e5), "power_kw_idle": (0.0, 1e5),
+    "tp": (1.0, 1024.0), "pp": (1.0, 1024.0), "ep": (1.0, 1024.0),
     "network_ms": (0.0, 1e5), "requests_measured": (0.0, inf), "margin": (-1.0, 1.0), "correction": (LEAST_CORRECTION, 1.0),
 }  # fmt: skip
 
@@ -68,6 +69,8 @@ def said(path: str) -> str:
 def _wrong(table: ReplicaTable, loaded: Loaded, before: Fleet | None) -> Iterator[str]:
     """Yield what makes a table useless for a fleet."""
     fleet = loaded.fleet
+    if not 0 <= table.seed < 2**63:
+        yield f"seed {table.seed} is not within 0 to 2^63"
     if not table.rows:
         yield "holds no row"
     for i, row in enumerate(table.rows):
