@@ -13,6 +13,7 @@ import pytest
 
 from baseload.app.loop import LoopResult, Planned, all_milestones, close_loop
 from baseload.app.loop_trial import busiest, stage, try_case
+from baseload.app.plan_findings import rounds_of
 from baseload.app.replica_table import replica_table
 from baseload.fleet import load
 from baseload.fleet.load import Loaded
@@ -99,9 +100,16 @@ def test_equal_seeds_close_the_loop_equally(edge: Loaded, measured: ReplicaTable
 
 
 def test_a_loop_that_is_stopped_claims_nothing(edge: Loaded, measured: ReplicaTable) -> None:
-    """Stopped between runs it returns the plan it has and does not say that plan and twin agree."""
-    _, result = closed(edge, measured, stop=lambda: True)
-    assert not result.agreed and len(result.rounds) == 1
+    """Stopped between runs it returns the plan it has, and says that the round was cut short instead of what it would find."""
+    asked = iter([False, False, True])
+    for stop, made in ((lambda: True, 0), (lambda: next(asked, True), 2)):
+        _, result = closed(edge, measured, stop=stop)
+        assert not result.agreed and len(result.rounds) == 1
+        runs = made + result.rounds[0].left
+        assert f"cut short after {made} of {runs} runs" in result.rounds[0].sentence() and runs == 1 + len(
+            edge.fleet.sites
+        )
+        assert [(one.meets, one.cut) for one in rounds_of(result)] == [(False, True)]
 
 
 def test_a_lost_site_serves_nobody_and_costs_what_was_in_flight(edge: Loaded, measured: ReplicaTable) -> None:

@@ -87,6 +87,7 @@ class Round:
     trials: tuple[Trial, ...]
     corrections: tuple[Correction, ...]
     not_mended: tuple[str, ...]  # misses that no capacity mends, in sentences
+    left: int = 0  # runs of this round that were not made, since it was stopped
 
     @property
     def misses(self) -> tuple[Trial, ...]:
@@ -95,6 +96,10 @@ class Round:
 
     def sentence(self) -> str:
         """Return the round in a line or two."""
+        if self.left:
+            broke = f", of which {len(self.misses)} broke a promise" if self.misses else ""
+            cut = f"cut short after {len(self.trials)} of {len(self.trials) + self.left} runs of the twin{broke}"
+            return f"{cut}: whether every promise is kept is not known"
         if not self.misses:
             worst = min(
                 ((k.attainment - k.promised, k, t) for t in self.trials for k in t.kept),
@@ -153,7 +158,7 @@ def close_loop(
     most_requests: int = MOST_REQUESTS,
     seed: int = 0,
     say: Say | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> LoopResult:
     """Plan, simulate, correct, and again, until every promise is kept or `rounds` are over.
 
@@ -167,19 +172,20 @@ def close_loop(
     before: Counter[Case] = Counter()  # how often a case broke
     for number in range(1, rounds + 1):
         chosen = _chosen(planned, milestones, {case.day for case in before})
-        trials = _trials(planned, chosen, most_requests, seed, stop)
+        trials, left = _trials(planned, chosen, most_requests, seed, stop)
         if every and all(trial.meets for trial in trials):
             rest = [day for day in all_milestones(planned) if day not in chosen]
-            trials += _trials(planned, rest, most_requests, seed, stop)
+            more, more_left = _trials(planned, rest, most_requests, seed, stop)
+            trials, left = trials + more, left + more_left
         broken = [trial for trial in trials if not trial.meets]
-        stopped = stop is not None and stop()
         corrections: list[Correction] = []
         not_mended: list[str] = []
-        if broken and number < rounds and not stopped:
+        if broken and number < rounds and not stop():
             corrections, not_mended = _corrections(planned, table, broken, before, most_requests, seed)
+            corrections = [] if stop() else corrections  # there is no time to plan with them
         before.update(trial.case for trial in broken)
         made = Round(
-            number=number, trials=tuple(trials), corrections=tuple(corrections), not_mended=tuple(not_mended)
+            number=number, trials=tuple(trials), corrections=tuple(corrections), not_mended=tuple(not_mended), left=left
         )  # fmt: skip
         done.append(made)
         if say is not None:
@@ -189,7 +195,7 @@ def close_loop(
         for one in corrections:
             table = table.corrected(one.service, one.accelerator, one.after / one.before)
         planned = plan_once(table)
-    return LoopResult(planned=planned, table=table, rounds=tuple(done), agreed=not broken and not stopped)
+    return LoopResult(planned=planned, table=table, rounds=tuple(done), agreed=not broken and not left)
 
 
 # ---- milestones ------------------------------------------------------------------------------------------
@@ -219,23 +225,25 @@ def _chosen(planned: Planned, n: int, always: set[date]) -> list[date]:
 
 
 def _trials(
-    planned: Planned, days: Sequence[date], most_requests: int, seed: int, stop: Callable[[], bool] | None
-) -> list[Trial]:
+    planned: Planned, days: Sequence[date], most_requests: int, seed: int, stop: Callable[[], bool]
+) -> tuple[list[Trial], int]:
+    """Run each day whole and with each site lost; return the runs, and how many were not made, since it was stopped."""
     from baseload.app.loop_trial import try_case
 
-    trials = []
-    for day in days:
+    lost = [_sites_up(planned, day) if planned.survivors else [] for day in days]
+    n = sum(1 + len(sites) for sites in lost)
+    trials: list[Trial] = []
+    for day, sites in zip(days, lost, strict=True):
+        if stop():
+            break
         at = _stage(planned, day, most_requests, seed)
         trials.append(try_case(at, None, planned.everyone))
-        for site in _sites_up(planned, day) if planned.survivors else ():
-            if stop is not None and stop():
-                return trials
-            trials.append(
-                try_case(
-                    at, site, planned.survivors, load_factor=planned.survive_ratio, halls=planned.halls.get(site, 1)
-                )
-            )
-    return trials
+        for site in sites:
+            if stop():
+                break
+            halls = planned.halls.get(site, 1)
+            trials.append(try_case(at, site, planned.survivors, load_factor=planned.survive_ratio, halls=halls))
+    return trials, n - len(trials)
 
 
 def _stage(planned: Planned, day: date, most_requests: int, seed: int) -> Stage:

@@ -60,7 +60,10 @@ class Findings:
 
 def rounds_of(result: LoopResult) -> list[Round]:
     """Return the rounds of the loop for the report."""
-    return [Round(number=one.number, words=one.sentence(), meets=not one.misses) for one in result.rounds]
+    return [
+        Round(number=one.number, words=one.sentence(), meets=not one.misses and not one.left, cut=one.left > 0)
+        for one in result.rounds
+    ]
 
 
 def look(asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
@@ -98,7 +101,9 @@ def look_at_risk(
             asked.table, lambda _: plan_verb.in_the_twin(asked), rounds=1, seed=wish.seed, say=say, stop=stop
         )
         words = f"once more, with what was decided against the scenarios: {result.rounds[-1].sentence()}"
-        into.rounds.append(Round(number=len(into.rounds) + 1, words=words, meets=result.agreed))
+        into.rounds.append(
+            Round(number=len(into.rounds) + 1, words=words, meets=result.agreed, cut=result.rounds[-1].left > 0)
+        )
 
 
 def find_conflict(problem: Problem, plan_map: PlanMap, into: Findings, stop: Callable[[], bool]) -> None:

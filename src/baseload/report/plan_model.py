@@ -75,6 +75,7 @@ class Round(_Part, frozen=True, kw_only=True):
     number: int
     words: str
     meets: bool
+    cut: bool = False  # stopped before it could tell
 
 
 class Carried(_Part, frozen=True, kw_only=True):

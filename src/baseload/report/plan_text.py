@@ -95,7 +95,12 @@ def verdict(report: PlanReport) -> list[str]:
         n = len(report.rounds)
         agree = "agrees" if report.rounds[-1].meets else "DOES NOT AGREE"
         only = "" if report.meets else ", on what is served: what the plan misses was not asked of it"
-        said.append(f"The twin {agree} after {n} round{'s' * (n > 1)}{only}.")
+        told = f"The twin {agree} after {n} round{'s' * (n > 1)}{only}."
+        if report.rounds[-1].cut:
+            told = (
+                f"The check in the twin was CUT SHORT in round {n}: whether every promise is kept there is not known."
+            )
+        said.append(told)
     return said
 
 
