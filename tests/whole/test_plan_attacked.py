@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from baseload.app import cli, plan_findings
+from baseload.app import cli, loop, plan_findings
+from baseload.app.loop_trial import Case, Kept, Trial
 from baseload.app.plan_verb import FILES, refuse_to_overwrite
 from baseload.errors import FleetError, InputError, Interrupted
 
@@ -103,3 +105,33 @@ def test_ctrl_c_after_the_solver_keeps_the_plan_and_says_so(tmp_path: Path, monk
         encoding="utf-8"
     )
     assert not [path for path in (tmp_path / "p").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("attainment", "left"), [(0.67, 0), (0.995, 0), (0.995, 3)])
+def test_what_the_twin_found_last_decides_about_the_plan(
+    attainment: float, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A promise that the last round finds broken is a miss with exit code 3, never a plan that meets; cut short is no word."""
+    kept = Kept(
+        tenant="startups", attainment=attainment, promised=0.99, requests=9, struck=0, cause="", models={}, kinds={}
+    )
+    case = Case(day=date(2027, 2, 28), lost="oslo")
+    trial = Trial(case=case, load_factor=1.0, requests_per_s=1.0, requests=9, kept=(kept,))
+
+    def close_loop(table: object, plan_once: object, **_: object) -> loop.LoopResult:
+        last = loop.Round(number=1, trials=(trial,), corrections=(), not_mended=(), left=left)
+        planned = plan_once(table)  # type: ignore[operator]
+        return loop.LoopResult(planned=planned, table=table, rounds=(last,), agreed=trial.meets and not left)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "close_loop", close_loop)
+    monkeypatch.setattr(plan_findings, "look", lambda *_: None)
+    out = tmp_path / "p"
+    code = cli.run(["plan", str(FLEET), *QUICK, "--rounds", "1", "--out", str(out)])
+    said, page = " ".join(capsys.readouterr().out.split()), (out / "report.html").read_text(encoding="utf-8")
+    report = json.loads((out / "plan.json").read_text())
+    assert report["meets"] == (code == 0) == trial.meets == ("Meets every limit" in said)
+    assert ("startups on 2027-02-28 with oslo lost, in the twin: 67.00 % where 99 %" in said) == (not trial.meets)
+    assert ("IN THE TWIN" in (out / "fleet.yaml").read_text().splitlines()[0]) == (not trial.meets)
+    assert ("DOES NOT AGREE" in said, "The twin agrees" in said) == (not trial.meets, trial.meets and not left)
+    assert ("CUT SHORT in round 1" in said) == ("the check in the twin was cut short" in page) == (left > 0)
+    assert ('<span class="value">not met</span>' in page) == (not trial.meets)

@@ -1,7 +1,7 @@
 """The command line: `baseload init|check|simulate|serve|report|…`. Light: verbs import what they need.
 
 Exit codes: 0 done, 2 something the user wrote is wrong (one line each on stderr: where, what, mend), 1 ours, 130 Ctrl-C;
-3 a plan that does not meet every limit, written all the same.
+3 a plan that does not meet every limit, or in the twin every promise, written all the same.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ DESCRIPTION = """Infrastructure software for those who run AI in several sites: 
 cooling, racks, accelerators, links, models, deployments, tenants and money; the twin says what the fleet can really serve,
 at what latency, cost, energy and carbon, and what stops it from serving more."""
 EXIT_CODES = "Exit code: 0 done; 2 something in the command or a file is wrong; 130 Ctrl-C; 1 anything else."
-PLAN_EXIT_CODES = """Exit code: 0 the plan meets every limit; 3 it does not, also with --what-if, and is written all the same;
-2 something in the command or a file is wrong; 130 Ctrl-C, with the best plan so far; 1 anything else."""
+PLAN_EXIT_CODES = """Exit code: 0 the plan meets every limit; 3 it does not, also with --what-if, or breaks a promise in the
+twin, and is written all the same; 2 something in the command or a file is wrong;
+130 Ctrl-C, with the best plan so far; 1 anything else."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import numpy as np
 from baseload.app.plan_map import PlanMap
 from baseload.plan import conflict, whatif
 from baseload.plan.problem import Problem
-from baseload.report.plan_model import Alternative, Binding, Risk, Round, Swing
+from baseload.report.plan_model import IN_THE_TWIN, Alternative, Binding, Miss, Risk, Round, Swing
 from baseload.report.words import megawatts, number
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Findings:
     relax: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
+    broken: list[Miss] = field(default_factory=list)  # in the last round
     risk: Risk | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -64,6 +65,24 @@ def rounds_of(result: LoopResult) -> list[Round]:
         Round(number=one.number, words=one.sentence(), meets=not one.misses and not one.left, cut=one.left > 0)
         for one in result.rounds
     ]
+
+
+def broken_of(result: LoopResult) -> list[Miss]:
+    """Return each tenant's promise that the last round found broken, where it was furthest."""
+    worst: dict[str, tuple[float, Miss]] = {}
+    for trial in result.rounds[-1].misses:
+        for one in trial.misses:
+            short, day = one.promised - one.attainment, trial.case.day
+            if short <= worst.get(one.tenant, (0.0,))[0]:
+                continue
+            share = f"{100.0 * one.attainment:.2f} % where {100.0 * one.promised:g} %"
+            quarter = f"{day.year}-Q{(day.month + 2) // 3}"
+            miss = Miss(
+                limit=IN_THE_TWIN, first=quarter, last=quarter, who=one.tenant, amount=short, unit="of its requests",
+                words=f"{quarter}: {one.tenant} on {trial.case}, in the twin: {share} of its requests have to keep their promise",
+            )  # fmt: skip
+            worst[one.tenant] = short, miss
+    return [miss for _, miss in sorted(worst.values(), key=lambda pair: -pair[0])]
 
 
 def look(asked: Asked, into: Findings, wish: Wish, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
@@ -101,6 +120,7 @@ def look_at_risk(
             asked.table, lambda _: plan_verb.in_the_twin(asked), rounds=1, seed=wish.seed, say=say, stop=stop
         )
         words = f"once more, with what was decided against the scenarios: {result.rounds[-1].sentence()}"
+        into.broken = broken_of(result)
         into.rounds.append(
             Round(number=len(into.rounds) + 1, words=words, meets=result.agreed, cut=result.rounds[-1].left > 0)
         )

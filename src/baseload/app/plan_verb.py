@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from baseload.report.plan_model import PlanReport
 
 FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json", "replicas.json")
-DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit
+DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit, or a promise in the twin
 FIRST_ROUND = "both costs are those of the first round, before the twin corrected what a replica carries"
 SCENARIOS = 20
 TABLES = ("measured", "modelled")  # else a file
@@ -301,7 +301,7 @@ def _in_the_twin(
         return in_the_twin(latest)
 
     result = close_loop(asked.table, plan_once, rounds=wish.rounds, seed=wish.seed, say=say, stop=stop)
-    findings.rounds = plan_findings.rounds_of(result)
+    findings.rounds, findings.broken = plan_findings.rounds_of(result), plan_findings.broken_of(result)
     latest.table = result.table
     return latest
 
@@ -337,6 +337,9 @@ def reported(asked: Asked, findings: Findings) -> tuple[PlanReport, str]:
 
     assert asked.answer is not None
     planned = plan_fleet.planned_fleet(asked.loaded, asked.problem, asked.answer, asked.plan_map)
+    if findings.broken:
+        head, _, rest = planned.partition("\n")
+        planned = f"{head} IT DOES NOT KEEP EVERY PROMISE IN THE TWIN: see the report.\n{rest}"
     report = plan_report.plan_report(
         asked.loaded, asked.problem, asked.answer, asked.plan_map, asked.table, planned, findings
     )

@@ -26,6 +26,7 @@ from baseload.report.plan_text import (
     money_table,
     money_title,
     priced,
+    priced_misses,
     quarter_row,
     swing_lines,
     todo_rows,
@@ -119,16 +120,16 @@ def _cards(report: PlanReport) -> list[dict[str, str]]:
         1e-9, sum(one.demand_per_s for one in report.by_quarter)
     )
     first_cost = next((one.cost_per_mtok for one in report.by_quarter if one.cost_per_mtok is not None), None)
-    unmet = len(report.misses)
+    missed = f"beside {short(report.missed)}, the price of what it misses; with it, " if priced_misses(report) else ""
     return [
         {
             "name": "every limit", "value": "met" if report.meets else "not met", "css": "good" if report.meets else "bad",
-            "note": "budgets, shares, power, floor, the loss of a site" if report.meets else f"{unmet} listed below",
+            "note": _limits(report) if report.meets else f"{len(report.misses)} listed below",
         },
         {
             "name": "present value of cost", "value": f"{short(report.cost - report.missed)} {currency}", "css": "",
             "note": (f"people and other fixed cost, {short(report.fixed)}, not in it; " if report.fixed else "")
-            + ("" if report.meets else f"beside {short(report.missed)}, the price of what it misses; with it, ")
+            + missed
             + (
                 f"no plan below {short(report.bound)}: gap {percent(report.gap, 2)}"
                 if isfinite(report.bound)
@@ -161,6 +162,14 @@ def _cards(report: PlanReport) -> list[dict[str, str]]:
             "note": f"of capacity at mean load; idle, reserve included, costs {short(worth.idle_cost)} {currency} over all",
         },
     ]  # fmt: skip
+
+
+def _limits(report: PlanReport) -> str:
+    """Return what was looked at of a plan that meets every limit, and what was not."""
+    limits = "budgets, shares, power, floor, the loss of a site"
+    if not report.rounds:
+        return f"{limits}; not run in the twin"
+    return f"{limits}; the check in the twin was cut short" if report.rounds[-1].cut else f"{limits}; run in the twin"
 
 
 def _where(report: PlanReport) -> dict[str, Any]:

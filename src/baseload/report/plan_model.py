@@ -9,6 +9,9 @@ from baseload.report.capacity_model import CapacityReport
 RENT_IN_FILE = "; exact here, whole servers in fleet.yaml"
 """End of the note of a decision to rent."""
 
+IN_THE_TWIN = "in the twin"
+"""The limit of a miss that the twin found in its last round; no price stands for it."""
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the records."""
@@ -32,7 +35,7 @@ class Decision(_Part, frozen=True, kw_only=True):
 class Miss(_Part, frozen=True, kw_only=True):
     """A limit that the plan does not keep, over a run of quarters."""
 
-    limit: str  # name of the slack, or `unserved`
+    limit: str  # name of the slack, `unserved`, or IN_THE_TWIN
     first: str
     last: str
     who: str  # site, service, group

@@ -10,7 +10,7 @@ from textwrap import fill
 
 import msgspec
 
-from baseload.report.plan_model import RENT_IN_FILE, Alternative, Decision, PlanReport, Quarter
+from baseload.report.plan_model import IN_THE_TWIN, RENT_IN_FILE, Alternative, Decision, PlanReport, Quarter
 from baseload.report.text import lay_out
 from baseload.report.words import megawatts, money, number, percent, printable, scaled
 
@@ -75,8 +75,11 @@ def verdict(report: PlanReport) -> list[str]:
     last = report.by_quarter[-1]
     cost = f"costs {money(report.cost - report.missed, report.currency)} in present value{_beside(report)}"
     how = f"{_status(report)}; {report.method}, {number(report.cpu_s, 's')} CPU"
+    less = "no plan can cost less than"
     if report.meets:
-        told, less = f"Meets every limit: {cost}", "no plan can cost less than"
+        told = f"Meets every limit: {cost}"
+    elif not priced_misses(report):
+        told = f"DOES NOT MEET every promise in the twin, though every limit: {cost}"
     else:
         missed = money(report.missed, report.currency)
         told = f"DOES NOT MEET every limit: {cost}, and what it misses is priced at {missed}"
@@ -94,18 +97,25 @@ def verdict(report: PlanReport) -> list[str]:
     if report.rounds:
         n = len(report.rounds)
         agree = "agrees" if report.rounds[-1].meets else "DOES NOT AGREE"
-        only = "" if report.meets else ", on what is served: what the plan misses was not asked of it"
+        only = "" if not priced_misses(report) else ", on what is served: what the plan misses was not asked of it"
         told = f"The twin {agree} after {n} round{'s' * (n > 1)}{only}."
         if report.rounds[-1].cut:
             told = (
                 f"The check in the twin was CUT SHORT in round {n}: whether every promise is kept there is not known."
             )
         said.append(told)
+    else:
+        said.append("It was NOT RUN in the twin: whether every promise is kept there is not known.")
     return said
 
 
 def _beside(report: PlanReport) -> str:
     return f" (people and other fixed cost, {money(report.fixed, report.currency)}, not in it)" if report.fixed else ""
+
+
+def priced_misses(report: PlanReport) -> bool:
+    """Say whether the plan itself misses a limit, which its cost holds a price for, besides what the twin found."""
+    return any(one.limit != IN_THE_TWIN for one in report.misses)
 
 
 def _todo(report: PlanReport, width: int) -> list[str]:
@@ -220,7 +230,7 @@ def worth_line(report: PlanReport) -> str:
 
 def priced(report: PlanReport) -> str:
     """Return what a title adds whose figures hold the price of what the plan misses."""
-    return "" if report.meets else " (the price of misses included)"
+    return " (the price of misses included)" if priced_misses(report) else ""
 
 
 def alternative_line(one: Alternative) -> str:
