@@ -93,14 +93,19 @@ def test_an_earlier_plan_is_replaced(tmp_path: Path):
     refuse_to_overwrite(tmp_path, FLEET)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_after_the_solver_keeps_the_plan_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize(("sent", "by"), [("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP")])
+def test_a_stop_after_the_solver_keeps_the_plan_and_says_so(
+    sent: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Interrupted once the plan is made, the files are there and whole, and the exit code is that of an interrupt."""
-    monkeypatch.setattr(plan_findings, "look", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(plan_findings, "look", lambda *_: signal.raise_signal(getattr(signal, sent)))
     with pytest.raises(Interrupted, match="best plan so far"):
         cli.run(["plan", str(FLEET), *QUICK, "--rounds", "0", "--out", str(tmp_path / "p")])
     report = json.loads((tmp_path / "p" / "plan.json").read_text())
-    assert report["cost"] > 0 and any("stopped by Ctrl-C" in line for line in report["assumptions"])
+    assert report["cost"] > 0 and any(f"stopped by {by}" in line for line in report["assumptions"])
+    head = (tmp_path / "p" / "fleet.yaml").read_text().splitlines()[0]
+    assert report["status"] == "interrupted" and "Interrupted: the best plan so far" in head
     assert 'class="badtext">Interrupted: best plan so far' in (tmp_path / "p" / "report.html").read_text(
         encoding="utf-8"
     )

@@ -79,7 +79,7 @@ def broken_of(result: LoopResult) -> list[Miss]:
             quarter = f"{day.year}-Q{(day.month + 2) // 3}"
             miss = Miss(
                 limit=IN_THE_TWIN, first=quarter, last=quarter, who=one.tenant, amount=short, unit="of its requests",
-                words=f"{quarter}: {one.tenant} on {trial.case}, in the twin: {share} of its requests have to keep their promise",
+                words=f"{quarter}: {one.tenant} on {trial.case}, in the twin: {share} of its requests have to be kept",
             )  # fmt: skip
             worst[one.tenant] = short, miss
     return [miss for _, miss in sorted(worst.values(), key=lambda pair: -pair[0])]

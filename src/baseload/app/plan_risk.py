@@ -51,7 +51,8 @@ def look(
     of_plan = scenarios.measured(costs, cvar) if np.isfinite(costs).all() else float("inf")
     now, value = (found.now, found.value) if found.value <= of_plan else (planned, of_plan)
     if not isfinite(value):
-        short = "not all scenarios were priced in the time that there was: nothing is said of risk"
+        why = "stopped before all scenarios were priced" if stop() else ""
+        short = f"{why or 'not all scenarios were priced in the time that there was'}: nothing is said of risk"
         return Risk(measure=_named(cvar), scenarios=n, lines=[short]), None
     kept = None
     if now is not planned:

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baseload.app.capacity_verb import horizon_quarters
+from baseload.app.stopping import stoppable
 from baseload.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -69,17 +69,21 @@ class Asked:
 
 
 def plan_verb(options: argparse.Namespace) -> int:
-    """Plan, write the files, print the table; return 0, or DOES_NOT_MEET. Ctrl-C raises, with the best plan so far written."""
+    """Plan, write the files, print the table; return 0, or DOES_NOT_MEET. A stop raises, with the best plan so far written."""
     from baseload.app import plan_fleet
     from baseload.app.plan_files import write_all
     from baseload.app.verbs import say
     from baseload.report import plan_text
 
     wish = wish_of(options)
-    with _stoppable() as stop:  # also while the answer is told and written: it is not lost to a Ctrl-C at the end
+    with stoppable() as stop:  # also while the answer is told and written: it is not lost to a Ctrl-C at the end
         asked, findings = solved(wish, say, stop)
-        if stop() and (asked.answer is None or asked.answer.status != "interrupted"):
-            findings.notes.append("stopped by Ctrl-C: the plan was made; what should have followed it was cut short")
+        assert asked.answer is not None
+        if stop() and asked.answer.status != "interrupted":
+            asked.answer = replace(asked.answer, status="interrupted")  # which marks every file
+            findings.notes.append(
+                f"stopped by {stop.by}: the plan was made; what should have followed it was cut short"
+            )
         report, planned = reported(asked, findings)
         way = Path(os.path.relpath(asked.loaded.base_folder, wish.out)).as_posix()
         write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
@@ -347,28 +351,6 @@ def reported(asked: Asked, findings: Findings) -> tuple[PlanReport, str]:
 
 
 # ---- waiting for it --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Give a `stop` that is true once Ctrl-C was pressed; a second Ctrl-C ends at once."""
-    pressed: list[int] = []
-
-    def press(number: int, frame: object) -> None:
-        pressed.append(number)
-        if len(pressed) > 1:
-            raise KeyboardInterrupt
-        print("baseload: stopping; once more to end at once", file=sys.stderr)
-
-    try:
-        before = signal.signal(signal.SIGINT, press)
-    except ValueError:  # not in the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
