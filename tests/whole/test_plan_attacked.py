@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from baseload.app import cli, loop, plan_findings
+from baseload.app import cli, loop, plan_files, plan_findings
 from baseload.app.loop_trial import Case, Kept, Trial
-from baseload.app.plan_verb import FILES, refuse_to_overwrite
+from baseload.app.plan_files import FILES, UNFINISHED, refuse_to_overwrite
 from baseload.errors import FleetError, InputError, Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,3 +141,71 @@ def test_what_the_twin_found_last_decides_about_the_plan(
     assert ("DOES NOT AGREE" in said, "The twin agrees" in said) == (not trial.meets, trial.meets and not left)
     assert ("CUT SHORT in round 1" in said) == ("the check in the twin was cut short" in page) == (left > 0)
     assert ('<span class="value">not met</span>' in page) == (not trial.meets)
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    """Return what each file of a folder holds."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_writing_that_fails_leaves_the_earlier_plan_and_tells_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Where the disk is full at the end, no file is replaced, the answer stands on stdout, and the error says where."""
+    asked = ["plan", str(FLEET), *QUICK, "--quick", "--out", str(tmp_path / "p")]
+    assert cli.run(asked) == 0
+    before = bytes_in(tmp_path / "p")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plan_files, "_parquet", full)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="--out .*p: cannot be written .No space left"):
+        cli.run([*asked, "--set", "plan.demand.growth_per_year=0.5"])
+    assert "Meets every limit" in capsys.readouterr().out
+    assert bytes_in(tmp_path / "p") == before
+
+
+@pytest.mark.parametrize("moved", range(len(FILES)))
+def test_writing_that_is_killed_never_looks_finished_and_may_be_repeated(
+    moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Wherever it is cut short, plan.json is missing beside a mixture of files, and the next run in that folder mends it."""
+    out = tmp_path / "p"
+    asked = ["plan", str(FLEET), *QUICK, "--quick", "--out", str(out)]
+    done, replace = [], Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.parent.name.startswith(UNFINISHED):
+            if len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(path)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cli.run(asked)
+    assert not (out / "plan.json").exists() and len(done) == moved
+    assert cli.run(asked) == 0
+    assert set(bytes_in(out)) == set(FILES)
+
+
+@pytest.mark.parametrize("name", ["/proc/x/p", "dangling", "n" * 300])
+def test_a_folder_that_cannot_be_made_is_named_before_the_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An --out that no folder can be made of costs no minute, and nothing is left of the attempt."""
+    monkeypatch.setattr("baseload.app.plan_verb.ask", lambda *_, **__: pytest.fail("asked first"))
+    (tmp_path / "dangling").symlink_to(tmp_path / "none" / "at-all")
+    with pytest.raises(InputError, match="--out .*: cannot be written"):
+        cli.run(["plan", str(FLEET), *QUICK, "--quick", "--out", str(tmp_path / name)])
+    assert [path.name for path in tmp_path.iterdir()] == ["dangling"]
+
+
+@pytest.mark.parametrize("command", [["capacity", str(FLEET), "--html"], ["report"]])
+def test_a_name_that_is_too_long_is_an_error_in_a_sentence(command: list[str]):
+    """No traceback where the system takes no such name."""
+    with pytest.raises(InputError, match="too long; choose a shorter"):
+        cli.run([*command, "n" * 300])

@@ -304,7 +304,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     import importlib
 
-    code: int = getattr(importlib.import_module(VERB_MODULES.get(options.verb, VERBS)), f"{options.verb}_verb")(options)
+    verb = getattr(importlib.import_module(VERB_MODULES.get(options.verb, VERBS)), f"{options.verb}_verb")
+    try:
+        code: int = verb(options)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise InputError(f"{error.filename}: is too long; choose a shorter name") from None
     return code
 
 

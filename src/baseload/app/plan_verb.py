@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from baseload.plan.table import ReplicaTable
     from baseload.report.plan_model import PlanReport
 
-FILES = ("fleet.yaml", "report.html", "decisions.csv", "decisions.parquet", "plan.json", "replicas.json")
 DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit, or a promise in the twin
 FIRST_ROUND = "both costs are those of the first round, before the twin corrected what a replica carries"
 SCENARIOS = 20
@@ -71,7 +70,7 @@ class Asked:
 def plan_verb(options: argparse.Namespace) -> int:
     """Plan, write the files, print the table; return 0, or DOES_NOT_MEET. A stop raises, with the best plan so far written."""
     from baseload.app import plan_fleet
-    from baseload.app.plan_files import write_all
+    from baseload.app.plan_files import FILES, write_all
     from baseload.app.verbs import say
     from baseload.report import plan_text
 
@@ -86,13 +85,19 @@ def plan_verb(options: argparse.Namespace) -> int:
             )
         report, planned = reported(asked, findings)
         way = Path(os.path.relpath(asked.loaded.base_folder, wish.out)).as_posix()
-        write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
+        unwritten: InputError | None = None
+        try:
+            write_all(report, plan_fleet.moved(planned, way), asked.table, wish.out)
+        except InputError as error:
+            unwritten = error  # the answer is told all the same
         stopped = stop()
     if wish.as_json:
         print(plan_text.to_json(report))
     else:
         columns = shutil.get_terminal_size((80, 24)).columns if "COLUMNS" in os.environ or os.isatty(1) else 80
         print(plan_text.to_text(report, width=max(80, min(columns, 120))), end="")
+    if unwritten is not None:
+        raise unwritten
     say(f"{', '.join(FILES)} written to {wish.out}")
     if stopped or report.status == "interrupted":
         raise Interrupted(f"interrupted; the best plan so far is in {wish.out}")
@@ -101,6 +106,7 @@ def plan_verb(options: argparse.Namespace) -> int:
 
 def wish_of(options: argparse.Namespace) -> Wish:
     """Return what was asked, or raise InputError."""
+    from baseload.app.plan_files import require_folder
     from baseload.app.verbs import _day
 
     if options.seed < 0:
@@ -115,12 +121,7 @@ def wish_of(options: argparse.Namespace) -> Wish:
         raise InputError(f"--scenarios {options.scenarios}: write 2 to 1000")
     if not 0 <= options.rounds <= 100:
         raise InputError(f"--rounds {options.rounds}: write 0 to 100")
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out}: is a file; name a folder")
-    above = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"--out {options.out}: {above} cannot be written; choose another place")
-    refuse_to_overwrite(options.out, options.fleet)
+    require_folder(options.out, options.fleet)
     if options.horizon is not None:
         horizon_quarters(options.horizon)
     return Wish(
@@ -140,19 +141,6 @@ def wish_of(options: argparse.Namespace) -> Wish:
         quick=options.quick,
         as_json=options.json,
     )
-
-
-def refuse_to_overwrite(out: Path, fleet: Path) -> None:
-    """Raise InputError where the plan's files would replace what is no plan: the fleet file, a run, another one's file."""
-    from baseload.app.verbs import is_same_file
-
-    if any(is_same_file(out / name, fleet) for name in FILES):
-        raise InputError(f"--out {out}: holds the fleet file {fleet}, which would be replaced; choose another --out")
-    if (out / "meta.json").exists():
-        raise InputError(f"--out {out}: holds a run of `baseload simulate`; choose another --out")
-    there = [name for name in FILES if (out / name).exists()]
-    if there and "plan.json" not in there:
-        raise InputError(f"--out {out}: holds {there[0]}, but is no folder of a plan; choose another --out")
 
 
 def gap_of(text: str) -> float:
