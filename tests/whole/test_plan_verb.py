@@ -123,6 +123,8 @@ def test_an_impossible_demand_gets_its_smallest_conflict(tmp_path: Path, capsys:
         (["--risk", "expected", "--scenarios", "1"], "2 to 1000"),
         (["--scenarios", "20"], "only for --risk; write --risk"),
         (["--rounds", "-1"], "0 to 100"),
+        (["--rounds", "6"], "--quick runs nothing in the twin"),
+        (["--what-if", "money.wacc"], "^--what-if money.wacc: .*; e.g. --what-if demand.scale=2$"),
     ],
 )
 def test_wrong_options_are_named(options: list[str], what: str, tmp_path: Path):

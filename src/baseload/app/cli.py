@@ -177,7 +177,6 @@ def _plan(verbs: Verbs) -> None:  # type: ignore[type-arg]
     sub.add_argument(
         "--rounds",
         type=int,
-        default=6,
         metavar="N",
         help="run the plan in the twin and correct it, at most N times (6), and once more what --risk makes of it",
     )

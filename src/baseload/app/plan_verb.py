@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DOES_NOT_MEET = 3  # exit code of a plan that breaks a limit, or a promise in the twin
 FIRST_ROUND = "both costs are those of the first round, before the twin corrected what a replica carries"
 SCENARIOS = 20
+ROUNDS = 6
 TABLES = ("measured", "modelled")  # else a file
 
 
@@ -119,8 +120,10 @@ def wish_of(options: argparse.Namespace) -> Wish:
     n_scenarios = SCENARIOS if options.scenarios is None else options.scenarios
     if n_scenarios < 2 or n_scenarios > 1000:
         raise InputError(f"--scenarios {options.scenarios}: write 2 to 1000")
-    if not 0 <= options.rounds <= 100:
+    if options.rounds is not None and not 0 <= options.rounds <= 100:
         raise InputError(f"--rounds {options.rounds}: write 0 to 100")
+    if options.rounds and options.quick:
+        raise InputError(f"--rounds {options.rounds}: --quick runs nothing in the twin; leave one of both out")
     require_folder(options.out, options.fleet)
     if options.horizon is not None:
         horizon_quarters(options.horizon)
@@ -137,7 +140,7 @@ def wish_of(options: argparse.Namespace) -> Wish:
         risk=options.risk,
         scenarios=n_scenarios,
         table=options.table,
-        rounds=0 if options.quick else options.rounds,
+        rounds=0 if options.quick else ROUNDS if options.rounds is None else options.rounds,
         quick=options.quick,
         as_json=options.json,
     )
@@ -256,7 +259,10 @@ def _check_what_if(wish: Wish) -> None:
         changed = load.load(wish.fleet, (*wish.overrides, *wish.what_if))
         check.require_plannable(changed, policies=simulating.known_policies())
     except FleetError as error:
-        raise FleetError([replace(one, file=_as_what_if(one.file, wish)) for one in error.problems]) from None
+        said = [(one, _as_what_if(one.file, wish)) for one in error.problems]
+        raise FleetError(
+            [one if file == one.file else replace(one, file=file, mend=_mend(one.mend)) for one, file in said]
+        ) from None
 
 
 def _as_what_if(file: str, wish: Wish) -> str:
@@ -264,6 +270,10 @@ def _as_what_if(file: str, wish: Wish) -> str:
     option, _, written = file.partition(" ")
     asked = option == "--set" and any(one.startswith(written.rstrip(".… ")) for one in wish.what_if)
     return f"--what-if {written}" if asked else file
+
+
+def _mend(mend: str) -> str:
+    return mend.replace("--set ", "--what-if ")
 
 
 def _solve(asked: Asked, wish: Wish, stop: Callable[[], bool], warm: Asked | None = None) -> None:
