@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import date
+from datetime import date, timedelta
 from math import ceil
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from baseload.app import loop
 from baseload.app.loop import LoopResult, Planned, all_milestones, close_loop
-from baseload.app.loop_trial import busiest, stage, try_case
+from baseload.app.loop_trial import Case, Kept, Trial, busiest, stage, try_case
 from baseload.app.plan_findings import rounds_of
 from baseload.app.replica_table import replica_table
 from baseload.fleet import load
@@ -156,3 +157,25 @@ def test_the_busiest_part_is_found() -> None:
     first, until = busiest(counts, 270)
     assert first <= 100 and until >= 129
     assert busiest(counts, 10_000) == (0.0, 230.0)
+
+
+def test_rounds_try_other_days_each_time(edge: Loaded, measured: ReplicaTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days that no round has tried are not left to the last one; the horizon's last day and those that broke always run."""
+    days = [date(2026, 6, 15) + timedelta(days=30 * i) for i in range(28)]
+    monkeypatch.setattr(loop, "all_milestones", lambda _: days)
+    tried = []
+
+    def trials(planned: Planned, chosen: list[date], *_: object) -> tuple[list[Trial], int]:
+        kept = Kept(tenant="a", attainment=0.5, promised=0.9, requests=1, struck=0, cause="", models={}, kinds={})
+        tried.append(chosen)
+        case = Case(day=chosen[1], lost=None)
+        return [Trial(case=case, load_factor=1.0, requests_per_s=1.0, requests=1, kept=(kept,))], 0
+
+    lower = [loop.Correction(service="a", accelerator="b", before=1.0, after=0.9, why="")]
+    monkeypatch.setattr(loop, "_trials", trials)
+    monkeypatch.setattr(loop, "_corrections", lambda *_: (lower, []))
+    monkeypatch.setattr(ReplicaTable, "corrected", lambda table, *_: table)
+    closed(edge, measured, rounds=6)
+    assert len(tried) == 6 and all(chosen[-1] == days[-1] for chosen in tried)
+    assert all(before[1] in chosen for before, chosen in zip(tried, tried[1:], strict=False))
+    assert len({day for chosen in tried for day in chosen}) >= 20

@@ -33,6 +33,7 @@ MILESTONES = 5  # in each round; the others too before plan and twin are said to
 MOST_REQUESTS = 30_000  # of one trial
 LEAST_FACTOR = 0.5  # of the load: what breaks even there, more capacity does not mend
 SEARCH_STEPS = 4
+GOLDEN = 0.618  # of the way between two days, from round to round: no two rounds try the same ones
 SHORT = 1e-6  # units of work a second that count as unserved
 SPARE = 0.97  # a correction goes a little further than the twin asks, so that rounds end
 TELLING_RATIO = 0.2  # of a tenant's misses that a model or an accelerator must have to be held responsible
@@ -171,7 +172,7 @@ def close_loop(
     planned = plan_once(table)
     before: Counter[Case] = Counter()  # how often a case broke
     for number in range(1, rounds + 1):
-        chosen = _chosen(planned, milestones, {case.day for case in before})
+        chosen = _chosen(planned, milestones, {case.day for case in before}, number)
         trials, left = _trials(planned, chosen, most_requests, seed, stop)
         if every and all(trial.meets for trial in trials):
             rest = [day for day in all_milestones(planned) if day not in chosen]
@@ -181,7 +182,7 @@ def close_loop(
         corrections: list[Correction] = []
         not_mended: list[str] = []
         if broken and number < rounds and not stop():
-            corrections, not_mended = _corrections(planned, table, broken, before, most_requests, seed)
+            corrections, not_mended = _corrections(planned, table, broken, before, most_requests, seed, stop)
             corrections = [] if stop() else corrections  # there is no time to plan with them
         before.update(trial.case for trial in broken)
         made = Round(
@@ -212,12 +213,16 @@ def all_milestones(planned: Planned) -> list[date]:
     return sorted({day - timedelta(days=1) for day in inside} | {planned.until})
 
 
-def _chosen(planned: Planned, n: int, always: set[date]) -> list[date]:
-    """Return some milestones, spread over the horizon, the last one and those in `always` among them."""
+def _chosen(planned: Planned, n: int, always: set[date], number: int = 1) -> list[date]:
+    """Return some milestones, spread over the horizon, other ones each round; the last and those in `always` among them."""
     found = all_milestones(planned)
     if len(found) <= n:
         return found
-    spread = {found[int(i)] for i in np.linspace(0, len(found) - 1, max(2, n)).round()} if n > 1 else {found[-1]}
+    earlier = 0.0 if n < 2 else (number - 1) * GOLDEN % 1.0 * (len(found) - 1) / (n - 1)
+    places: Sequence[float] = (
+        (np.linspace(0, len(found) - 1, n)[1 if earlier else 0 :] - earlier).round().tolist() if n > 1 else []
+    )
+    spread = {found[int(i)] for i in places} | {found[-1]}
     return [day for day in found if day in spread or day in always]
 
 
@@ -269,7 +274,7 @@ def _sites_up(planned: Planned, day: date) -> list[str]:
 
 def _corrections(
     planned: Planned, table: ReplicaTable, broken: Sequence[Trial], before: Mapping[Case, int], most_requests: int,
-    seed: int,
+    seed: int, stop: Callable[[], bool],
 ) -> tuple[list[Correction], list[str]]:  # fmt: skip
     """Return rows to lower, each by the lowest share of the load at which the worst cases keep every promise.
 
@@ -282,7 +287,7 @@ def _corrections(
     for trial in sorted(broken, key=lambda one: one.misses[0].attainment - one.misses[0].promised):
         rows = _rows_behind(trial, table)
         fresh = [row for row in rows if searched.get(row, 0) < MOST_SEARCHES]
-        if not fresh:
+        if not fresh or stop():
             continue
         for row in fresh:
             searched[row] = searched.get(row, 0) + 1

@@ -115,7 +115,11 @@ def look_at_risk(
     if kept is None:
         return
     asked.answer = kept
-    if wish.rounds and not stop():
+    if wish.rounds and stop():  # what the twin said before was of another plan
+        words = "the plan that keeps what was decided against the scenarios was not run: stopped"
+        into.broken, again = [], Round(number=len(into.rounds) + 1, words=words, meets=False, cut=True)
+        into.rounds.append(again)
+    elif wish.rounds:
         result = close_loop(
             asked.table, lambda _: plan_verb.in_the_twin(asked), rounds=1, seed=wish.seed, say=say, stop=stop
         )
