@@ -350,7 +350,7 @@ def _awaited(
     if lost > LIKELY_LOST and declared is None:
         said.append(
             f"it is given up before it has power with a chance of {percent(lost, 0)} (its rate or `certainty`, else the "
-            "prior); the plan counts on it all the same"
+            f"prior); {'' if begun else 'where it is begun '}the plan counts on it all the same"
         )
     if phase.energised is not None:
         first = next((t for t, day in enumerate(days) if day >= phase.energised), len(days))
