@@ -6,9 +6,10 @@ from datetime import date
 
 import pytest
 
-from baseload.app import plan_sites
+from baseload.app import plan_demand, plan_problem, plan_risk, plan_rows, plan_sites
 from baseload.app.plan_sites import Phase
 from baseload.fleet.load import loads
+from baseload.fleet.phases import months_between
 from baseload.fleet.planning import Plan, quarters_from
 
 FLEET = """
@@ -78,3 +79,12 @@ def test_what_never_comes_is_left_out() -> None:
     """A phase that is certain to be given up is not counted on, and that is said."""
     made, said = phases_of("withdrawn_per_year=null", "certainty=0")
     assert not made and "never comes to power" in said
+
+
+def test_no_future_of_the_risk_has_power_before_the_declared_day() -> None:
+    """The scenarios keep to it as the plan does: drawn delays of a phase with a declared day end there at the earliest."""
+    loaded = loads(FLEET, overrides=["sites.a.grid[1].energised=2029-06-01"])
+    table = plan_rows.modelled_table(loaded.fleet, plan_demand.traffic(loaded, Plan()))
+    plan_map = plan_problem.plan_problem(loaded, table, quarters=20, today=TODAY)[1]
+    drawn, _ = plan_risk._months(plan_map, 0, 0)
+    assert drawn.min() == pytest.approx(months_between(TODAY, date(2029, 6, 1)), abs=0.02)
