@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_an_earlier_plan_is_replaced(tmp_path: Path):
     refuse_to_overwrite(tmp_path, FLEET)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP be heard, whatever the shell that runs the tests ignores (nohup)."""
+    before = {kind: signal.signal(kind, signal.SIG_DFL) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize(("sent", "by"), [("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP")])
 def test_a_stop_after_the_solver_keeps_the_plan_and_says_so(
