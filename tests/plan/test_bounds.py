@@ -96,6 +96,20 @@ def test_a_gap_of_nought_ends_with_phases_begun_no_earlier_than_they_may() -> No
         assert answer.bound <= answer.cost
 
 
+def test_an_answer_to_another_question_is_no_beginning() -> None:
+    """One kind of contract more, or a phase less: an answer without it is left out, and the same is found as without one."""
+    for seed in range(1, 6):
+        problem = instance(2, 2, 1, 2, 3, seed=seed, whole=True)
+        fewer = replace(
+            problem, rentals=problem.rentals[:-1], term=problem.term[:-1], useful=problem.useful[:-1],
+            on_site=problem.on_site[:-1], sign_max=problem.sign_max[:, :, :-1], cost_sign=problem.cost_sign[:, :, :-1],
+        )  # fmt: skip
+        before = solve(fewer, gap=1e-4, cpu_limit_s=10.0)
+        warm, cold = solve(problem, gap=1e-4, cpu_limit_s=10.0, warm=before), solve(problem, gap=1e-4, cpu_limit_s=10.0)
+        assert not check_answer.check(problem, warm)
+        assert warm.bound <= cold.cost * (1.0 + 1e-6) and cold.bound <= warm.cost * (1.0 + 1e-6)
+
+
 def test_nothing_to_decide_is_a_plan() -> None:
     """No phases, no racks and nobody to serve cost nothing, and that is known for certain."""
     none, problem = np.zeros(0, np.int64), instance(2, 2, 1, 2, 3, seed=1)

@@ -41,6 +41,7 @@ _CLOSE = 1.3  # times the gap asked for: a plan so near may be proven good enoug
 _NEAR = 1.5  # times the gap asked for: phases that cost no more above the bound may come to it so
 _AS_IT_IS, _EVEN = 0, 2  # how HiGHS scales: not at all is a fifth sooner where most rows of survival ask for more
 _BROKEN = 1e-4  # of a row's size: a solution that misses one by more is solved for anew
+_NOUGHT = 1e-9  # a gap that is none
 _WHOLE = 1e-6  # nearer than this counts as whole
 
 
@@ -87,7 +88,7 @@ def solve_phases(
     status = search.run(held, warm)
     spent_s = time.process_time() - began_s
     bound = min(search.bound, search.best_cost)
-    if status != "interrupted" and search.best_cost - bound <= gap * abs(search.best_cost):
+    if status != "interrupted" and search.best_cost - bound <= max(gap, _NOUGHT) * abs(search.best_cost):
         status = "optimal" if gap <= 1e-6 else "within_gap"
     if search.best is None:
         answer = replace(nothing(problem, fix), bound=bound, status=status, method="phases", cpu_s=spent_s)
@@ -487,7 +488,7 @@ class _Search:
 
     def _closed(self, times: float = 1.0) -> bool:
         lacks = self.best_cost - self.bound
-        return bool(np.isfinite(self.best_cost)) and lacks <= times * self.gap * abs(self.best_cost)
+        return bool(np.isfinite(self.best_cost)) and lacks <= times * max(self.gap, _NOUGHT) * abs(self.best_cost)
 
     def _over(self) -> bool:
         return time.process_time() >= self.until_s or (self.stop is not None and self.stop())

@@ -54,19 +54,32 @@ def solve(
         cpu_limit_s: CPU seconds that it may take, over all threads.
         progress: told (bound, cost of the best plan so far) now and then.
         stop: asked now and then; True ends it in good order: the best plan so far, status "interrupted".
-        warm: an earlier answer to begin with.
+        warm: an earlier answer to begin with; one whose axes are not the problem's is left out.
         fix: values of w by (phase, period) that are not to be decided.
 
     Raises:
         PlanError: the problem contradicts itself, or no plan meets the rows that have no slack.
     """
     require_sound(problem)
+    warm = warm if warm is not None and _is_of(warm, problem) else None
     answer = _way(problem)(problem, gap=gap, cpu_limit_s=cpu_limit_s, progress=progress, stop=stop, warm=warm, fix=fix)
     answer = replace(answer, cost=recompute_cost(problem, answer).total)
     answer = replace(answer, bound=min(answer.bound, answer.cost))
     if progress is not None:
         progress(answer.bound, answer.cost)
     return answer
+
+
+def _is_of(answer: Answer, problem: Problem) -> bool:
+    """Return whether an answer's decisions have the shapes of a problem's."""
+    sites, kinds, services, clients, periods = problem.shape
+    return (
+        answer.w.shape == (len(problem.phases), periods)
+        and answer.sign.shape == (sites, kinds, len(problem.rentals), periods)
+        and answer.flow.shape == (clients, sites, services, periods)
+        and answer.slack["over_share"].shape == (len(problem.groups), periods)
+        and (answer.host is None) == (problem.host_min is None)
+    )
 
 
 def _way(problem: Problem) -> Callable[..., Answer]:
