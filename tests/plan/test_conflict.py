@@ -189,8 +189,8 @@ def test_a_limit_that_cannot_give_way_is_no_side() -> None:
     """With a price of inf on missing it a limit is kept: the demand that it stands against is named alone."""
     problem = instance(4, 3, 3, 6, 6, seed=0)
     asked = replace(problem, demand=problem.demand * 20.0)
-    kinds = {side.kind for side in conflict.find(asked).sides}  # type: ignore[union-attr]
-    assert "power" in kinds
+    free = conflict.find(asked)
+    assert free is not None and "power" in {side.kind for side in free.sides}
     held = replace(asked, slack_price=asked.slack_price | {"short_power": np.full(problem.power_mw.shape, np.inf)})
     found = conflict.find(held)
     assert found is not None and found.proven and "power" not in {side.kind for side in found.sides}

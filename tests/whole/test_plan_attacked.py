@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from baseload.app import cli, loop, plan_files, plan_findings
 from baseload.app.loop_trial import Case, Kept, Trial
 from baseload.app.plan_files import FILES, UNFINISHED, refuse_to_overwrite
 from baseload.errors import FleetError, InputError, Interrupted
+from baseload.plan.table import ReplicaTable
+from tests.living import contents
 
 ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / "examples" / "three-sites" / "fleet.yaml"
@@ -135,10 +137,11 @@ def test_what_the_twin_found_last_decides_about_the_plan(
     case = Case(day=date(2027, 2, 28), lost="oslo")
     trial = Trial(case=case, load_factor=1.0, requests_per_s=1.0, requests=9, kept=(kept,))
 
-    def close_loop(table: object, plan_once: object, **_: object) -> loop.LoopResult:
-        last = loop.Round(number=1, trials=(trial,), corrections=(), not_mended=(), left=left)
-        planned = plan_once(table)  # type: ignore[operator]
-        return loop.LoopResult(planned=planned, table=table, rounds=(last,), agreed=trial.meets and not left)  # type: ignore[arg-type]
+    def close_loop(
+        table: ReplicaTable, plan_once: Callable[[ReplicaTable], loop.Planned], **_: object
+    ) -> loop.LoopResult:
+        last, agreed = loop.Round(number=1, trials=(trial,), corrections=(), not_mended=(), left=left), trial.meets
+        return loop.LoopResult(planned=plan_once(table), table=table, rounds=(last,), agreed=agreed and not left)
 
     monkeypatch.setattr(loop, "close_loop", close_loop)
     monkeypatch.setattr(plan_findings, "look", lambda *_: None)
@@ -154,18 +157,13 @@ def test_what_the_twin_found_last_decides_about_the_plan(
     assert ('<span class="value">not met</span>' in page) == (not trial.meets)
 
 
-def bytes_in(folder: Path) -> dict[str, bytes]:
-    """Return what each file of a folder holds."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_writing_that_fails_leaves_the_earlier_plan_and_tells_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Where the disk is full at the end, no file is replaced, the answer stands on stdout, and the error says where."""
     asked = ["plan", str(FLEET), *QUICK, "--quick", "--out", str(tmp_path / "p")]
     assert cli.run(asked) == 0
-    before = bytes_in(tmp_path / "p")
+    before = contents(tmp_path / "p")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -175,7 +173,7 @@ def test_writing_that_fails_leaves_the_earlier_plan_and_tells_the_answer(
     with pytest.raises(InputError, match="--out .*p: cannot be written .No space left"):
         cli.run([*asked, "--set", "plan.demand.growth_per_year=0.5"])
     assert "Meets every limit" in capsys.readouterr().out
-    assert bytes_in(tmp_path / "p") == before
+    assert contents(tmp_path / "p") == before
 
 
 @pytest.mark.parametrize("moved", range(len(FILES)))
@@ -200,7 +198,7 @@ def test_writing_that_is_killed_never_looks_finished_and_may_be_repeated(
             cli.run(asked)
     assert not (out / "plan.json").exists() and len(done) == moved
     assert cli.run(asked) == 0
-    assert set(bytes_in(out)) == set(FILES)
+    assert {Path(path).name for path in contents(out)} == set(FILES)
 
 
 @pytest.mark.parametrize("name", ["/proc/x/p", "dangling", "n" * 300])

@@ -25,9 +25,4 @@ class Held:
 
     def fits(self, problem: Problem) -> bool:
         """Return whether a problem has the same names, so that all that is held means something there."""
-        was = self.model.problem
-        if (was.cost_used is None) != (problem.cost_used is None):
-            return False
-        return was.shape == problem.shape and all(
-            getattr(was, name) == getattr(problem, name) for name in ("phases", "rentals", "groups", "limits")
-        )
+        return self.model.problem.same_axes(problem)

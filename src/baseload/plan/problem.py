@@ -161,8 +161,9 @@ class Problem:
     def same_axes(self, other: Problem) -> bool:
         """Return whether decisions of one problem mean the same in another: every axis has the same names."""
         axes = ("sites", "kinds", "services", "clients", "periods", "phases", "rentals", "groups", "limits")
-        return (self.host_min is None) == (other.host_min is None) and all(
-            getattr(self, name) == getattr(other, name) for name in axes
+        asked = ("host_min", "cost_used")  # each with decisions of its own
+        return all(getattr(self, name) == getattr(other, name) for name in axes) and all(
+            (getattr(self, name) is None) == (getattr(other, name) is None) for name in asked
         )
 
 
