@@ -238,7 +238,8 @@ class Lp:
     ) -> tuple[float, tuple[Floats, Ints, Ints, Floats]]:
         """Return (bound, (least, start, column, value) of rows that whole columns imply and the relaxation breaks).
 
-        They are those of branch and bound before it branches; none where it did not come to its end.
+        They are those of branch and bound before it branches; none where it did not come to its end, or knew a plan, for then
+        they may hold for cheaper plans alone.
         """
         pool: list[tuple[Any, ...]] = []
         self._pool = pool
@@ -247,7 +248,7 @@ class Lp:
         found = self.solve(cpu_limit_s=cpu_limit_s, stop=stop, options=_ROOT | NO_PLANS)
         self._highs.stopCallback(kind)
         self._pool = None
-        if not pool or not len(pool[-1][0]):
+        if not pool or not len(pool[-1][0]) or found.x is not None:
             return found.bound, (np.zeros(0), np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0))
         lower, upper, start, index, value = pool[-1]
         turned = ~np.isfinite(lower)

@@ -100,9 +100,10 @@ def verdict(report: PlanReport) -> list[str]:
         only = "" if not priced_misses(report) else ", on what is served: what the plan misses was not asked of it"
         told = f"The twin {agree} after {n} round{'s' * (n > 1)}{only}."
         if report.rounds[-1].cut:
-            told = (
-                f"The check in the twin was CUT SHORT in round {n}: whether every promise is kept there is not known."
+            more = (
+                "whether every promise is kept there" if report.meets or priced_misses(report) else "whether more break"
             )
+            told = f"The check in the twin was CUT SHORT in round {n}: {more} is not known."
         said.append(told)
     else:
         said.append("It was NOT RUN in the twin: whether every promise is kept there is not known.")
